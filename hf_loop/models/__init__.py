@@ -1,0 +1,43 @@
+"""The model families. Importing this package registers them with transformers' Auto classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from .configuration_looped import LoopedConfig
+from .modeling_looped import (
+    LoopedForCausalLM,
+    LoopedForSequenceClassification,
+    LoopedForTokenClassification,
+    LoopedModel,
+)
+
+
+AutoConfig.register(LoopedConfig.model_type, LoopedConfig, exist_ok=True)
+for _auto_class, _model_class in (
+    (AutoModel, LoopedModel),
+    (AutoModelForCausalLM, LoopedForCausalLM),
+    (AutoModelForSequenceClassification, LoopedForSequenceClassification),
+    (AutoModelForTokenClassification, LoopedForTokenClassification),
+):
+    _auto_class.register(LoopedConfig, _model_class, exist_ok=True)
+    # `save_pretrained` then writes the code beside the weights, so that they load where hf_loop is not installed
+    _model_class.register_for_auto_class(_auto_class.__name__)
+LoopedConfig.register_for_auto_class()
+
+# Trainer, pipelines and lm-eval recognise causal models by this table of names, which `register` does not fill;
+# without it Trainer's label smoothing scores every token against itself instead of the next one
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForCausalLM.__name__
+
+__all__ = [
+    "LoopedConfig",
+    "LoopedForCausalLM",
+    "LoopedForSequenceClassification",
+    "LoopedForTokenClassification",
+    "LoopedModel",
+]

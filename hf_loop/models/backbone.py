@@ -1,0 +1,326 @@
+"""Opens a transformers decoder: its embedding, positions, masks, single layers, final norm and head.
+
+This is the one place that knows transformers' internals. What a decoder's own forward does around its layers (scaling
+the embeddings, norms before the first layer, positions per layer type, capping the logits) is written once here, in
+`SUPPORTED_BACKBONES`; nothing else in the library asks which architecture it runs.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, Cache, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_masks_for_generate
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+from .cache_views import CacheSlot
+
+
+def _unchanged(owner: PreTrainedModel | PreTrainedConfig, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _scale_embeddings(model: PreTrainedModel, embeddings: torch.Tensor) -> torch.Tensor:
+    return embeddings * model.embedding_multiplier
+
+
+def _norm_embeddings(model: PreTrainedModel, embeddings: torch.Tensor) -> torch.Tensor:
+    return model.norm(embeddings)
+
+
+def _drop_embeddings(model: PreTrainedModel, embeddings: torch.Tensor) -> torch.Tensor:
+    return nn.functional.dropout(embeddings, p=model.embedding_dropout, training=model.training)
+
+
+def _divide_logits(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
+    return logits / config.logits_scaling
+
+
+def _scale_logits(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
+    return logits * config.logit_scale
+
+
+def _softcap_logits(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
+    cap = config.final_logit_softcapping
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Where one architecture keeps its parts and what its own forward does around the layers.
+
+    Args:
+        embed_tokens, layers, norm (`str`): attribute names of the parts in the base model.
+        enter (`Callable`): what happens to the token embeddings before the first layer.
+        finish_logits (`Callable`): what the causal head does to the logits after the linear map.
+        cache_argument (`str`): the name under which a layer takes the cache.
+        rotary_per_layer_type (`bool`): whether the rotary embedding is asked once per layer type.
+        position_rows (`int`): rows of position ids the rotary embedding wants (3 for temporal, height and width).
+        head_bias (`bool`): whether the causal head has a bias.
+    """
+
+    embed_tokens: str = "embed_tokens"
+    layers: str = "layers"
+    norm: str = "norm"
+    enter: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = _unchanged
+    finish_logits: Callable[[PreTrainedConfig, torch.Tensor], torch.Tensor] = _unchanged
+    cache_argument: str = "past_key_values"
+    rotary_per_layer_type: bool = False
+    position_rows: int = 1
+    head_bias: bool = False
+
+
+_LIKE_LLAMA = BackboneSpec()
+
+# every entry is held to the base model, bit for bit, by tests/models/test_backbone.py
+SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
+    "apertus": _LIKE_LLAMA,
+    "arcee": _LIKE_LLAMA,
+    "bitnet": _LIKE_LLAMA,
+    "cohere": BackboneSpec(finish_logits=_scale_logits),
+    "cohere2": BackboneSpec(finish_logits=_scale_logits),
+    "deepseek_v3": _LIKE_LLAMA,
+    "ernie4_5": _LIKE_LLAMA,
+    "exaone4": _LIKE_LLAMA,
+    "gemma": _LIKE_LLAMA,
+    "gemma2": BackboneSpec(finish_logits=_softcap_logits),
+    "gemma3_text": BackboneSpec(finish_logits=_softcap_logits, rotary_per_layer_type=True),
+    "glm": _LIKE_LLAMA,
+    "glm4": _LIKE_LLAMA,
+    "gpt_neox": BackboneSpec(
+        embed_tokens="embed_in",
+        norm="final_layer_norm",
+        enter=lambda model, embeddings: model.emb_dropout(embeddings),
+        cache_argument="layer_past",
+    ),
+    "gpt_oss": _LIKE_LLAMA,
+    "granite": BackboneSpec(enter=_scale_embeddings, finish_logits=_divide_logits),
+    "helium": _LIKE_LLAMA,
+    "hunyuan_v1_dense": _LIKE_LLAMA,
+    "lfm2": BackboneSpec(norm="embedding_norm"),
+    "llama": _LIKE_LLAMA,
+    "ministral": _LIKE_LLAMA,
+    "mistral": _LIKE_LLAMA,
+    "mixtral": _LIKE_LLAMA,
+    "nanochat": BackboneSpec(enter=_norm_embeddings, finish_logits=_softcap_logits),
+    "nemotron": _LIKE_LLAMA,
+    "olmo": _LIKE_LLAMA,
+    "olmo2": _LIKE_LLAMA,
+    "olmo3": BackboneSpec(rotary_per_layer_type=True),
+    "olmo_hybrid": _LIKE_LLAMA,
+    "olmoe": _LIKE_LLAMA,
+    "phi": BackboneSpec(
+        norm="final_layernorm", enter=lambda model, embeddings: model.embed_dropout(embeddings), head_bias=True
+    ),
+    "phi3": _LIKE_LLAMA,
+    "qwen2": _LIKE_LLAMA,
+    "qwen2_moe": _LIKE_LLAMA,
+    "qwen3": _LIKE_LLAMA,
+    "qwen3_5_text": BackboneSpec(position_rows=3),
+    "qwen3_moe": _LIKE_LLAMA,
+    "qwen3_next": _LIKE_LLAMA,
+    "seed_oss": _LIKE_LLAMA,
+    "smollm3": _LIKE_LLAMA,
+    "stablelm": _LIKE_LLAMA,
+    "starcoder2": BackboneSpec(enter=_drop_embeddings),
+}
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What every layer call of one forward pass shares.
+
+    Args:
+        position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`): position of every token.
+        position_embeddings (`dict` or `tuple`): rotary cosines and sines, by layer type where they differ.
+        masks (`dict`, `torch.Tensor` or `None`): attention masks, by layer type where they differ.
+        past_key_values (`Cache` or `None`): the cache of the whole model.
+        use_cache (`bool`): whether layers write to the cache.
+        kwargs (`dict`): whatever else the caller passed down to the attention functions.
+    """
+
+    position_ids: torch.Tensor
+    position_embeddings: Any
+    masks: Any
+    past_key_values: Cache | None
+    use_cache: bool
+    kwargs: dict[str, Any]
+
+
+class Backbone:
+    """A transformers decoder taken apart. Made where it is used and thrown away: it owns no module.
+
+    Args:
+        model (`PreTrainedModel`): the base decoder (not the one with a head).
+
+    Raises:
+        ValueError: the architecture is not in `SUPPORTED_BACKBONES`; names the model type and the missing part.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self.config = model.config
+        self.spec = backbone_spec(model.config, model)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return getattr(self.model, self.spec.layers)
+
+    def embed(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """Token embeddings `[B, T, D]`, with the scaling that belongs to the embedding module itself."""
+        return getattr(self.model, self.spec.embed_tokens)(input_ids)
+
+    def enter(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """The first layer's input `[B, T, D]` from token embeddings."""
+        return self.spec.enter(self.model, inputs_embeds)
+
+    def prepare(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | dict | None,
+        position_ids: torch.LongTensor,
+        past_key_values: Cache | None,
+        use_cache: bool,
+        **kwargs,
+    ) -> LayerInputs:
+        """Positions and masks, made once for all layer calls of a forward pass.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `[B, T, D]`): the first layer's input.
+            attention_mask: a padding mask `[B, T]`, or masks already prepared by `generate`.
+            position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`): position of every token.
+            past_key_values (`Cache`, *optional*): the cache, which shifts the masks by what it holds.
+            use_cache (`bool`): whether layers write to the cache.
+        """
+        masks = attention_mask
+        if not isinstance(attention_mask, dict):
+            masks = create_masks_for_generate(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+        position_embeddings = self._rotate(hidden_states, position_ids)
+        return LayerInputs(position_ids, position_embeddings, masks, past_key_values, use_cache, kwargs)
+
+    def _rotate(self, hidden_states: torch.Tensor, position_ids: torch.LongTensor):
+        rotary_emb = self.model.rotary_emb
+        if rotary_emb is None:
+            return None
+        if self.spec.rotary_per_layer_type:
+            layer_types = dict.fromkeys(self.config.layer_types)
+            return {layer_type: rotary_emb(hidden_states, position_ids, layer_type) for layer_type in layer_types}
+        if self.spec.position_rows > 1:
+            position_ids = position_ids[None].expand(self.spec.position_rows, *position_ids.shape)
+        return rotary_emb(hidden_states, position_ids)
+
+    def run_layer(self, index: int, slot: int, hidden_states: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
+        """One call of layer `index`, reading and writing cache slot `slot`.
+
+        Args:
+            index (`int`): the layer in the backbone.
+            slot (`int`): the cache slot of this call.
+            hidden_states (`torch.Tensor` of shape `[B, T, D]`): the layer's input.
+            inputs (`LayerInputs`): positions, masks and cache, from `prepare`.
+
+        Returns:
+            `torch.Tensor` of shape `[B, T, D]`.
+        """
+        layer = self.layers[index]
+        layer_type = self.config.layer_types[index] if isinstance(inputs.masks, dict) else None
+        if inputs.past_key_values is None and ("cache" in inputs.kwargs or "attention_instances" in inputs.kwargs):
+            # paged caches (continuous batching, vLLM) are not handed to the layer: they ask the attention module
+            for module in layer.modules():
+                if hasattr(module, "layer_idx"):
+                    module.layer_idx = slot
+        cache_view = None if inputs.past_key_values is None else CacheSlot(inputs.past_key_values, slot)
+        position_embeddings = inputs.position_embeddings
+        if isinstance(position_embeddings, dict):
+            position_embeddings = position_embeddings[self.config.layer_types[index]]
+        output = layer(
+            hidden_states,
+            attention_mask=inputs.masks if layer_type is None else inputs.masks[layer_type],
+            position_embeddings=position_embeddings,
+            position_ids=inputs.position_ids,
+            use_cache=inputs.use_cache,
+            **{self.spec.cache_argument: cache_view},
+            **inputs.kwargs,
+        )
+        return output[0] if isinstance(output, tuple) else output
+
+    def norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The final norm, `[B, T, D]`."""
+        return getattr(self.model, self.spec.norm)(hidden_states)
+
+    def logits(self, lm_head: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits `[B, T, V]` of normed hidden states, with the architecture's scaling or soft-capping."""
+        return self.spec.finish_logits(self.config, lm_head(hidden_states))
+
+
+def make_backbone(config: PreTrainedConfig) -> PreTrainedModel:
+    """The base decoder of a backbone configuration, which stays an ordinary `PreTrainedModel`.
+
+    Raises:
+        ValueError: the architecture is not supported, or asks for a router loss.
+    """
+    spec = backbone_spec(config)
+    if getattr(config, "output_router_logits", False):
+        raise ValueError(
+            f"`output_router_logits` of a {config.model_type} backbone must be False: the router's auxiliary loss is "
+            "not defined over loops"
+        )
+    model = AutoModel.from_config(config)
+    _check_parts(config, spec, model)
+    return model
+
+
+def adopt_backbone(outer: PreTrainedModel, backbone: PreTrainedModel) -> None:
+    """Let `outer` record hidden states and attentions, and compile, wherever its backbone can."""
+    outer._can_record_outputs = backbone._can_record_outputs
+    _CAN_RECORD_REGISTRY[outer] = backbone._can_record_outputs
+    outer._can_compile_fullgraph = backbone._can_compile_fullgraph
+    outer._supports_attention_backend = backbone._supports_attention_backend
+    # what the backbone settled on: it may refuse the attention function that was asked for
+    outer.config._attn_implementation_internal = backbone.config._attn_implementation
+
+
+def backbone_spec(config: PreTrainedConfig, model: PreTrainedModel | None = None) -> BackboneSpec:
+    """The entry of `SUPPORTED_BACKBONES` for a configuration.
+
+    Raises:
+        ValueError: there is none; the message says what the architecture lacks.
+    """
+    spec = SUPPORTED_BACKBONES.get(config.model_type)
+    if spec is None:
+        raise ValueError(
+            f"`backbone_config.model_type` {config.model_type!r} is not a supported backbone: {_missing_parts(config)}. "
+            f"Supported are {', '.join(SUPPORTED_BACKBONES)}"
+        )
+    return spec
+
+
+@functools.cache
+def _part_names(spec: BackboneSpec) -> tuple[str, ...]:
+    return (spec.embed_tokens, spec.layers, spec.norm, "rotary_emb")
+
+
+def _check_parts(config: PreTrainedConfig, spec: BackboneSpec, model: PreTrainedModel) -> None:
+    missing = [name for name in _part_names(spec) if not hasattr(model, name)]
+    if missing:
+        raise ValueError(f"`backbone_config.model_type` {config.model_type!r} has no {', '.join(missing)}")
+
+
+def _missing_parts(config: PreTrainedConfig) -> str:
+    with torch.device("meta"):
+        try:
+            model = AutoModel.from_config(config)
+        except ValueError:
+            return "transformers has no base model for it"
+    missing = [name for name in _part_names(_LIKE_LLAMA) if not hasattr(model, name)]
+    if missing:
+        return f"its base model has no {', '.join(missing)}"
+    return "nobody has checked what its forward does around the layers"

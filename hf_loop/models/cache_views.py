@@ -1,0 +1,74 @@
+"""What one layer call sees of the cache.
+
+A layer writes its keys and values under its own index. When a layer is called more than once in a forward pass, each
+call needs a slot of its own; the view a layer is handed sends whatever it reads and writes to that one slot.
+"""
+
+from transformers import Cache
+
+
+class CacheSlot:
+    """One slot of `cache`, under whatever layer index it is addressed.
+
+    Made for one layer call and thrown away, so that several threads may run one model at once.
+
+    Args:
+        cache (`Cache`): the cache of the whole model.
+        slot (`int`): the slot of this layer call.
+    """
+
+    def __init__(self, cache: Cache, slot: int):
+        self.cache = cache
+        self.slot = slot
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        if self.cache.offloading:
+            # the cache fetches slot + 1 ahead of time, but the slot after the prelude's last is not the next one used
+            self.cache.prefetch(self.slot, self.cache.only_non_sliding)
+        return self.cache.update(key_states, value_states, self.slot, *args, **kwargs)
+
+    def get_conv_state(self, layer_idx, *args, **kwargs):
+        return self.cache.get_conv_state(self.slot, *args, **kwargs)
+
+    def update_conv_state(self, conv_states, layer_idx, *args, **kwargs):
+        return self.cache.update_conv_state(conv_states, self.slot, *args, **kwargs)
+
+    def get_recurrent_state(self, layer_idx, *args, **kwargs):
+        return self.cache.get_recurrent_state(self.slot, *args, **kwargs)
+
+    def update_recurrent_state(self, recurrent_states, layer_idx, *args, **kwargs):
+        return self.cache.update_recurrent_state(recurrent_states, self.slot, *args, **kwargs)
+
+    def has_previous_state(self, layer_idx=None, *args, **kwargs):
+        return self.cache.has_previous_state(self.slot, *args, **kwargs)
+
+    def is_recording_past(self, layer_idx):
+        return self.cache.is_recording_past(self.slot)
+
+    def get_seq_length(self, layer_idx=0):
+        return self.cache.get_seq_length(self.slot)
+
+    def get_mask_sizes(self, query_length, layer_idx):
+        return self.cache.get_mask_sizes(query_length, self.slot)
+
+    def __getattr__(self, name):
+        return getattr(self.cache, name)
+
+
+def check_num_slots(cache: Cache, num_slots: int, num_loops: int) -> None:
+    """Refuse a cache that was filled or sized for another number of loops.
+
+    Args:
+        cache (`Cache`): the cache handed to the forward pass.
+        num_slots (`int`): layer calls of this forward pass.
+        num_loops (`int`): loops of this forward pass, for the message.
+
+    Raises:
+        ValueError: the cache has another number of slots.
+    """
+    grows = cache.layer_class_to_replicate is not None and len(cache.layers) == 0
+    if not grows and len(cache.layers) != num_slots:
+        raise ValueError(
+            f"`past_key_values` has {len(cache.layers)} slots but num_loops={num_loops} needs {num_slots}: a cache keeps "
+            "the loop count it was started with"
+        )

@@ -1,0 +1,348 @@
+"""The looped language model: a schedule over the layers of any supported transformers decoder.
+
+    e = prelude(embed(x));  s = init(e)
+    num_loops times:  s = core(inject(s, e))
+    logits = head(norm(coda(s)))
+
+With one loop, no injection and the state starting at `e`, this is the backbone itself, bit for bit.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .backbone import Backbone, LayerInputs, adopt_backbone, backbone_spec, make_backbone
+from .cache_views import check_num_slots
+from .checks import check_positive_int
+from .configuration_looped import LoopedConfig
+from .generation import LoopedGenerationMixin
+from .injection import ConcatInjection, DiagonalInjection, make_injection
+from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
+from .state_noise import example_seeds, truncated_normal
+
+
+class LoopedPreTrainedModel(PreTrainedModel):
+    """What the looped model and its heads share."""
+
+    config_class = LoopedConfig
+    config: LoopedConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    # what a backbone does not support it refuses itself, when it is made
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, (ConcatInjection, DiagonalInjection)):
+            module.reset_parameters()
+        elif isinstance(module, LoopedModel) and module.config.state_init == "learned":
+            init.normal_(module.initial_state, std=state_std(module.config))
+
+
+def state_std(config: LoopedConfig) -> float:
+    """`sqrt(2 / (5 hidden_size))`, the standard deviation of Huginn's initial state (2502.05171)."""
+    return (2.0 / (5.0 * config.hidden_size)) ** 0.5
+
+
+class LoopedModel(LoopedPreTrainedModel):
+    """The backbone's layers on a looped schedule, without a head.
+
+    Args:
+        config (`LoopedConfig`): the backbone and the schedule.
+    """
+
+    def __init__(self, config: LoopedConfig):
+        super().__init__(config)
+        self.backbone = make_backbone(config.backbone_config)
+        adopt_backbone(self, self.backbone)
+        self.injection = make_injection(config)
+        if config.state_init == "learned":
+            self.initial_state = nn.Parameter(torch.zeros(config.hidden_size))
+        if config.loop_norm:
+            self.loop_norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.backbone.set_input_embeddings(value)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        num_loops: int | None = None,
+        num_backprop_loops: int | None = None,
+        output_loop_states: bool = False,
+        output_loop_hidden_states: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LoopedModelOutputWithPast:
+        r"""
+        Args:
+            num_loops (`int`, *optional*): loops to run, `config.num_loops` if not given.
+            num_backprop_loops (`int`, *optional*): how many of the last loops carry gradient, all if not given.
+            output_loop_states (`bool`): return the state after every loop.
+            output_loop_hidden_states (`bool`): return what the last hidden state would be after every loop. The coda
+                is run once per loop for it, without a cache.
+
+        Raises:
+            ValueError: a loop count is not a positive integer, the cache was made for another loop count, or hidden
+                states after every loop are asked for together with a cache.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        num_loops = self.config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
+        if num_backprop_loops is not None:
+            check_positive_int("num_backprop_loops", num_backprop_loops)
+        if output_loop_hidden_states:
+            if past_key_values is not None:
+                raise ValueError("`output_loop_hidden_states` and `output_loop_logits` need `past_key_values=None`")
+            use_cache = False
+
+        backbone = Backbone(self.backbone)
+        if inputs_embeds is None:
+            inputs_embeds = backbone.embed(input_ids)
+        if past_key_values is not None:
+            num_slots = self.config.with_num_loops(num_loops).num_hidden_layers
+            check_num_slots(past_key_values, num_slots, num_loops)
+        elif use_cache:
+            past_key_values = DynamicCache(config=self.config.with_num_loops(num_loops))
+        if position_ids is None:
+            past_seen_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_seen_tokens
+            position_ids = position_ids.unsqueeze(0)
+        inputs = backbone.prepare(inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, **kwargs)
+
+        # slots: prelude layer i -> i; coda layer j -> P + j; core layer l in loop r -> P + C + r * n + l.
+        # the coda comes before the core so that its slots stay put when the loop count changes
+        num_prelude, num_core, num_coda = self.layer_counts()
+        hidden_states = backbone.enter(inputs_embeds)
+        for index in range(num_prelude):
+            hidden_states = backbone.run_layer(index, index, hidden_states, inputs)
+
+        encoded = hidden_states
+        state = self.make_initial_state(encoded, position_ids, input_ids)
+        loop_states = []
+        for loop in range(num_loops):
+            carries_gradient = num_backprop_loops is None or loop >= num_loops - num_backprop_loops
+            with nullcontext() if carries_gradient else torch.no_grad():
+                state = self.injection(state, encoded)
+                for index in range(num_core):
+                    slot = num_prelude + num_coda + loop * num_core + index
+                    state = backbone.run_layer(num_prelude + index, slot, state, inputs)
+                if self.config.loop_norm:
+                    state = self.loop_norm(state)
+            if output_loop_states or output_loop_hidden_states:
+                loop_states.append(state)
+
+        loop_hidden_states = None
+        if output_loop_hidden_states:
+            loop_hidden_states = tuple(self.read_out(backbone, state, inputs) for state in loop_states)
+            last_hidden_state = loop_hidden_states[-1]
+        else:
+            last_hidden_state = self.read_out(backbone, state, inputs)
+        return LoopedModelOutputWithPast(
+            last_hidden_state=last_hidden_state,
+            past_key_values=past_key_values,
+            num_loops=torch.full((inputs_embeds.shape[0],), num_loops, device=inputs_embeds.device),
+            loop_states=tuple(loop_states) if output_loop_states else None,
+            loop_hidden_states=loop_hidden_states,
+        )
+
+    def layer_counts(self) -> tuple[int, int, int]:
+        """Layers in the prelude, the core and the coda."""
+        return self.config.num_prelude_layers, self.config.num_core_layers, self.config.num_coda_layers
+
+    def make_initial_state(
+        self, encoded: torch.Tensor, position_ids: torch.LongTensor, input_ids: torch.LongTensor | None
+    ) -> torch.Tensor:
+        """The state before the first loop, `[B, T, D]`.
+
+        Normal noise differs between examples in training and is the same for all of them in evaluation, where a
+        prompt and its continuation must meet the same noise whether or not they are seen together.
+        """
+        state_init = self.config.state_init
+        if state_init == "input":
+            return encoded
+        if state_init == "zeros":
+            return torch.zeros_like(encoded)
+        if state_init == "learned":
+            return self.initial_state.to(encoded.dtype).expand_as(encoded)
+        seeds = position_ids.new_zeros(1)
+        if self.training and input_ids is not None:
+            seeds = example_seeds(input_ids)
+        noise = truncated_normal(seeds, position_ids, encoded.shape[-1], state_std(self.config), encoded.dtype)
+        return noise.expand_as(encoded)
+
+    def read_out(self, backbone: Backbone, state: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
+        """The state through the coda and the final norm, `[B, T, D]`."""
+        num_prelude, num_core, num_coda = self.layer_counts()
+        for index in range(num_coda):
+            state = backbone.run_layer(num_prelude + num_core + index, num_prelude + index, state, inputs)
+        return backbone.norm(state)
+
+
+class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
+    """The looped model with the backbone's language-model head.
+
+    Args:
+        config (`LoopedConfig`): the backbone and the schedule.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoModelForCausalLM
+    >>> import hf_loop
+
+    >>> model = AutoModelForCausalLM.from_pretrained("hf_loop_quickstart/model")
+    >>> model.generate(**inputs, num_loops=8)
+    ```
+    """
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: LoopedConfig):
+        super().__init__(config)
+        self.model = LoopedModel(config)
+        adopt_backbone(self, self.model.backbone)
+        spec = backbone_spec(config.backbone_config)
+        self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{spec.embed_tokens}.weight"}
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=spec.head_bias)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_loops: int | None = None,
+        num_backprop_loops: int | None = None,
+        output_loop_states: bool = False,
+        output_loop_logits: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LoopedCausalLMOutputWithPast:
+        r"""
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): tokens to predict; the
+                shift by one happens inside, `-100` is left out.
+            num_loops (`int`, *optional*): loops to run, `config.num_loops` if not given.
+            num_backprop_loops (`int`, *optional*): how many of the last loops carry gradient, all if not given.
+            output_loop_states (`bool`): return the state after every loop.
+            output_loop_logits (`bool`): return the logits after every loop; no cache is used then.
+
+        Raises:
+            ValueError: a loop count is not a positive integer, the cache was made for another loop count, or logits
+                after every loop are asked for together with a cache.
+        """
+        outputs: LoopedModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            num_loops=self.config.num_loops if num_loops is None else num_loops,
+            num_backprop_loops=num_backprop_loops,
+            output_loop_states=output_loop_states,
+            output_loop_hidden_states=output_loop_logits,
+            **kwargs,
+        )
+        backbone = Backbone(self.model.backbone)
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = backbone.logits(self.lm_head, hidden_states)
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+
+        loop_logits = None
+        if output_loop_logits:
+            loop_logits = tuple(
+                backbone.logits(self.lm_head, slice_logits_to_keep(states, logits_to_keep))
+                for states in outputs.loop_hidden_states
+            )
+        return LoopedCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            num_loops=outputs.num_loops,
+            loop_states=outputs.loop_states,
+            loop_logits=loop_logits,
+        )
+
+
+class LoopedForSequenceClassification(GenericForSequenceClassification, LoopedPreTrainedModel):
+    """The looped model with one label per sequence, read at the last token that is not padding.
+
+    `forward` is transformers' own; `num_loops` goes through to the looped model.
+
+    Args:
+        config (`LoopedConfig`): the backbone and the schedule; `num_labels` sets the classes.
+    """
+
+    def __init__(self, config: LoopedConfig):
+        # the generic constructor asks AutoModel, which cannot make a model whose code came with its checkpoint
+        LoopedPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = LoopedModel(config)
+        adopt_backbone(self, self.model.backbone)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+class LoopedForTokenClassification(GenericForTokenClassification, LoopedPreTrainedModel):
+    """The looped model with one label per token.
+
+    `forward` is transformers' own; `num_loops` goes through to the looped model.
+
+    Args:
+        config (`LoopedConfig`): the backbone and the schedule; `num_labels` sets the classes, `classifier_dropout`
+            (0.1 if it has none) the dropout before the head.
+    """
+
+    def __init__(self, config: LoopedConfig):
+        LoopedPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = LoopedModel(config)
+        adopt_backbone(self, self.model.backbone)
+        self.dropout = nn.Dropout(getattr(config, "classifier_dropout", 0.1))
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+__all__ = [
+    "LoopedForCausalLM",
+    "LoopedForSequenceClassification",
+    "LoopedForTokenClassification",
+    "LoopedModel",
+    "LoopedPreTrainedModel",
+]

@@ -1,0 +1,82 @@
+"""A tiny configuration of every supported backbone."""
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from hf_loop.models.backbone import SUPPORTED_BACKBONES
+
+
+COMMON = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# small enough that a prompt of a dozen tokens runs past it
+SLIDING = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"] * 2}
+EXPERTS = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+LINEAR_ATTENTION = {
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+OWN = {
+    "cohere": {"logit_scale": 0.25},
+    "cohere2": SLIDING | {"logit_scale": 0.25},
+    "deepseek_v3": {
+        "head_dim": 8,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+    },
+    "exaone4": SLIDING,
+    "gemma2": SLIDING | {"final_logit_softcapping": 3.0},
+    "gemma3_text": SLIDING | {"final_logit_softcapping": 3.0},
+    "gpt_oss": EXPERTS | SLIDING,
+    "granite": {"embedding_multiplier": 6.0, "logits_scaling": 0.5, "residual_multiplier": 0.3},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "ministral": SLIDING,
+    "mistral": {"sliding_window": 5},
+    "mixtral": EXPERTS,
+    "nanochat": {"final_logit_softcapping": 3.0},
+    "olmo3": SLIDING,
+    "olmo_hybrid": LINEAR_ATTENTION,
+    "olmoe": EXPERTS,
+    "phi": {"embd_pdrop": 0.1},
+    "phi3": {"sliding_window": 5},
+    "qwen2": SLIDING | {"use_sliding_window": True},
+    "qwen2_moe": EXPERTS,
+    "qwen3_5_text": LINEAR_ATTENTION,
+    "qwen3_moe": EXPERTS,
+    "qwen3_next": LINEAR_ATTENTION | EXPERTS,
+    "starcoder2": {"sliding_window": 5, "embedding_dropout": 0.1},
+}
+MODEL_TYPES = sorted(SUPPORTED_BACKBONES)
+
+
+def tiny_backbone(model_type: str, **overrides) -> PreTrainedConfig:
+    """A four-layer configuration of `model_type`, with what is special about it switched on."""
+    return CONFIG_MAPPING[model_type](**{**COMMON, **OWN.get(model_type, {}), **overrides})
