@@ -21,7 +21,7 @@ _HOMES = {
 
 # the `hf-loop` command answers `--help` without waiting for torch; its commands import what they need
 if Path(sys.argv[0]).stem != "hf-loop":
-    from . import models
+    importlib.import_module(".models", __name__)
 
 
 def __getattr__(name: str):

@@ -6,6 +6,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -15,6 +16,7 @@ from .modeling_looped import (
     LoopedForSequenceClassification,
     LoopedForTokenClassification,
     LoopedModel,
+    LoopedPreTrainedModel,
 )
 
 
@@ -33,6 +35,16 @@ LoopedConfig.register_for_auto_class()
 # Trainer, pipelines and lm-eval recognise causal models by this table of names, which `register` does not fill;
 # without it Trainer's label smoothing scores every token against itself instead of the next one
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForCausalLM.__name__
+
+
+def _write_model_card(model: PreTrainedModel, folder: str, repo_id: str) -> None:
+    # imported on use: the card shows evaluations, which sit above the models
+    from ..evaluation.hub_card import write_card_before_push
+
+    write_card_before_push(model, folder, repo_id)
+
+
+LoopedPreTrainedModel.write_model_card = _write_model_card
 
 __all__ = [
     "LoopedConfig",

@@ -1,3 +1,16 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Opens a transformers decoder: its embedding, positions, masks, single layers, final norm and head.
 
 This is the one place that knows transformers' internals. What a decoder's own forward does around its layers (scaling
@@ -23,15 +36,23 @@ def _unchanged(owner: PreTrainedModel | PreTrainedConfig, tensor: torch.Tensor) 
     return tensor
 
 
-def _scale_embeddings(model: PreTrainedModel, embeddings: torch.Tensor) -> torch.Tensor:
+def _scale_embeddings(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
     return embeddings * model.embedding_multiplier
 
 
-def _norm_embeddings(model: PreTrainedModel, embeddings: torch.Tensor) -> torch.Tensor:
+def _norm_embeddings(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
     return model.norm(embeddings)
 
 
-def _drop_embeddings(model: PreTrainedModel, embeddings: torch.Tensor) -> torch.Tensor:
+def _dropout_module(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
+    return model.embed_dropout(embeddings)
+
+
+def _neox_dropout_module(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
+    return model.emb_dropout(embeddings)
+
+
+def _dropout_rate(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
     return nn.functional.dropout(embeddings, p=model.embedding_dropout, training=model.training)
 
 
@@ -93,7 +114,7 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
     "gpt_neox": BackboneSpec(
         embed_tokens="embed_in",
         norm="final_layer_norm",
-        enter=lambda model, embeddings: model.emb_dropout(embeddings),
+        enter=_neox_dropout_module,
         cache_argument="layer_past",
     ),
     "gpt_oss": _LIKE_LLAMA,
@@ -112,9 +133,7 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
     "olmo3": BackboneSpec(rotary_per_layer_type=True),
     "olmo_hybrid": _LIKE_LLAMA,
     "olmoe": _LIKE_LLAMA,
-    "phi": BackboneSpec(
-        norm="final_layernorm", enter=lambda model, embeddings: model.embed_dropout(embeddings), head_bias=True
-    ),
+    "phi": BackboneSpec(norm="final_layernorm", enter=_dropout_module, head_bias=True),
     "phi3": _LIKE_LLAMA,
     "qwen2": _LIKE_LLAMA,
     "qwen2_moe": _LIKE_LLAMA,
@@ -125,7 +144,7 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
     "seed_oss": _LIKE_LLAMA,
     "smollm3": _LIKE_LLAMA,
     "stablelm": _LIKE_LLAMA,
-    "starcoder2": BackboneSpec(enter=_drop_embeddings),
+    "starcoder2": BackboneSpec(enter=_dropout_rate),
 }
 
 
@@ -163,13 +182,13 @@ class Backbone:
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.config = model.config
-        self.spec = backbone_spec(model.config, model)
+        self.spec = backbone_spec(model.config)
 
     @property
     def layers(self) -> nn.ModuleList:
         return getattr(self.model, self.spec.layers)
 
-    def embed(self, input_ids: torch.LongTensor) -> torch.Tensor:
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings `[B, T, D]`, with the scaling that belongs to the embedding module itself."""
         return getattr(self.model, self.spec.embed_tokens)(input_ids)
 
@@ -181,7 +200,7 @@ class Backbone:
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | dict | None,
-        position_ids: torch.LongTensor,
+        position_ids: torch.Tensor,
         past_key_values: Cache | None,
         use_cache: bool,
         **kwargs,
@@ -207,8 +226,8 @@ class Backbone:
         position_embeddings = self._rotate(hidden_states, position_ids)
         return LayerInputs(position_ids, position_embeddings, masks, past_key_values, use_cache, kwargs)
 
-    def _rotate(self, hidden_states: torch.Tensor, position_ids: torch.LongTensor):
-        rotary_emb = self.model.rotary_emb
+    def _rotate(self, hidden_states: torch.Tensor, position_ids: torch.Tensor):
+        rotary_emb: Any = self.model.rotary_emb
         if rotary_emb is None:
             return None
         if self.spec.rotary_per_layer_type:
@@ -230,10 +249,11 @@ class Backbone:
         Returns:
             `torch.Tensor` of shape `[B, T, D]`.
         """
-        layer = self.layers[index]
+        layer: Any = self.layers[index]
         layer_type = self.config.layer_types[index] if isinstance(inputs.masks, dict) else None
         if inputs.past_key_values is None and ("cache" in inputs.kwargs or "attention_instances" in inputs.kwargs):
             # paged caches (continuous batching, vLLM) are not handed to the layer: they ask the attention module
+            module: Any
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = slot
@@ -288,7 +308,7 @@ def adopt_backbone(outer: PreTrainedModel, backbone: PreTrainedModel) -> None:
     outer.config._attn_implementation_internal = backbone.config._attn_implementation
 
 
-def backbone_spec(config: PreTrainedConfig, model: PreTrainedModel | None = None) -> BackboneSpec:
+def backbone_spec(config: PreTrainedConfig) -> BackboneSpec:
     """The entry of `SUPPORTED_BACKBONES` for a configuration.
 
     Raises:
@@ -297,8 +317,8 @@ def backbone_spec(config: PreTrainedConfig, model: PreTrainedModel | None = None
     spec = SUPPORTED_BACKBONES.get(config.model_type)
     if spec is None:
         raise ValueError(
-            f"`backbone_config.model_type` {config.model_type!r} is not a supported backbone: {_missing_parts(config)}. "
-            f"Supported are {', '.join(SUPPORTED_BACKBONES)}"
+            f"`backbone_config.model_type` {config.model_type!r} is not a supported backbone: "
+            f"{_missing_parts(config)}. Supported are {', '.join(SUPPORTED_BACKBONES)}"
         )
     return spec
 

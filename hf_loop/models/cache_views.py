@@ -1,3 +1,16 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """What one layer call sees of the cache.
 
 A layer writes its keys and values under its own index. When a layer is called more than once in a forward pass, each
@@ -69,6 +82,6 @@ def check_num_slots(cache: Cache, num_slots: int, num_loops: int) -> None:
     grows = cache.layer_class_to_replicate is not None and len(cache.layers) == 0
     if not grows and len(cache.layers) != num_slots:
         raise ValueError(
-            f"`past_key_values` has {len(cache.layers)} slots but num_loops={num_loops} needs {num_slots}: a cache keeps "
-            "the loop count it was started with"
+            f"`past_key_values` has {len(cache.layers)} slots but num_loops={num_loops} needs {num_slots}: a cache "
+            "keeps the loop count it was started with"
         )

@@ -1,9 +1,26 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Checks shared by the configurations and models: bad input gets a `ValueError` that names the field and the value."""
 
 import functools
+from typing import TypeVar
 
 from huggingface_hub.dataclasses import strict as hub_strict
 from huggingface_hub.errors import StrictDataclassError
+
+
+ConfigType = TypeVar("ConfigType")
 
 
 def check_positive_int(name: str, value: object) -> int:
@@ -21,7 +38,7 @@ def check_positive_int(name: str, value: object) -> int:
     return value
 
 
-def strict(cls: type) -> type:
+def strict(cls: type[ConfigType]) -> type[ConfigType]:
     """`huggingface_hub`'s `@strict` for a configuration, except that a refused value is a `ValueError`.
 
     The original raises its own exception types, which are not `ValueError`s and spread the reason over two lines.

@@ -1,7 +1,20 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Configuration of the looped language model: a transformers decoder and the schedule that runs its layers."""
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
@@ -26,6 +39,7 @@ BACKBONE_FIELDS = (
 COPIED_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
 
 
+# trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 @strict
 class LoopedConfig(PreTrainedConfig):
     r"""
@@ -62,7 +76,8 @@ class LoopedConfig(PreTrainedConfig):
     >>> from transformers import LlamaConfig
     >>> from hf_loop import LoopedConfig, LoopedForCausalLM
 
-    >>> config = LoopedConfig(backbone_config=LlamaConfig(num_hidden_layers=4), num_prelude_layers=1, num_coda_layers=1)
+    >>> backbone_config = LlamaConfig(num_hidden_layers=4)
+    >>> config = LoopedConfig(backbone_config=backbone_config, num_prelude_layers=1, num_coda_layers=1)
     >>> config.num_core_layers, config.num_hidden_layers
     (2, 10)
     ```
@@ -74,7 +89,7 @@ class LoopedConfig(PreTrainedConfig):
     # the backbone names its own modules in its own plan
     base_model_fsdp_plan = {}
 
-    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_config: Any = None
     num_prelude_layers: int = 0
     num_coda_layers: int = 0
     num_loops: int = 4
@@ -88,6 +103,8 @@ class LoopedConfig(PreTrainedConfig):
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
+        if not isinstance(self.backbone_config, dict | PreTrainedConfig | None):
+            raise ValueError(f"`backbone_config` must be a configuration or a dict, got {self.backbone_config!r}")
         if not isinstance(self.backbone_config, PreTrainedConfig):
             fields = dict(self.backbone_config or {})
             fields |= {name: kwargs.pop(name) for name in BACKBONE_FIELDS if name in kwargs}
@@ -104,10 +121,10 @@ class LoopedConfig(PreTrainedConfig):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
 
-    def __setattr__(self, name, value):
-        if name == "num_loops":
-            check_positive_int(name, value)
-        super().__setattr__(name, value)
+    def __setattr__(self, key, value):
+        if key == "num_loops":
+            check_positive_int(key, value)
+        super().__setattr__(key, value)
 
     def validate_architecture(self):
         """Refuse layer counts that leave no core and injections that would lose the input."""
@@ -116,13 +133,13 @@ class LoopedConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
         if self.num_core_layers < 1:
             raise ValueError(
-                f"`num_prelude_layers` ({self.num_prelude_layers}) and `num_coda_layers` ({self.num_coda_layers}) leave "
-                f"no core layer: the backbone has {self.backbone_config.num_hidden_layers}"
+                f"`num_prelude_layers` ({self.num_prelude_layers}) and `num_coda_layers` ({self.num_coda_layers}) "
+                f"leave no core layer: the backbone has {self.backbone_config.num_hidden_layers}"
             )
         if self.injection == "none" and self.state_init != "input":
             raise ValueError(
-                f"`state_init={self.state_init!r}` needs an injection: with `injection='none'` the input never reaches "
-                "the core"
+                f"`state_init={self.state_init!r}` needs an injection: with `injection='none'` the input never "
+                "reaches the core"
             )
 
     @property
@@ -142,8 +159,8 @@ class LoopedConfig(PreTrainedConfig):
         num_loops, rest = divmod(value - self.num_prelude_layers - self.num_coda_layers, self.num_core_layers)
         if rest:
             raise ValueError(
-                f"`num_hidden_layers` {value} is not {self.num_prelude_layers} + {self.num_coda_layers} plus a multiple "
-                f"of {self.num_core_layers} core layers"
+                f"`num_hidden_layers` {value} is not {self.num_prelude_layers} + {self.num_coda_layers} plus a "
+                f"multiple of {self.num_core_layers} core layers"
             )
         self.num_loops = num_loops
 

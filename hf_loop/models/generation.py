@@ -1,6 +1,20 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Generation with a loop count: which calls run how many loops, and caches sized for them."""
 
 import copy
+from typing import Any
 
 from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
@@ -9,9 +23,11 @@ from .checks import check_positive_int
 
 
 class LoopedGenerationMixin(GenerationMixin):
-    """`generate(..., num_loops=n)`, from the call, a `GenerationConfig`, or the model's configuration, in that order."""
+    """`generate(..., num_loops=n)`, from the call, a `GenerationConfig` or the model's own, in that order."""
 
-    def _prepare_generation_config(self, generation_config, **kwargs):
+    config: Any
+
+    def _prepare_generation_config(self: Any, generation_config, **kwargs):
         num_loops = kwargs.pop("num_loops", None)
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         # `GenerationConfig.update` keeps an argument it has a field for: hand it back to the forward pass
@@ -22,7 +38,7 @@ class LoopedGenerationMixin(GenerationMixin):
             model_kwargs["num_loops"] = check_positive_int("num_loops", num_loops)
         return generation_config, model_kwargs
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+    def _prepare_cache_for_generation(self: Any, generation_config, model_kwargs, *args, **kwargs):
         num_loops = model_kwargs.get("num_loops")
         if num_loops is None or num_loops == self.config.num_loops:
             return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
@@ -43,22 +59,24 @@ class LoopedGenerationMixin(GenerationMixin):
         Raises:
             ValueError: `num_loops` is not a positive integer.
         """
-        view = copy.copy(self)
+        view: Any = copy.copy(self)
         view.config = self.config.with_num_loops(num_loops)
         view._pinned_num_loops = num_loops
         return view
 
-    def init_continuous_batching(self, generation_config: GenerationConfig | None = None, **kwargs):
+    def init_continuous_batching(self, generation_config: GenerationConfig | None = None, *args, **kwargs):
         """As transformers', with the loop count of `generation_config` or of the model's own."""
         num_loops = getattr(generation_config or self.generation_config, "num_loops", None)
         if num_loops is None or num_loops == self.config.num_loops:
-            return super().init_continuous_batching(generation_config, **kwargs)
+            return super().init_continuous_batching(generation_config, *args, **kwargs)
         view = self.with_num_loops(check_positive_int("num_loops", num_loops))
-        return super(LoopedGenerationMixin, view).init_continuous_batching(generation_config, **kwargs)
+        return super(LoopedGenerationMixin, view).init_continuous_batching(generation_config, *args, **kwargs)
 
-    def generate_batch(self, inputs, generation_config: GenerationConfig | None = None, num_loops=None, **kwargs):
-        """As transformers' continuous batching, with the loop count as an argument."""
+    def generate_batch(self, inputs, generation_config: GenerationConfig | None = None, *args, **kwargs):
+        """As transformers' continuous batching, with `num_loops` as a further keyword argument."""
+        num_loops = kwargs.pop("num_loops", None)
         if num_loops is not None:
-            generation_config = copy.deepcopy(generation_config or self.generation_config)
-            generation_config.num_loops = check_positive_int("num_loops", num_loops)
-        return super().generate_batch(inputs, generation_config, **kwargs)
+            config: Any = copy.deepcopy(generation_config or self.generation_config)
+            config.num_loops = check_positive_int("num_loops", num_loops)
+            generation_config = config
+        return super().generate_batch(inputs, generation_config, *args, **kwargs)

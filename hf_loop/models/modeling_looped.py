@@ -1,3 +1,16 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The looped language model: a schedule over the layers of any supported transformers decoder.
 
     e = prelude(embed(x));  s = init(e)
@@ -8,6 +21,7 @@ With one loop, no injection and the state starting at `e`, this is the backbone 
 """
 
 from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,8 +29,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import auto_docstring, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -30,6 +43,7 @@ from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
 from .state_noise import example_seeds, truncated_normal
 
 
+# trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 class LoopedPreTrainedModel(PreTrainedModel):
     """What the looped model and its heads share."""
 
@@ -43,6 +57,12 @@ class LoopedPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # set where hf_loop is installed; code that came with a checkpoint pushes transformers' own card
+    write_model_card: Any = None
+
+    def post_init(self):
+        super().post_init()
+        self.add_model_tags(["hf_loop", "looped-transformer", "recurrent-depth", "looped_lm"])
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -52,12 +72,19 @@ class LoopedPreTrainedModel(PreTrainedModel):
         elif isinstance(module, LoopedModel) and module.config.state_init == "learned":
             init.normal_(module.initial_state, std=state_std(module.config))
 
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        # `push_to_hub` calls this once the folder is complete
+        if self.write_model_card is not None:
+            self.write_model_card(working_dir, repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
 
 def state_std(config: LoopedConfig) -> float:
     """`sqrt(2 / (5 hidden_size))`, the standard deviation of Huginn's initial state (2502.05171)."""
     return (2.0 / (5.0 * config.hidden_size)) ** 0.5
 
 
+# trf-ignore: TRF057 as above
 class LoopedModel(LoopedPreTrainedModel):
     """The backbone's layers on a looped schedule, without a head.
 
@@ -70,8 +97,10 @@ class LoopedModel(LoopedPreTrainedModel):
         self.backbone = make_backbone(config.backbone_config)
         adopt_backbone(self, self.backbone)
         self.injection = make_injection(config)
+        # CODEPATH: learned states are for models trained from scratch; Huginn's is noise, Ouro's is the input
         if config.state_init == "learned":
             self.initial_state = nn.Parameter(torch.zeros(config.hidden_size))
+        # CODEPATH: Ouro normalises the state after every loop; Huginn and plain retrofits do not
         if config.loop_norm:
             self.loop_norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         self.post_init()
@@ -84,34 +113,36 @@ class LoopedModel(LoopedPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
+    @auto_docstring
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         num_loops: int | None = None,
         num_backprop_loops: int | None = None,
         output_loop_states: bool = False,
         output_loop_hidden_states: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs,
     ) -> LoopedModelOutputWithPast:
         r"""
-        Args:
-            num_loops (`int`, *optional*): loops to run, `config.num_loops` if not given.
-            num_backprop_loops (`int`, *optional*): how many of the last loops carry gradient, all if not given.
-            output_loop_states (`bool`): return the state after every loop.
-            output_loop_hidden_states (`bool`): return what the last hidden state would be after every loop. The coda
-                is run once per loop for it, without a cache.
+        num_loops (`int`, *optional*):
+            Loops to run, `config.num_loops` if not given.
+        num_backprop_loops (`int`, *optional*):
+            How many of the last loops carry gradient, all if not given.
+        output_loop_states (`bool`, *optional*, defaults to `False`):
+            Whether to return the state after every loop.
+        output_loop_hidden_states (`bool`, *optional*, defaults to `False`):
+            Whether to return what the last hidden state would be after every loop. The coda is run once per loop for
+            it, without a cache.
 
         Raises:
             ValueError: a loop count is not a positive integer, the cache was made for another loop count, or hidden
                 states after every loop are asked for together with a cache.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         num_loops = self.config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
         if num_backprop_loops is not None:
             check_positive_int("num_backprop_loops", num_backprop_loops)
@@ -121,8 +152,10 @@ class LoopedModel(LoopedPreTrainedModel):
             use_cache = False
 
         backbone = Backbone(self.backbone)
-        if inputs_embeds is None:
+        if input_ids is not None and inputs_embeds is None:
             inputs_embeds = backbone.embed(input_ids)
+        elif input_ids is not None or inputs_embeds is None:
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if past_key_values is not None:
             num_slots = self.config.with_num_loops(num_loops).num_hidden_layers
             check_num_slots(past_key_values, num_slots, num_loops)
@@ -132,6 +165,7 @@ class LoopedModel(LoopedPreTrainedModel):
             past_seen_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_seen_tokens
             position_ids = position_ids.unsqueeze(0)
+        use_cache = bool(use_cache)
         inputs = backbone.prepare(inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, **kwargs)
 
         # slots: prelude layer i -> i; coda layer j -> P + j; core layer l in loop r -> P + C + r * n + l.
@@ -151,6 +185,7 @@ class LoopedModel(LoopedPreTrainedModel):
                 for index in range(num_core):
                     slot = num_prelude + num_coda + loop * num_core + index
                     state = backbone.run_layer(num_prelude + index, slot, state, inputs)
+                # CODEPATH: Ouro normalises the state after every loop; Huginn and plain retrofits do not
                 if self.config.loop_norm:
                     state = self.loop_norm(state)
             if output_loop_states or output_loop_hidden_states:
@@ -175,7 +210,7 @@ class LoopedModel(LoopedPreTrainedModel):
         return self.config.num_prelude_layers, self.config.num_core_layers, self.config.num_coda_layers
 
     def make_initial_state(
-        self, encoded: torch.Tensor, position_ids: torch.LongTensor, input_ids: torch.LongTensor | None
+        self, encoded: torch.Tensor, position_ids: torch.Tensor, input_ids: torch.Tensor | None
     ) -> torch.Tensor:
         """The state before the first loop, `[B, T, D]`.
 
@@ -203,6 +238,7 @@ class LoopedModel(LoopedPreTrainedModel):
         return backbone.norm(state)
 
 
+# trf-ignore: TRF057 as above
 class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
     """The looped model with the backbone's language-model head.
 
@@ -232,36 +268,38 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
         self.post_init()
 
     @can_return_tuple
+    @auto_docstring
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_loops: int | None = None,
         num_backprop_loops: int | None = None,
         output_loop_states: bool = False,
         output_loop_logits: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs,
     ) -> LoopedCausalLMOutputWithPast:
         r"""
-        Args:
-            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): tokens to predict; the
-                shift by one happens inside, `-100` is left out.
-            num_loops (`int`, *optional*): loops to run, `config.num_loops` if not given.
-            num_backprop_loops (`int`, *optional*): how many of the last loops carry gradient, all if not given.
-            output_loop_states (`bool`): return the state after every loop.
-            output_loop_logits (`bool`): return the logits after every loop; no cache is used then.
+        num_loops (`int`, *optional*):
+            Loops to run, `config.num_loops` if not given.
+        num_backprop_loops (`int`, *optional*):
+            How many of the last loops carry gradient, all if not given.
+        output_loop_states (`bool`, *optional*, defaults to `False`):
+            Whether to return the state after every loop.
+        output_loop_logits (`bool`, *optional*, defaults to `False`):
+            Whether to return the logits after every loop; no cache is used then.
 
         Raises:
             ValueError: a loop count is not a positive integer, the cache was made for another loop count, or logits
                 after every loop are asked for together with a cache.
         """
-        outputs: LoopedModelOutputWithPast = self.model(
+        outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -312,10 +350,10 @@ class LoopedForSequenceClassification(GenericForSequenceClassification, LoopedPr
     def __init__(self, config: LoopedConfig):
         # the generic constructor asks AutoModel, which cannot make a model whose code came with its checkpoint
         LoopedPreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
+        self.num_labels = cast(int, config.num_labels)
         self.model = LoopedModel(config)
         adopt_backbone(self, self.model.backbone)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
         self.post_init()
 
 
@@ -331,11 +369,11 @@ class LoopedForTokenClassification(GenericForTokenClassification, LoopedPreTrain
 
     def __init__(self, config: LoopedConfig):
         LoopedPreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
+        self.num_labels = cast(int, config.num_labels)
         self.model = LoopedModel(config)
         adopt_backbone(self, self.model.backbone)
         self.dropout = nn.Dropout(getattr(config, "classifier_dropout", 0.1))
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.score = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
 

@@ -1,12 +1,22 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Outputs of the looped models: transformers' own, with what the loops did."""
 
 from dataclasses import dataclass
 
 import torch
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 
 @dataclass
@@ -21,9 +31,9 @@ class LoopedModelOutputWithPast(BaseModelOutputWithPast):
             What `last_hidden_state` would be after every loop: the state through the coda and the final norm.
     """
 
-    num_loops: torch.LongTensor | None = None
-    loop_states: tuple[torch.FloatTensor, ...] | None = None
-    loop_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    num_loops: torch.Tensor | None = None
+    loop_states: tuple[torch.Tensor, ...] | None = None
+    loop_hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -38,6 +48,6 @@ class LoopedCausalLMOutputWithPast(CausalLMOutputWithPast):
             The logits after every loop, each of shape `(batch_size, sequence_length, vocab_size)`.
     """
 
-    num_loops: torch.LongTensor | None = None
-    loop_states: tuple[torch.FloatTensor, ...] | None = None
-    loop_logits: tuple[torch.FloatTensor, ...] | None = None
+    num_loops: torch.Tensor | None = None
+    loop_states: tuple[torch.Tensor, ...] | None = None
+    loop_logits: tuple[torch.Tensor, ...] | None = None

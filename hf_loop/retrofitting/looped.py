@@ -1,7 +1,7 @@
 """A looped model out of a pretrained decoder, by moving its modules."""
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,8 +17,8 @@ def retrofit(
     num_prelude_layers: int = 0,
     num_coda_layers: int = 0,
     num_loops: int = 1,
-    injection: str = "none",
-    state_init: str | None = None,
+    injection: Literal["none", "add", "concat", "diagonal"] = "none",
+    state_init: Literal["input", "zeros", "normal", "learned"] | None = None,
     loop_norm: bool = False,
 ) -> LoopedForCausalLM:
     """Run the layers of a pretrained causal model on a looped schedule.
@@ -45,9 +45,9 @@ def retrofit(
     """
     if family != "looped":
         raise ValueError(f"`family` must be 'looped', got {family!r}")
-    base = model_or_path
+    base: Any = model_or_path
     if not isinstance(base, PreTrainedModel):
-        base = AutoModelForCausalLM.from_pretrained(model_or_path)
+        base = AutoModelForCausalLM.from_pretrained(base)
     if isinstance(base, LoopedForCausalLM):
         raise ValueError("`model_or_path` is a looped model already")
 
@@ -62,7 +62,7 @@ def retrofit(
         dtype=base.dtype,
     )
     with torch.device("meta"):
-        looped = LoopedForCausalLM(config)
+        looped: Any = LoopedForCausalLM(config)
     looped.model.backbone = base.base_model
     looped.lm_head = base.get_output_embeddings()
     _materialize(looped, base.device, base.dtype)
