@@ -1,0 +1,63 @@
+"""The noise of the initial state: truncated normal, and the same in any slice."""
+
+import math
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_loop.models.state_noise import example_seeds, truncated_normal
+
+from .looped_variants import tiny_looped
+from .model_tester import random_ids
+
+
+def noise(seeds, positions, num_channels=16, std=1.0):
+    seeds, positions = torch.tensor(seeds), torch.tensor(positions)
+    return truncated_normal(seeds, positions, num_channels, std, torch.float32)
+
+
+def test_it_is_a_normal_cut_at_three_standard_deviations():
+    sample = noise([3], [list(range(4000))], num_channels=64, std=0.5)
+    assert sample.abs().max() <= 1.5
+    # the standard deviation of a standard normal cut at 3
+    cut = math.sqrt(1 - 6 * math.exp(-4.5) / math.sqrt(2 * math.pi) / math.erf(3 / math.sqrt(2)))
+    assert abs(sample.mean()) < 5e-3
+    assert abs(sample.std() - 0.5 * cut) < 5e-3
+    within_one = (sample.abs() < 0.5).float().mean()
+    assert abs(within_one - math.erf(1 / math.sqrt(2)) / math.erf(3 / math.sqrt(2))) < 5e-3
+    # neither neighbouring positions nor channels follow each other
+    assert abs((sample[0, 1:] * sample[0, :-1]).mean()) < 5e-3
+    assert abs((sample[..., 1:] * sample[..., :-1]).mean()) < 5e-3
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(start=st.integers(0, 5000), length=st.integers(1, 20), seed=st.integers(-(2**62), 2**62))
+def test_a_slice_is_the_noise_of_the_slice(start, length, seed):
+    positions = list(range(start, start + length))
+    whole = noise([seed], [list(range(start + length))]) if start < 200 else noise([seed], [positions])
+    assert torch.equal(whole[:, -length:], noise([seed], [positions]))
+    assert torch.equal(noise([seed, 1], [positions, positions])[0], noise([seed], [positions])[0])
+    assert not torch.equal(noise([seed], [positions]), noise([seed + 1], [positions]))
+
+
+def test_examples_differ_in_training_and_nothing_touches_the_global_generator():
+    model = tiny_looped(injection="add", state_init="normal")
+    input_ids = random_ids(2, 6)
+    before = torch.get_rng_state()
+    model(input_ids)
+    model.train()(input_ids)
+    assert torch.equal(before, torch.get_rng_state())
+
+    encoded, positions = torch.zeros(2, 6, 64), torch.arange(6)[None]
+    rows = model.model.make_initial_state(encoded, positions, input_ids)
+    assert not torch.equal(rows[0], rows[1])
+    assert torch.equal(rows, model.model.make_initial_state(encoded, positions, input_ids))
+    model.eval()
+    rows = model.model.make_initial_state(encoded, positions, input_ids)
+    assert torch.equal(rows[0], rows[1])
+
+
+def test_example_seeds_follow_the_tokens_and_their_order():
+    seeds = example_seeds(torch.tensor([[3, 4, 5], [3, 4, 5], [4, 3, 5]]))
+    assert seeds[0] == seeds[1] != seeds[2]

@@ -1,0 +1,82 @@
+"""A pretrained decoder becomes a looped model without changing what one loop computes."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hf_loop import LoopedForCausalLM, retrofit
+
+from ..models.model_tester import random_ids
+from ..models.tiny_backbones import tiny_backbone
+
+
+INPUT_IDS = random_ids(2, 8)
+
+
+@pytest.fixture(params=["llama", "gemma2", "phi"])
+def base(request):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_backbone(request.param, tie_word_embeddings=True)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3.0)
+    return model
+
+
+@pytest.mark.parametrize("injection", ["none", "add", "concat"])
+@torch.no_grad()
+def test_one_loop_is_the_original(base, injection, tmp_path):
+    expected = base(INPUT_IDS).logits
+    weights = {id(parameter) for parameter in base.parameters()}
+    looped = retrofit(base, num_prelude_layers=1, num_coda_layers=1, num_loops=3, injection=injection)
+    assert torch.equal(looped(INPUT_IDS, num_loops=1).logits, expected)
+    assert not torch.equal(looped(INPUT_IDS, num_loops=2).logits, expected) or injection == "concat"
+    # moved, not copied
+    assert weights <= {id(parameter) for parameter in looped.parameters()}
+    looped.save_pretrained(tmp_path)
+    loaded = LoopedForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(INPUT_IDS, num_loops=3).logits, looped(INPUT_IDS, num_loops=3).logits)
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
+
+
+@torch.no_grad()
+def test_untrained_concat_gives_the_original_at_any_loop_count(base):
+    expected = base(INPUT_IDS).logits
+    looped = retrofit(base, num_prelude_layers=1, num_coda_layers=1, num_loops=4, injection="concat")
+    assert torch.equal(looped(INPUT_IDS).logits, expected)
+
+
+def test_every_new_parameter_is_initialised_and_trains(base):
+    base.to(torch.bfloat16).train()
+    looped = retrofit(base, num_loops=2, injection="diagonal", state_init="learned", loop_norm=True)
+    assert looped.training
+    assert {parameter.dtype for parameter in looped.parameters()} == {torch.bfloat16}
+    looped(INPUT_IDS, labels=INPUT_IDS).loss.backward()
+    for name, parameter in looped.named_parameters():
+        assert parameter.isfinite().all(), name
+        assert parameter.grad is not None, name
+
+
+def test_a_path_is_loaded(base, tmp_path):
+    expected = base(INPUT_IDS).logits
+    base.save_pretrained(tmp_path)
+    assert torch.equal(retrofit(tmp_path)(INPUT_IDS).logits, expected)
+
+
+def test_what_cannot_be_retrofitted_is_refused(base):
+    with pytest.raises(ValueError, match="leave no core layer"):
+        retrofit(base, num_prelude_layers=4)
+    with pytest.raises(ValueError, match="`family` must be 'looped', got 'spiral'"):
+        retrofit(base, "spiral")
+    with pytest.raises(ValueError, match="looped model already"):
+        retrofit(retrofit(base))
+    gpt2 = AutoModelForCausalLM.from_config(tiny_gpt2())
+    with pytest.raises(ValueError, match="'gpt2'"):
+        retrofit(gpt2)
+
+
+def tiny_gpt2():
+    from transformers import GPT2Config
+
+    return GPT2Config(n_embd=16, n_head=2, n_layer=1, vocab_size=50)
