@@ -8,7 +8,11 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from .configuration_looped import LoopedConfig
 from .modeling_looped import (
@@ -32,9 +36,11 @@ for _auto_class, _model_class in (
     _model_class.register_for_auto_class(_auto_class.__name__)
 LoopedConfig.register_for_auto_class()
 
-# Trainer, pipelines and lm-eval recognise causal models by this table of names, which `register` does not fill;
-# without it Trainer's label smoothing scores every token against itself instead of the next one
+# Trainer, pipelines and lm-eval recognise models by these tables of names, which `register` does not fill;
+# without them Trainer's label smoothing scores every token against itself instead of the next one
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForCausalLM.__name__
+MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForSequenceClassification.__name__
+MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForTokenClassification.__name__
 
 
 def _write_model_card(model: PreTrainedModel, folder: str, repo_id: str) -> None:

@@ -183,10 +183,9 @@ class Backbone:
         self.model = model
         self.config = model.config
         self.spec = backbone_spec(model.config)
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        return getattr(self.model, self.spec.layers)
+        # looked up once: attributes of modules and configurations are slow to read for every layer of every token
+        self.layers: Any = getattr(model, self.spec.layers)
+        self.layer_types: list[str] | None = getattr(model.config, "layer_types", None)
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings `[B, T, D]`, with the scaling that belongs to the embedding module itself."""
@@ -231,7 +230,7 @@ class Backbone:
         if rotary_emb is None:
             return None
         if self.spec.rotary_per_layer_type:
-            layer_types = dict.fromkeys(self.config.layer_types)
+            layer_types = dict.fromkeys(self.layer_types or [])
             return {layer_type: rotary_emb(hidden_states, position_ids, layer_type) for layer_type in layer_types}
         if self.spec.position_rows > 1:
             position_ids = position_ids[None].expand(self.spec.position_rows, *position_ids.shape)
@@ -249,8 +248,8 @@ class Backbone:
         Returns:
             `torch.Tensor` of shape `[B, T, D]`.
         """
-        layer: Any = self.layers[index]
-        layer_type = self.config.layer_types[index] if isinstance(inputs.masks, dict) else None
+        layer = self.layers[index]
+        layer_type = self.layer_types[index] if self.layer_types is not None else None
         if inputs.past_key_values is None and ("cache" in inputs.kwargs or "attention_instances" in inputs.kwargs):
             # paged caches (continuous batching, vLLM) are not handed to the layer: they ask the attention module
             module: Any
@@ -258,13 +257,11 @@ class Backbone:
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = slot
         cache_view = None if inputs.past_key_values is None else CacheSlot(inputs.past_key_values, slot)
-        position_embeddings = inputs.position_embeddings
-        if isinstance(position_embeddings, dict):
-            position_embeddings = position_embeddings[self.config.layer_types[index]]
+        masks, rotary = inputs.masks, inputs.position_embeddings
         output = layer(
             hidden_states,
-            attention_mask=inputs.masks if layer_type is None else inputs.masks[layer_type],
-            position_embeddings=position_embeddings,
+            attention_mask=masks[layer_type] if isinstance(masks, dict) else masks,
+            position_embeddings=rotary[layer_type] if isinstance(rotary, dict) else rotary,
             position_ids=inputs.position_ids,
             use_cache=inputs.use_cache,
             **{self.spec.cache_argument: cache_view},

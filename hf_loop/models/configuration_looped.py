@@ -31,6 +31,7 @@ BACKBONE_FIELDS = (
     "head_dim",
     "hidden_act",
     "max_position_embeddings",
+    "rope_parameters",
     "initializer_range",
     "sliding_window",
     "attention_dropout",
@@ -86,8 +87,9 @@ class LoopedConfig(PreTrainedConfig):
     model_type = "looped_lm"
     sub_configs = {"backbone_config": AutoConfig}
     keys_to_ignore_at_inference = ["past_key_values", "num_loops", "loop_states", "loop_logits"]
-    # the backbone names its own modules in its own plan
+    # the backbone names its own modules in its own plans
     base_model_fsdp_plan = {}
+    base_model_tp_plan = {}
 
     backbone_config: Any = None
     num_prelude_layers: int = 0
@@ -142,6 +144,16 @@ class LoopedConfig(PreTrainedConfig):
                 "reaches the core"
             )
 
+    # rotary parameters are brought into form and checked by the backbone, which knows its own
+    def convert_rope_params_to_dict(self, **kwargs):
+        return self.backbone_config.convert_rope_params_to_dict(**kwargs)
+
+    def standardize_rope_params(self):
+        self.backbone_config.standardize_rope_params()
+
+    def validate_rope(self):
+        self.backbone_config.validate_rope()
+
     @property
     def num_core_layers(self) -> int:
         """Backbone layers inside the loop."""
@@ -151,7 +163,7 @@ class LoopedConfig(PreTrainedConfig):
     @property
     def num_hidden_layers(self) -> int:
         """Layer calls of one forward pass, which is also the number of cache slots."""
-        return self.num_prelude_layers + self.num_coda_layers + self.num_core_layers * self.num_loops
+        return self.num_slots(self.num_loops)
 
     @num_hidden_layers.setter
     def num_hidden_layers(self, value: int):
@@ -163,6 +175,10 @@ class LoopedConfig(PreTrainedConfig):
                 f"multiple of {self.num_core_layers} core layers"
             )
         self.num_loops = num_loops
+
+    def num_slots(self, num_loops: int) -> int:
+        """Cache slots of a forward pass with `num_loops` loops."""
+        return self.num_prelude_layers + self.num_coda_layers + self.num_core_layers * num_loops
 
     @property
     def layer_types(self) -> list[str]:

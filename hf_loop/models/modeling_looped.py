@@ -57,6 +57,7 @@ class LoopedPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
     # set where hf_loop is installed; code that came with a checkpoint pushes transformers' own card
     write_model_card: Any = None
 
@@ -157,8 +158,7 @@ class LoopedModel(LoopedPreTrainedModel):
         elif input_ids is not None or inputs_embeds is None:
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if past_key_values is not None:
-            num_slots = self.config.with_num_loops(num_loops).num_hidden_layers
-            check_num_slots(past_key_values, num_slots, num_loops)
+            check_num_slots(past_key_values, self.config.num_slots(num_loops), num_loops)
         elif use_cache:
             past_key_values = DynamicCache(config=self.config.with_num_loops(num_loops))
         if position_ids is None:
@@ -171,6 +171,7 @@ class LoopedModel(LoopedPreTrainedModel):
         # slots: prelude layer i -> i; coda layer j -> P + j; core layer l in loop r -> P + C + r * n + l.
         # the coda comes before the core so that its slots stay put when the loop count changes
         num_prelude, num_core, num_coda = self.layer_counts()
+        has_loop_norm = self.config.loop_norm
         hidden_states = backbone.enter(inputs_embeds)
         for index in range(num_prelude):
             hidden_states = backbone.run_layer(index, index, hidden_states, inputs)
@@ -185,8 +186,7 @@ class LoopedModel(LoopedPreTrainedModel):
                 for index in range(num_core):
                     slot = num_prelude + num_coda + loop * num_core + index
                     state = backbone.run_layer(num_prelude + index, slot, state, inputs)
-                # CODEPATH: Ouro normalises the state after every loop; Huginn and plain retrofits do not
-                if self.config.loop_norm:
+                if has_loop_norm:
                     state = self.loop_norm(state)
             if output_loop_states or output_loop_hidden_states:
                 loop_states.append(state)
