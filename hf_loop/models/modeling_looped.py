@@ -106,6 +106,16 @@ class LoopedModel(LoopedPreTrainedModel):
             self.loop_norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         self.post_init()
 
+    def init_parallel_plans(self):
+        super().init_parallel_plans()
+        # FSDP would gather the weights of a core layer again in every loop: keep them
+        layers = f"backbone.{backbone_spec(self.config.backbone_config).layers}"
+        strategy = self._fsdp_plan.pop(f"{layers}.*", None)
+        if strategy is not None:
+            num_prelude, num_core, num_coda = self.layer_counts()
+            strategies = [strategy] * num_prelude + ["keep_full_weight"] * num_core + [strategy] * num_coda
+            self._fsdp_plan |= {f"{layers}.{index}": strategy for index, strategy in enumerate(strategies)}
+
     def get_input_embeddings(self):
         return self.backbone.get_input_embeddings()
 
@@ -257,6 +267,7 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
     """
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: LoopedConfig):
         super().__init__(config)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from hf_loop import LoopedConfig, LoopedForCausalLM, retrofit
 
@@ -69,8 +69,11 @@ def test_a_router_loss_is_refused():
 
 
 def test_what_the_backbone_declares_reaches_the_outer_model():
-    model = LoopedForCausalLM(LoopedConfig(backbone_config=LlamaConfig(**tiny_backbone("llama").to_dict())))
+    config = LoopedConfig(backbone_config=tiny_backbone("llama"), num_prelude_layers=1, num_coda_layers=1)
+    model = LoopedForCausalLM(config)
     assert "LlamaDecoderLayer" in model._no_split_modules
     assert model._can_compile_fullgraph
     assert model.tp_plan["model.backbone.layers.*.self_attn.q_proj"] == "colwise"
-    assert any(key.startswith("model.backbone.layers") for key in model.fsdp_plan)
+    # what runs once is gathered when it runs, what runs in every loop is kept
+    strategies = [model.fsdp_plan[f"model.backbone.layers.{index}"] for index in range(4)]
+    assert strategies == ["free_full_weight", "keep_full_weight", "keep_full_weight", "free_full_weight"]

@@ -1,0 +1,39 @@
+"""`hf-loop`: the command line of the library."""
+
+import sys
+
+import typer
+
+from .card import card
+from .errors import one_line_errors
+from .generate import generate
+from .push import push
+from .quickstart import quickstart
+from .sweep import sweep
+from .train import train
+
+
+app = typer.Typer(
+    name="hf-loop",
+    help="Train, run and measure language models that compute in loops.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(quickstart)
+app.command()(train)
+app.command()(generate)
+app.command()(sweep)
+app.command()(card)
+app.command()(push)
+
+
+def main() -> None:
+    """The console script: runs a command, with errors as one line (see [`one_line_errors`])."""
+    with one_line_errors():
+        try:
+            sys.exit(app(standalone_mode=False))
+        except (typer.Abort, KeyboardInterrupt):
+            print("hf-loop: interrupted", file=sys.stderr)
+            sys.exit(130)

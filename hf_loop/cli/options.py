@@ -1,0 +1,53 @@
+"""Options that several commands share, and how their text is read."""
+
+from typing import Annotated
+
+import typer
+
+
+Loops = Annotated[str, typer.Option("--loops", help="Loop counts, separated by commas.")]
+Prelude = Annotated[
+    int | None, typer.Option(help="For a checkpoint that is not looped: layers that run once before the loop.")
+]
+Coda = Annotated[
+    int | None, typer.Option(help="For a checkpoint that is not looped: layers that run once after the loop.")
+]
+Core = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FIRST-LAST",
+        help="For a checkpoint that is not looped: the layers to loop, counted from 0, both ends included.",
+    ),
+]
+
+
+def parse_loops(text: str) -> list[int]:
+    """Reads a list of loop counts such as `1,2,4,8`.
+
+    Returns:
+        `list[int]`: The counts, ascending.
+
+    Raises:
+        ValueError: If an entry is not a positive integer, or is named twice.
+    """
+    counts = []
+    for entry in text.split(","):
+        entry = entry.strip()
+        if not (entry.isascii() and entry.isdigit()) or int(entry) < 1:
+            raise ValueError(f"--loops: {entry!r} is not a loop count; give integers of at least 1, as in 1,2,4,8.")
+        if int(entry) in counts:
+            raise ValueError(f"--loops: {entry} is named twice.")
+        counts.append(int(entry))
+    return sorted(counts)
+
+
+def parse_layer_range(text: str) -> tuple[int, int]:
+    """Reads a layer range such as `10-19` (counted from 0, both ends included).
+
+    Raises:
+        ValueError: If the text is not two numbers with the smaller one first.
+    """
+    first, dash, last = text.partition("-")
+    if not dash or not first.isdecimal() or not last.isdecimal() or int(first) > int(last):
+        raise ValueError(f"--core: {text!r} is not a range of layers; give FIRST-LAST, as in 10-19.")
+    return int(first), int(last)

@@ -1,0 +1,203 @@
+"""`hf-loop quickstart`: train a small looped model, measure it over loops, save it, load it and ask it.
+
+The task is the shell game as text: "ball:2 1<->2 2<->3" says that the ball is under cup 2, then cups 1 and 2 change
+places, then 2 and 3; the answer is "ball:1". Each swap needs the one before it, so a model must take enough steps.
+The looped model has one layer, run 6 times on average in training. The model beside it is the same layer run once.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
+    from ..evaluation import LoopCurve
+    from ..models import LoopedForCausalLM
+
+NUM_SWAPS = 10
+NUM_LOOPS = 6
+# twice and four times the trained depth are beyond anything seen in training
+LOOPS = [1, 2, 3, 4, 5, 6, 8, 12, 24]
+NUM_TEST_GAMES = 512
+BATCH_SIZE = 64
+
+
+def quickstart(
+    output_dir: Annotated[Path, typer.Option(help="Where the model and its card go; new or empty.")] = Path(
+        "hf_loop_quickstart"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the games, the weights and the depths.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each model.")] = 1200,
+) -> None:
+    """Train a small looped model beside one of fixed depth and see it answer better with more loops."""
+    _check_output_dir(output_dir)
+
+    from rich.console import Console
+
+    from ..evaluation import accuracy_over_loops
+    from ..tasks import shell_game
+
+    console = Console()
+    splits, tokenizer = shell_game(steps * BATCH_SIZE, NUM_TEST_GAMES, NUM_SWAPS, curriculum=0.4, seed=seed)
+    example = splits["test"][0]
+    console.print(f"The task: where is the ball?  {example['prompt']}  ->  {example['answer']}", markup=False)
+
+    console.print(f"Training the looped model: one layer, 3 to 9 loops, {steps} steps")
+    # the depth of a step is drawn: a model that is always trained at one depth is poorer at others
+    sampled_depth = {"loop_sampling": "uniform", "min_loops": 3, "max_loops": 9}
+    looped_model = train(build_model(tokenizer, NUM_LOOPS, seed), splits, tokenizer, seed, **sampled_depth)
+    console.print(f"Training the fixed-depth model: the same layer, once, {steps} steps")
+    fixed_model = train(build_model(tokenizer, 1, seed), splits, tokenizer, seed, loop_sampling="fixed")
+
+    curves = [
+        accuracy_over_loops(model, splits["test"], LOOPS, batch_size=256, label=label, progress=True)
+        for label, model in (("looped", looped_model), ("fixed depth", fixed_model))
+    ]
+    print_accuracy(console, curves)
+    save(output_dir, looped_model, tokenizer, curves, splits["test"], seed, steps)
+    ask_again(console, output_dir, splits["test"].select(range(3)))
+    console.print(f"Next: hf-loop generate {output_dir} {example['prompt']!r} --loops 1,2,4,6,12", markup=False)
+
+
+def build_model(tokenizer: "PreTrainedTokenizerBase", num_loops: int, seed: int) -> "LoopedForCausalLM":
+    """A looped model over a one-layer Llama; the same seed gives the same weights for every `num_loops`."""
+    from transformers import LlamaConfig, set_seed
+
+    from ..models import LoopedConfig, LoopedForCausalLM
+
+    set_seed(seed)
+    backbone_config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LoopedForCausalLM(LoopedConfig(backbone_config=backbone_config, num_loops=num_loops))
+
+
+def train(
+    model: "LoopedForCausalLM",
+    splits: "DatasetDict",
+    tokenizer: "PreTrainedTokenizerBase",
+    seed: int,
+    **depth: Any,
+) -> "LoopedForCausalLM":
+    """Train on every training game once, in order, at the depths that `depth` describes."""
+    from tempfile import TemporaryDirectory
+
+    from transformers import DataCollatorForSeq2Seq
+
+    from ..trainer import LoopTrainer, LoopTrainingArguments
+
+    with TemporaryDirectory() as scratch:
+        args = LoopTrainingArguments(
+            output_dir=scratch,
+            per_device_train_batch_size=BATCH_SIZE,
+            num_train_epochs=1,
+            # the games come with the short ones first
+            train_sampling_strategy="sequential",
+            learning_rate=3e-3,
+            lr_scheduler_type="linear",
+            warmup_steps=50,
+            weight_decay=0.01,
+            logging_steps=100,
+            save_strategy="no",
+            # it would warn where there is no accelerator, and these batches are small
+            dataloader_pin_memory=False,
+            seed=seed,
+            **depth,
+        )
+        # pads the labels as well as the inputs, where games of two lengths meet in one batch
+        collator = DataCollatorForSeq2Seq(tokenizer)
+        LoopTrainer(model=model, args=args, train_dataset=splits["train"], data_collator=collator).train()
+    return model.eval()
+
+
+def print_accuracy(console: "Console", curves: "list[LoopCurve]") -> None:
+    """Print the share of right answers at each loop count, one column for each curve."""
+    from rich.table import Table
+
+    table = Table(title=f"right answers of {NUM_TEST_GAMES} test games (guessing: 33 %)")
+    table.add_column("loops", justify="right")
+    for curve in curves:
+        table.add_column(f"{curve.label} (trained at {curve.trained_loops:g})", justify="right")
+    for num_loops in LOOPS:
+        table.add_row(str(num_loops), *(f"{curve.value_at(num_loops):.1%}" for curve in curves))
+    console.print(table)
+
+
+def save(
+    output_dir: Path,
+    model: "LoopedForCausalLM",
+    tokenizer: "PreTrainedTokenizerBase",
+    curves: "list[LoopCurve]",
+    test_games: "Dataset",
+    seed: int,
+    steps: int,
+) -> None:
+    """Write the model folder: weights, configuration, tokenizer, `results.json`, card and figure."""
+    from transformers import GenerationConfig
+
+    from ..evaluation import Results, write_model_card
+
+    # an answer is one word: the word ends the generation, also for a caller who allows more
+    model.generation_config = GenerationConfig(
+        max_new_tokens=1,
+        eos_token_id=tokenizer.convert_tokens_to_ids(sorted(test_games.unique("answer"))),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    Results(
+        curves=curves,
+        command=f"hf-loop quickstart --seed {seed} --steps {steps}",
+        seed=seed,
+        loop_sampling="uniform from 3 to 9",
+        prompt=test_games[0]["prompt"],
+        notes=[
+            f"The model knows the shell game with three cups and up to {NUM_SWAPS} swaps, and nothing else.",
+            "The fixed-depth model has as many parameters and saw the same games, but spends less compute on a token.",
+        ],
+    ).save(output_dir)
+    write_model_card(output_dir)
+
+
+def ask_again(console: "Console", output_dir: Path, games: "Dataset") -> None:
+    """Load the saved model through the Auto classes and let it generate answers at several loop counts."""
+    from rich.table import Table
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # annotated, because transformers' own annotations say that there may be no tokenizer
+    tokenizer: Any = AutoTokenizer.from_pretrained(output_dir)
+    model: Any = AutoModelForCausalLM.from_pretrained(output_dir)
+    table = Table(title=f"loaded again from {output_dir}: model.generate(**inputs, num_loops=...)")
+    table.add_column("loops", justify="right")
+    for game in games:
+        table.add_column(f"{game['prompt']}\nright answer: {game['answer']}")
+    for num_loops in (1, 2, 4, NUM_LOOPS, 2 * NUM_LOOPS):
+        cells = []
+        for game in games:
+            inputs = tokenizer(game["prompt"], return_tensors="pt")
+            output = model.generate(**inputs, num_loops=num_loops, do_sample=False)
+            answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])
+            cells.append(f"{answer} right" if answer == game["answer"] else f"{answer} wrong")
+        table.add_row(str(num_loops), *cells)
+    console.print(table)
+
+
+def _check_output_dir(output_dir: Path) -> None:
+    """Refuse an output folder that holds something, before any work is done."""
+    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+        raise ValueError(f"output_dir must be a new or empty folder, got {str(output_dir)!r}, which holds files")

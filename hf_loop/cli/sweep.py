@@ -1,0 +1,118 @@
+"""`hf-loop sweep`: accuracy or perplexity as a function of the number of loops."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .load import LayerRange, default_device, load_model, load_tokenizer
+from .options import Coda, Core, Loops, Prelude, parse_loops
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from ..evaluation import LoopCurve, Results
+
+
+def sweep(
+    model: Annotated[str, typer.Argument(help="A model folder, a repository on the Hub, or a .gguf file.")],
+    text: Annotated[Path | None, typer.Option(help="Measure perplexity on this text file.")] = None,
+    task: Annotated[str | None, typer.Option(help="Measure accuracy on this task: shell_game or coin_flips.")] = None,
+    loops: Loops = "1,2,4,8",
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where results.json and the figure go; name the model's own folder to make them part of its card.",
+            show_default="sweeps/MODEL",
+        ),
+    ] = None,
+    window: Annotated[int, typer.Option(min=2, help="With --text: tokens in a window; windows do not overlap.")] = 512,
+    max_tokens: Annotated[int | None, typer.Option(min=2, help="With --text: read only so many tokens.")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="With --task: moves in an example.")] = None,
+    num_examples: Annotated[int, typer.Option(min=1, help="With --task: examples to make.")] = 1024,
+    seed: Annotated[int, typer.Option(help="With --task: seed of the examples.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows or examples in one pass.")] = 8,
+    label: Annotated[str | None, typer.Option(help="The curve's name.", show_default="MODEL")] = None,
+    prelude: Prelude = None,
+    coda: Coda = None,
+    core: Core = None,
+) -> None:
+    """Measure accuracy or perplexity over loop counts."""
+    loop_counts = parse_loops(loops)
+    layers = LayerRange(prelude, coda, core)
+    if (text is None) == (task is None):
+        raise ValueError("Give one of --text FILE (perplexity) and --task NAME (accuracy).")
+    if text is not None and not text.is_file():
+        raise ValueError(f"--text: there is no file {text}.")
+    name = Path(model).resolve().name if Path(model).exists() else model
+    folder = output_dir or Path("sweeps") / name.replace("/", "--")
+
+    from ..evaluation import Results, accuracy_over_loops, perplexity_over_loops
+    from ..evaluation.results import RESULTS_FILE
+
+    # read before anything is measured, so that a damaged file is found before the work and not after it
+    results = Results.load(folder) if (folder / RESULTS_FILE).is_file() else Results()
+    tokenizer = load_tokenizer(model)
+    # the cheap things that can fail come before the weights are read
+    if text is not None:
+        # `verbose` would warn that the text is longer than the context; it is cut into windows
+        encoded = tokenizer(text.read_text(encoding="utf-8"), return_tensors="pt", verbose=False)
+        measure = partial(perplexity_over_loops, input_ids=encoded["input_ids"][:, :max_tokens], window=window)
+    else:
+        dataset = _task_examples(str(task), tokenizer, length, num_examples, seed)
+        measure = partial(accuracy_over_loops, dataset=dataset)
+    language_model = load_model(model, layers).to(default_device())
+    curve = measure(language_model, loops=loop_counts, batch_size=batch_size, label=label or name, progress=True)
+    results.add_curve(curve)
+    _print_curve(curve)
+    _write(results, curve, folder)
+
+
+def _task_examples(
+    task: str, tokenizer: "PreTrainedTokenizerBase", length: int | None, num_examples: int, seed: int
+) -> "Dataset":
+    from .. import tasks
+
+    generators = {"shell_game": tasks.shell_game, "coin_flips": tasks.coin_flips}
+    if task not in generators:
+        raise ValueError(f"--task: there is no task {task!r}; there are {', '.join(generators)}.")
+    sizes = {} if length is None else {"num_swaps" if task == "shell_game" else "num_moves": length}
+    splits, task_tokenizer = generators[task](1, num_examples, **sizes, seed=seed)
+    # the same words under other numbers would be measured without an error, as nonsense
+    if tokenizer.get_vocab() != task_tokenizer.get_vocab():
+        raise ValueError(f"--task: the model's tokenizer is not the one of {task}; it was trained on something else.")
+    return splits["test"]
+
+
+def _print_curve(curve: "LoopCurve") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..evaluation import safe_range
+
+    columns = {curve.metric: curve.values}
+    if curve.sequence_accuracy is not None:
+        columns["whole sequences"] = curve.sequence_accuracy
+    table = Table(title=f"{curve.metric} of {curve.label}")
+    for heading in ("loops", *columns):
+        table.add_column(heading, justify="right")
+    for count, *values in zip(curve.num_loops, *columns.values(), strict=True):
+        table.add_row(str(count), *(f"{value:.4f}" if value < 1e4 else f"{value:.3g}" for value in values))
+    console = Console()
+    console.print(table)
+    if curve.trained_loops is not None:
+        low, high = safe_range(curve)
+        console.print(f"trained depth {curve.trained_loops:g}, safe range {low} to {high} loops")
+
+
+def _write(results: "Results", curve: "LoopCurve", folder: Path) -> None:
+    from ..evaluation import plot_loop_curves
+
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = folder / f"{curve.metric}_over_loops.png"
+    plot_loop_curves(results.curves_of(curve.metric), figure)
+    print(results.save(folder))
+    print(figure)

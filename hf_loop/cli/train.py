@@ -1,0 +1,34 @@
+"""`hf-loop train`: runs a recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the recipe; may be repeated."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Run the recipe's tiny debug variant.")] = False,
+) -> None:
+    """Train the model of a recipe and save it."""
+    from ..trainer.recipe import load_recipe
+
+    overrides = list(overrides or [])
+    if resume:
+        overrides.append("training.resume_from_checkpoint=true")
+    checked = load_recipe(recipe, overrides, debug)
+
+    from ..trainer.run import run_recipe
+
+    result = run_recipe(checked)
+    if checked.training.process_index == 0:
+        evaluation = "" if result.eval_loss is None else f", evaluation loss {result.eval_loss:.4f}"
+        print(f"{result.num_parameters:,} parameters, training loss {result.train_loss:.4f}{evaluation}")
+        print(result.output_dir)

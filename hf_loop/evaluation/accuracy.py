@@ -1,0 +1,104 @@
+"""Accuracy of a causal language model as a function of the number of loops."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from .curves import LoopCurve, check_loops
+from .running import evaluation_mode
+
+
+def accuracy_over_loops(
+    model: PreTrainedModel,
+    dataset: Dataset | Sequence[Mapping[str, Any]],
+    loops: Sequence[int],
+    *,
+    batch_size: int = 64,
+    label: str = "model",
+    progress: bool = False,
+) -> LoopCurve:
+    """Measures how often the model's most likely token is the labelled one, at several loop counts.
+
+    Labels follow transformers' convention: the token at position t is predicted from the positions before it, and
+    -100 marks a token that is not scored. The answers are predicted with the right tokens before them (teacher
+    forcing). Rows of one batch are padded on the right, which a causal model cannot see.
+
+    Args:
+        model (`PreTrainedModel`): A model whose `forward` takes `num_loops`.
+        dataset (`Dataset` or a sequence of mappings): Rows with `input_ids` and `labels`, and optionally
+            `attention_mask`, each of the row's length.
+        loops (`Sequence[int]`): The loop counts.
+        batch_size (`int`, *optional*, defaults to 64): Rows in one forward pass.
+        label (`str`, *optional*, defaults to `"model"`): The curve's name.
+        progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
+
+    Returns:
+        `LoopCurve`: `values` holds the share of rows whose **last** scored token is right, `sequence_accuracy` the
+        share of rows in which every scored token is.
+
+    Raises:
+        ValueError: If a loop count is not a positive integer, there are no rows, or a row has nothing to score.
+    """
+    loops = sorted(check_loops(loops))
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if len(dataset) == 0:
+        raise ValueError("dataset is empty; there is nothing to measure.")
+    batches = list(_padded_batches(dataset, batch_size))
+    last_correct, all_correct = dict.fromkeys(loops, 0), dict.fromkeys(loops, 0)
+    with evaluation_mode(model), tqdm(total=len(loops) * len(batches), disable=not progress, desc=label) as bar:
+        for num_loops in loops:
+            for batch in batches:
+                last, every = _count_correct(model, batch, num_loops)
+                last_correct[num_loops] += last
+                all_correct[num_loops] += every
+                bar.update()
+    return LoopCurve(
+        metric="accuracy",
+        label=label,
+        num_loops=loops,
+        values=[last_correct[count] / len(dataset) for count in loops],
+        trained_loops=float(model.config.num_loops),
+        sequence_accuracy=[all_correct[count] / len(dataset) for count in loops],
+    )
+
+
+def _padded_batches(
+    dataset: Dataset | Sequence[Mapping[str, Any]], batch_size: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    for start in range(0, len(dataset), batch_size):
+        rows = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
+        input_ids = [torch.as_tensor(row["input_ids"]) for row in rows]
+        labels = [torch.as_tensor(row["labels"]) for row in rows]
+        masks = [
+            torch.as_tensor(row["attention_mask"]) if "attention_mask" in row else torch.ones_like(ids)
+            for row, ids in zip(rows, input_ids, strict=True)
+        ]
+        for index, row_labels in enumerate(labels, start):
+            # the first token has nothing before it to be predicted from
+            if not (row_labels[1:] != -100).any():
+                raise ValueError(f"Row {index} of dataset has no labelled token after the first; nothing to score.")
+        pad = torch.nn.utils.rnn.pad_sequence
+        yield {
+            "input_ids": pad(input_ids, batch_first=True),
+            "attention_mask": pad(masks, batch_first=True),
+            "labels": pad(labels, batch_first=True, padding_value=-100),
+        }
+
+
+def _count_correct(model: PreTrainedModel, batch: dict[str, torch.Tensor], num_loops: int) -> tuple[int, int]:
+    """Rows of the batch whose last scored token is right, and rows in which all are."""
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    logits = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], num_loops=num_loops, use_cache=False
+    ).logits
+    labels = batch["labels"][:, 1:]
+    scored = labels != -100
+    correct = (logits[:, :-1].argmax(-1) == labels) | ~scored
+    last_scored = scored.shape[1] - 1 - scored.flip(1).int().argmax(1)
+    last = correct.gather(1, last_scored[:, None])
+    return int(last.sum()), int(correct.all(1).sum())

@@ -1,0 +1,164 @@
+"""A metric as a function of the number of loops, and the range of loops in which a model is safe to use."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from .atomic import write_text_atomic
+
+
+METRICS = ("accuracy", "perplexity")
+
+# tolerance of `safe_range` when none is given: accuracy may drop by 0.02, perplexity may rise by 5 %
+DEFAULT_TOLERANCE = {"accuracy": 0.02, "perplexity": 0.05}
+
+
+def check_loops(loops: Sequence[int]) -> list[int]:
+    """Returns `loops` as a list after checking it.
+
+    Args:
+        loops (`Sequence[int]`): Loop counts to evaluate, each at least 1 and named once.
+
+    Raises:
+        ValueError: If `loops` is empty, holds something other than a positive integer, or repeats a count.
+    """
+    if len(loops) == 0:
+        raise ValueError("loops is empty; give at least one loop count.")
+    for count in loops:
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"loops must hold integers of at least 1, got {count!r}.")
+    if len(set(loops)) != len(loops):
+        raise ValueError(f"loops must name each loop count once, got {list(loops)}.")
+    return list(loops)
+
+
+@dataclass
+class LoopCurve:
+    """A metric measured at several loop counts.
+
+    Args:
+        metric (`str`): `"accuracy"` (higher is better) or `"perplexity"` (lower is better).
+        label (`str`): What was measured, as the figure's legend names it.
+        num_loops (`list[int]`): The loop counts, ascending.
+        values (`list[float]`): The metric at each loop count.
+        trained_loops (`float`, *optional*): The (mean) number of loops the model was trained with, if known.
+        sequence_accuracy (`list[float]`, *optional*): With `"accuracy"`: the share of examples in which every
+            scored token was right, at each loop count.
+
+    Raises:
+        ValueError: If a field is not as described.
+    """
+
+    metric: Literal["accuracy", "perplexity"]
+    label: str
+    num_loops: list[int]
+    values: list[float]
+    trained_loops: float | None = None
+    sequence_accuracy: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}.")
+        check_loops(self.num_loops)
+        if self.num_loops != sorted(self.num_loops):
+            raise ValueError(f"num_loops must ascend, got {self.num_loops}.")
+        if len(self.values) != len(self.num_loops):
+            raise ValueError(f"values has {len(self.values)} entries for {len(self.num_loops)} loop counts.")
+        if self.sequence_accuracy is not None and len(self.sequence_accuracy) != len(self.num_loops):
+            raise ValueError(
+                f"sequence_accuracy has {len(self.sequence_accuracy)} entries for {len(self.num_loops)} loop counts."
+            )
+        if self.trained_loops is not None and self.trained_loops < 1:
+            raise ValueError(f"trained_loops must be at least 1, got {self.trained_loops}.")
+
+    def value_at(self, num_loops: int) -> float:
+        """The metric at a measured loop count.
+
+        Raises:
+            ValueError: If that count was not measured.
+        """
+        if num_loops not in self.num_loops:
+            raise ValueError(f"num_loops={num_loops} was not measured; measured: {self.num_loops}.")
+        return self.values[self.num_loops.index(num_loops)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The curve as lists and numbers; an infinite perplexity becomes `None`, for JSON has no infinity."""
+        return asdict(self) | {"values": [value if math.isfinite(value) else None for value in self.values]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "LoopCurve":
+        """The inverse of [`~LoopCurve.to_dict`].
+
+        Raises:
+            ValueError: If a field is missing or unknown.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ValueError(f"A loop curve has no field {', '.join(unknown)}.")
+        if missing := sorted({"metric", "label", "num_loops", "values"} - set(data)):
+            raise ValueError(f"A loop curve needs the field {', '.join(missing)}.")
+        data = dict(data)
+        data["values"] = [math.inf if value is None else value for value in data["values"]]
+        return cls(**data)
+
+    def save_json(self, path: str | Path) -> None:
+        """Writes the curve to a JSON file, whole or not at all."""
+        write_text_atomic(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+
+    @classmethod
+    def load_json(cls, path: str | Path) -> "LoopCurve":
+        """Reads a curve written by [`~LoopCurve.save_json`].
+
+        Raises:
+            OSError: If the file cannot be read.
+            ValueError: If it does not hold a curve.
+        """
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def reference_loops(curve: LoopCurve) -> int:
+    """The measured loop count nearest to the trained depth (the smaller one of two equally near)."""
+    if curve.trained_loops is None:
+        raise ValueError(f"The curve {curve.label!r} does not say at how many loops its model was trained.")
+    trained_loops = curve.trained_loops
+    return min(curve.num_loops, key=lambda count: (abs(count - trained_loops), count))
+
+
+def safe_range(curve: LoopCurve, tolerance: float | None = None) -> tuple[int, int]:
+    """The loop counts at which the model is about as good as at its trained depth.
+
+    Starting from the measured count nearest to the trained depth, the range grows in both directions over the
+    measured counts as long as each is within the tolerance of the value there. A count that is *better* than the
+    trained depth is inside. Counts that were not measured are not vouched for, so the range ends at a measured one.
+
+    Args:
+        curve (`LoopCurve`): The measurement; its `trained_loops` must be known.
+        tolerance (`float`, *optional*): For accuracy, the absolute loss allowed (defaults to 0.02); for perplexity,
+            the relative increase allowed (defaults to 0.05).
+
+    Returns:
+        `tuple[int, int]`: The smallest and the largest safe loop count.
+
+    Raises:
+        ValueError: If the tolerance is negative or the trained depth unknown.
+    """
+    tolerance = DEFAULT_TOLERANCE[curve.metric] if tolerance is None else tolerance
+    if tolerance < 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}.")
+    position = curve.num_loops.index(reference_loops(curve))
+    reference = curve.values[position]
+
+    def is_safe(value: float) -> bool:
+        if curve.metric == "accuracy":
+            return value >= reference - tolerance
+        return value <= reference * (1 + tolerance)
+
+    low = high = position
+    while low > 0 and is_safe(curve.values[low - 1]):
+        low -= 1
+    while high + 1 < len(curve.values) and is_safe(curve.values[high + 1]):
+        high += 1
+    return curve.num_loops[low], curve.num_loops[high]

@@ -1,0 +1,62 @@
+"""The card of a model that is pushed with `model.push_to_hub` or by a trainer."""
+
+import filecmp
+import shutil
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+from transformers import PreTrainedModel
+
+from .model_card import CARD_FILE, CARD_MARKER, ModelCardFacts, write_model_card
+from .results import RESULTS_FILE
+
+
+# what marks a card as generated: by `model.push_to_hub` for a repository without one, by `Trainer.push_to_hub`, by us
+STUB_SENTENCE = "This model card has been automatically generated."
+TRAINER_SENTENCE = "This model card has been generated automatically according to the information the Trainer had"
+GENERATED = (STUB_SENTENCE, TRAINER_SENTENCE, CARD_MARKER)
+
+
+def write_card_before_push(model: PreTrainedModel, folder: str | Path, repo_id: str) -> None:
+    """Writes our card over a generated one (transformers' stub, Trainer's summary, or our own) or where there is none.
+
+    A card that a person wrote is left alone. Tags, and what the Trainer states about the training, are carried over.
+    `results.json` of the folder that the model was loaded from comes along only if the weights are still the same,
+    byte for byte: after further training it would describe another model.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        folder (`str` or `Path`): The folder that it was saved to.
+        repo_id (`str`): The repository that the card will stand in.
+    """
+    folder = Path(folder)
+    card_path = folder / CARD_FILE
+    card = ModelCard.load(card_path) if card_path.is_file() else None
+    if card is not None and not any(sentence in card.text for sentence in GENERATED):
+        return
+    if model.name_or_path:
+        results_path = Path(model.name_or_path) / RESULTS_FILE
+        if results_path.is_file() and _same_weights(results_path.parent, folder):
+            shutil.copyfile(results_path, folder / RESULTS_FILE)
+    facts = ModelCardFacts.from_folder(folder, repo_id=repo_id)
+    if card is not None:
+        facts.tags += [tag for tag in card.data.tags or [] if tag not in facts.tags]
+        facts.results.license = facts.results.license or card.data.license
+        facts.training_summary = _training_summary(card.text)
+    write_model_card(folder, facts)
+
+
+def _training_summary(text: str) -> str | None:
+    """The hyperparameters and the table of losses from the Trainer's card."""
+    if TRAINER_SENTENCE not in text:
+        return None
+    summary = text.partition("### Training hyperparameters\n")[2].partition("### Framework versions\n")[0]
+    return summary.strip() or None
+
+
+def _same_weights(folder: Path, other: Path) -> bool:
+    """Whether both folders hold the same weights; not so if they are one folder, where there is nothing to compare."""
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names or folder.samefile(other) or names != sorted(path.name for path in other.glob("*.safetensors")):
+        return False
+    return all(filecmp.cmp(folder / name, other / name, shallow=False) for name in names)

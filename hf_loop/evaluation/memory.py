@@ -1,0 +1,63 @@
+"""How much key-value cache a looped model needs for one token."""
+
+import torch
+from transformers import PreTrainedConfig
+
+
+# layers whose cache has a fixed size, whatever the length of the text
+CONSTANT_STATE_LAYERS = ("linear_attention", "conv")
+
+
+def kv_bytes_per_token(
+    config: PreTrainedConfig, num_loops: int | None = None, dtype: torch.dtype = torch.bfloat16
+) -> int:
+    """Bytes the cache grows by for each further token of one sequence.
+
+    Every call of an attention layer keeps its own keys and values, so the cache has
+    `num_prelude_layers + num_core_layers * num_loops + num_coda_layers` slots. One slot holds
+    `2 * num_key_value_heads * head_dim` numbers a token; with multi-head latent attention (`kv_lora_rank` in the
+    config, as in DeepSeek-V3) it holds the latent and the rotary key, `kv_lora_rank + qk_rope_head_dim` numbers.
+    Linear-attention and convolution layers keep a state of fixed size and count as 0 here. A sliding-window layer
+    counts in full: it grows by that much until its window is full and stops there.
+
+    Args:
+        config (`PreTrainedConfig`): The configuration of a looped model.
+        num_loops (`int`, *optional*, defaults to `config.num_loops`): The number of loops.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`): The type of keys and values.
+
+    Returns:
+        `int`: Bytes for each token.
+
+    Raises:
+        ValueError: If `num_loops` is not a positive integer.
+    """
+    num_loops = config.num_loops if num_loops is None else num_loops
+    if isinstance(num_loops, bool) or not isinstance(num_loops, int) or num_loops < 1:
+        raise ValueError(f"num_loops must be an integer of at least 1, got {num_loops!r}.")
+    growing = _growing_layers(config)
+    core_start = config.num_prelude_layers
+    core_end = core_start + config.num_core_layers
+    slots = sum(growing[:core_start]) + sum(growing[core_start:core_end]) * num_loops + sum(growing[core_end:])
+    return slots * _numbers_per_slot(config.backbone_config) * dtype.itemsize
+
+
+def kv_bytes_per_loop(config: PreTrainedConfig, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Bytes that one more loop adds to [`kv_bytes_per_token`]."""
+    return kv_bytes_per_token(config, 2, dtype) - kv_bytes_per_token(config, 1, dtype)
+
+
+def _growing_layers(config: PreTrainedConfig) -> list[bool]:
+    backbone_config = config.backbone_config
+    layer_types = getattr(backbone_config, "layer_types", None)
+    if layer_types is None:
+        return [True] * backbone_config.num_hidden_layers
+    return [layer_type not in CONSTANT_STATE_LAYERS for layer_type in layer_types]
+
+
+def _numbers_per_slot(backbone_config: PreTrainedConfig) -> int:
+    if getattr(backbone_config, "kv_lora_rank", None):
+        return backbone_config.kv_lora_rank + backbone_config.qk_rope_head_dim
+    num_heads = backbone_config.num_attention_heads
+    num_key_value_heads = getattr(backbone_config, "num_key_value_heads", None) or num_heads
+    head_dim = getattr(backbone_config, "head_dim", None) or backbone_config.hidden_size // num_heads
+    return 2 * num_key_value_heads * head_dim

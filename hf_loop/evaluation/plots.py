@@ -1,0 +1,97 @@
+"""The figure that shows a metric over loops."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .curves import LoopCurve, safe_range
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# colours that stay apart for colour-blind readers (Okabe and Ito, 2008)
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MAX_TICKS = 10
+
+
+def plot_loop_curves(
+    curves: Sequence[LoopCurve], path: str | Path, *, title: str | None = None, tolerance: float | None = None
+) -> None:
+    """Draws curves of one metric over the number of loops into an image file.
+
+    The x axis is logarithmic in base 2 with plain integers as ticks. Dashed vertical lines mark the trained depths;
+    the shaded band is the safe range of the first curve.
+
+    Args:
+        curves (`Sequence[LoopCurve]`): Curves of the same metric; the first one is the model in question.
+        path (`str` or `Path`): The file; its ending picks the format (`.png`, `.svg`, `.pdf`).
+        title (`str`, *optional*): The figure's title.
+        tolerance (`float`, *optional*): Tolerance of [`safe_range`].
+
+    Raises:
+        ValueError: If there are no curves or they measure different things.
+    """
+    if not curves:
+        raise ValueError("curves is empty; there is nothing to draw.")
+    metrics = {curve.metric for curve in curves}
+    if len(metrics) > 1:
+        raise ValueError(f"curves must share one metric, got {', '.join(sorted(metrics))}.")
+
+    # the object interface with the Agg canvas needs no display and leaves pyplot's global state alone
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _draw_safe_range(axes, curves[0], tolerance)
+    marked: set[float] = set()
+    for index, curve in enumerate(curves):
+        color = COLORS[index % len(COLORS)]
+        axes.plot(curve.num_loops, curve.values, marker="o", markersize=4, color=color, label=curve.label)
+        if curve.trained_loops is not None and curve.trained_loops not in marked:
+            marked.add(curve.trained_loops)
+            axes.axvline(
+                curve.trained_loops,
+                color=color if len(curves) > 1 else "0.4",
+                linestyle="--",
+                linewidth=1,
+                label=f"trained depth {curve.trained_loops:g}",
+            )
+    _label_axes(axes, curves, title)
+    figure.savefig(path)
+
+
+def _draw_safe_range(axes: "Axes", curve: LoopCurve, tolerance: float | None) -> None:
+    if curve.trained_loops is None:
+        return
+    low, high = safe_range(curve, tolerance)
+    # a little wider than the counts themselves, so that a range of one count can be seen
+    axes.axvspan(low / 1.04, high * 1.04, color="0.92", zorder=0, label=f"safe range: {low} to {high}")
+
+
+def _label_axes(axes: "Axes", curves: Sequence[LoopCurve], title: str | None) -> None:
+    counts = sorted({count for curve in curves for count in curve.num_loops})
+    if len(counts) > MAX_TICKS:
+        counts = [count for count in counts if count & (count - 1) == 0] or counts[:: len(counts) // MAX_TICKS + 1]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, labels=[str(count) for count in counts])
+    axes.minorticks_off()
+    axes.set_xlabel("number of loops")
+    if curves[0].metric == "accuracy":
+        axes.set_ylabel("accuracy")
+        axes.set_ylim(-0.02, 1.02)
+    else:
+        values = [value for curve in curves for value in curve.values if math.isfinite(value)]
+        # a collapse by orders of magnitude would flatten everything else on a linear axis
+        is_wide = bool(values) and max(values) > 10 * min(values)
+        axes.set_yscale("log" if is_wide else "linear")
+        axes.set_ylabel("perplexity (log scale)" if is_wide else "perplexity")
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+    if title is not None:
+        axes.set_title(title)

@@ -1,0 +1,103 @@
+"""`results.json`: what was measured on a model, and how to measure it again."""
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .atomic import write_text_atomic
+from .curves import LoopCurve
+
+
+RESULTS_FILE = "results.json"
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of Python, hf_loop and the libraries that results depend on."""
+    versions = {"python": platform.python_version()}
+    for name in ("hf-loop", "torch", "transformers", "datasets"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "unknown"
+    return versions
+
+
+@dataclass
+class Results:
+    """Measurements of a model and the facts needed to repeat them, stored beside it as `results.json`.
+
+    Args:
+        curves (`list[LoopCurve]`): Measured curves. Of each metric, the first one is the model in the folder and the
+            others are comparisons.
+        command (`str`, *optional*): The command that produced the model or the measurement.
+        seed (`int`, *optional*): Its seed.
+        datasets (`list[str]`): Names of the data used.
+        base_model (`str`, *optional*): The pretrained checkpoint that the model came from.
+        license (`str`, *optional*): The licence of the weights, as the Hub spells it.
+        loop_sampling (`str`, *optional*): How the depth was chosen in training, in words.
+        prompt (`str`, *optional*): An example prompt for the model card.
+        notes (`list[str]`): Further sentences for the model card.
+        versions (`dict[str, str]`): Package versions; by default those of the running process.
+
+    Raises:
+        ValueError: If a field has another type.
+    """
+
+    curves: list[LoopCurve] = field(default_factory=list)
+    command: str | None = None
+    seed: int | None = None
+    datasets: list[str] = field(default_factory=list)
+    base_model: str | None = None
+    license: str | None = None
+    loop_sampling: str | None = None
+    prompt: str | None = None
+    notes: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=package_versions)
+
+    def __post_init__(self) -> None:
+        for name in ("datasets", "notes"):
+            if not isinstance(getattr(self, name), list):
+                raise ValueError(f"{name} must be a list of strings, got {getattr(self, name)!r}.")
+        if any(not isinstance(curve, LoopCurve) for curve in self.curves):
+            raise ValueError("curves must hold LoopCurve objects.")
+
+    def curves_of(self, metric: str) -> list[LoopCurve]:
+        """The curves of one metric, the model's own first."""
+        return [curve for curve in self.curves if curve.metric == metric]
+
+    def add_curve(self, curve: LoopCurve) -> None:
+        """Adds a curve, in place of an earlier one of the same metric and label."""
+        for index, other in enumerate(self.curves):
+            if (other.metric, other.label) == (curve.metric, curve.label):
+                self.curves[index] = curve
+                return
+        self.curves.append(curve)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `folder/results.json`, whole or not at all, and returns its path."""
+        path = Path(folder) / RESULTS_FILE
+        data = asdict(self) | {"curves": [curve.to_dict() for curve in self.curves]}
+        write_text_atomic(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Results":
+        """Reads `folder/results.json`.
+
+        Raises:
+            OSError: If the file cannot be read.
+            ValueError: If it is not JSON, or has unknown fields.
+        """
+        path = Path(folder) / RESULTS_FILE
+        try:
+            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}.") from error
+        known = {item.name for item in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ValueError(f"{path} has unknown fields: {', '.join(unknown)}.")
+        data["curves"] = [LoopCurve.from_dict(curve) for curve in data.get("curves", [])]
+        return cls(**data)

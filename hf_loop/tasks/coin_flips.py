@@ -1,0 +1,33 @@
+"""Coin flips: a coin that is turned over or left alone."""
+
+from datasets import DatasetDict
+from transformers import PreTrainedTokenizerFast
+
+from .state_tracking import StateTracking
+
+
+COIN = StateTracking(states=("heads", "tails"), moves={"keep": (0, 1), "flip": (1, 0)})
+
+
+def coin_flips(
+    num_train: int, num_test: int, num_moves: int = 12, *, curriculum: float = 0.0, seed: int = 0
+) -> tuple[DatasetDict, PreTrainedTokenizerFast]:
+    """Generate coin flips: "heads flip keep flip" is answered by "heads".
+
+    This is parity. Guessing is right half of the time.
+
+    Args:
+        num_train: Training rows.
+        num_test: Test rows; none of these games is in the training split, whatever the seeds.
+        num_moves: Words `flip` or `keep` in a game.
+        curriculum: The share of the training rows over which games grow from one move to `num_moves`
+            (see [`~StateTracking.splits`]).
+        seed: Seed of the draw.
+
+    Returns:
+        `tuple[DatasetDict, PreTrainedTokenizerFast]`: As [`shell_game`].
+
+    Raises:
+        ValueError: If a size is out of range or there are not so many distinct games.
+    """
+    return COIN.splits(num_train, num_test, num_moves, curriculum, seed), COIN.tokenizer()

@@ -1,0 +1,49 @@
+"""The shell game: a ball under one of a few cups, and cups that change places."""
+
+from itertools import combinations
+
+from datasets import DatasetDict
+from transformers import PreTrainedTokenizerFast
+
+from .state_tracking import StateTracking
+
+
+def shell_game(
+    num_train: int,
+    num_test: int,
+    num_swaps: int = 10,
+    *,
+    num_cups: int = 3,
+    curriculum: float = 0.0,
+    seed: int = 0,
+) -> tuple[DatasetDict, PreTrainedTokenizerFast]:
+    """Generate the shell game: "ball:2 1<->2 2<->3" is answered by "ball:1".
+
+    With three cups, guessing is right once in three. The swaps of cups generate a group that does not commute, so the
+    answer depends on their order and not on their counts.
+
+    Args:
+        num_train: Training rows.
+        num_test: Test rows; none of these games is in the training split, whatever the seeds.
+        num_swaps: Swaps in a game.
+        num_cups: Cups, at least 3: two cups leave nothing but one swap to choose.
+        curriculum: The share of the training rows over which games grow from one swap to `num_swaps`
+            (see [`~StateTracking.splits`]).
+        seed: Seed of the draw.
+
+    Returns:
+        `tuple[DatasetDict, PreTrainedTokenizerFast]`: The splits `"train"` and `"test"` with the columns `prompt`,
+        `answer`, `input_ids` and `labels` (explained in `state_tracking.py`), and the tokenizer they are made with.
+
+    Raises:
+        ValueError: If a size is out of range or there are not so many distinct games.
+    """
+    if isinstance(num_cups, bool) or not isinstance(num_cups, int) or num_cups < 3:
+        raise ValueError(f"num_cups must be an integer of at least 3, got {num_cups!r}")
+    moves = {}
+    for left, right in combinations(range(num_cups), 2):
+        after = list(range(num_cups))
+        after[left], after[right] = right, left
+        moves[f"{left + 1}<->{right + 1}"] = tuple(after)
+    task = StateTracking(states=tuple(f"ball:{cup + 1}" for cup in range(num_cups)), moves=moves)
+    return task.splits(num_train, num_test, num_swaps, curriculum, seed), task.tokenizer()

@@ -1,0 +1,140 @@
+"""Training arguments of looped models."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from .depth import DepthSchedule, LoopSampling
+
+
+@dataclass
+class LoopTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` and the depth of each training step.
+
+    Every field of `TrainingArguments` keeps its meaning. Evaluation runs at the model's `config.num_loops`; the
+    sampled depth is never written to the config.
+
+    Args:
+        loop_sampling: How the depth of an optimizer step is drawn: `"fixed"`, `"uniform"` or `"poisson_lognormal"`
+            (see [`~hf_loop.trainer.depth.DepthSchedule`] for the formulas).
+        mean_loops: The depth of `"fixed"`, the mean of the Poisson rate of `"poisson_lognormal"` (whose depth has mean
+            `mean_loops + 1`), and for `"uniform"` the mean that sets `max_loops` when that is not given.
+            `None` takes the model's `config.num_loops`.
+        min_loops: The lowest depth that may be drawn. `None` means 1.
+        max_loops: The highest depth that may be drawn. `None` means no bound for `"poisson_lognormal"` and
+            `2 * mean_loops - min_loops` for `"uniform"`.
+        loop_sigma: Standard deviation of the logarithm of the rate of `"poisson_lognormal"`.
+        num_backprop_loops: Truncated back-propagation: only the last so many loops carry gradient. `None` means all.
+        loop_curriculum: The fraction of training over which the depth grows to its full value; 0 turns it off.
+            Published values are 0.6 to 0.75.
+        use_muon: Train the matrices of the layers with Muon and everything else with AdamW.
+        muon_learning_rate: Learning rate of Muon. `None` takes `learning_rate`: the update is scaled to the size of
+            AdamW's (see [`~hf_loop.trainer.optimizer.build_muon_adamw`]), so one rate can serve both.
+
+    Raises:
+        ValueError: A field has a value that makes no sense; the message names the field and the value.
+    """
+
+    loop_sampling: LoopSampling = field(
+        default="poisson_lognormal", metadata={"help": "How the depth of a training step is drawn."}
+    )
+    mean_loops: float | None = field(
+        default=None, metadata={"help": "Mean of the drawn depth. Default: the model's config.num_loops."}
+    )
+    min_loops: int | None = field(default=None, metadata={"help": "Lowest depth that may be drawn. Default: 1."})
+    max_loops: int | None = field(default=None, metadata={"help": "Highest depth that may be drawn."})
+    loop_sigma: float = field(default=0.5, metadata={"help": "Spread of the Poisson-lognormal rate."})
+    num_backprop_loops: int | None = field(
+        default=None, metadata={"help": "How many loops, counted from the last, carry gradient. Default: all."}
+    )
+    loop_curriculum: float = field(
+        default=0.0, metadata={"help": "Fraction of training over which the depth grows; 0 turns it off."}
+    )
+    use_muon: bool = field(
+        default=False, metadata={"help": "Muon for the matrices of the layers, AdamW for everything else."}
+    )
+    muon_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of Muon. Default: learning_rate."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loop_sampling not in get_args(LoopSampling):
+            raise ValueError(
+                f"loop_sampling must be one of {', '.join(get_args(LoopSampling))}, got {self.loop_sampling!r}"
+            )
+        for name in ("min_loops", "max_loops", "num_backprop_loops"):
+            _check_count(name, getattr(self, name))
+        _check_number("mean_loops", self.mean_loops, low=1, optional=True)
+        _check_number("loop_sigma", self.loop_sigma, low=0)
+        _check_number("loop_curriculum", self.loop_curriculum, low=0, high=1)
+        _check_number("muon_learning_rate", self.muon_learning_rate, low=0, optional=True)
+        self._check_fields_together()
+        if self.num_backprop_loops is not None and self.ddp_find_unused_parameters is None:
+            # a learned initial state has no gradient in a step whose first loop is cut off; `Trainer` would look for
+            # such parameters only without checkpointing, because of the re-entrant kind, which LoopTrainer refuses
+            self.ddp_find_unused_parameters = True
+
+    def _check_fields_together(self) -> None:
+        if self.min_loops is not None and self.max_loops is not None and self.max_loops < self.min_loops:
+            raise ValueError(f"max_loops must be at least min_loops={self.min_loops}, got {self.max_loops}")
+        if self.loop_sampling == "fixed":
+            if self.mean_loops is not None and self.mean_loops != int(self.mean_loops):
+                raise ValueError(f"mean_loops must be whole for loop_sampling='fixed', got {self.mean_loops}")
+            for name in ("min_loops", "max_loops"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} has no meaning for loop_sampling='fixed', got {getattr(self, name)}")
+        if self.loop_sampling == "uniform" and self.mean_loops is not None and self.max_loops is not None:
+            raise ValueError(
+                "mean_loops and max_loops both set the range of loop_sampling='uniform'; give one of them, got "
+                f"mean_loops={self.mean_loops} and max_loops={self.max_loops}"
+            )
+        if self.muon_learning_rate is not None and not self.use_muon:
+            raise ValueError(f"muon_learning_rate needs use_muon=True, got {self.muon_learning_rate}")
+        optim = OptimizerNames(self.optim).value
+        if self.use_muon and not optim.startswith("adamw_torch"):
+            raise ValueError(f"use_muon pairs Muon with torch's AdamW and ignores optim, got optim={optim}")
+
+    def depth_schedule(self, default_mean_loops: float) -> DepthSchedule:
+        """The schedule that these arguments describe.
+
+        Args:
+            default_mean_loops: The mean where `mean_loops` is `None`: the model's `config.num_loops`.
+
+        Raises:
+            ValueError: The mean lies below `min_loops` of `"uniform"`, so that no range has it as its middle.
+        """
+        mean_loops = default_mean_loops if self.mean_loops is None else self.mean_loops
+        min_loops = 1 if self.min_loops is None else self.min_loops
+        max_loops = self.max_loops
+        if self.loop_sampling == "uniform" and max_loops is None:
+            if mean_loops < min_loops:
+                raise ValueError(f"min_loops must not be above the mean of {mean_loops} loops, got {min_loops}")
+            max_loops = round(2 * mean_loops) - min_loops
+        return DepthSchedule(
+            sampling=self.loop_sampling,
+            mean_loops=mean_loops,
+            min_loops=min_loops,
+            max_loops=max_loops,
+            sigma=self.loop_sigma,
+            num_backprop_loops=self.num_backprop_loops,
+            curriculum=self.loop_curriculum,
+            seed=self.seed,
+        )
+
+
+def _check_count(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} must be a positive integer or None, got {value!r}")
+
+
+def _check_number(name: str, value: Any, low: float, high: float = math.inf, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not low <= value <= high:
+        bounds = f"at least {low}" if math.isinf(high) else f"between {low} and {high}"
+        raise ValueError(f"{name} must be a number {bounds}{' or None' if optional else ''}, got {value!r}")

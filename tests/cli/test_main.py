@@ -1,0 +1,101 @@
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import typer
+
+from hf_loop.cli.errors import one_line_errors
+from hf_loop.cli.main import main
+
+
+COMMANDS = ("quickstart", "train", "generate", "sweep", "card", "push")
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+
+
+def test_help_imports_neither_torch_nor_transformers():
+    # as the installed script does it; a clock would measure the machine, the imports are what takes the time
+    result = run(
+        """
+        import sys
+        sys.argv = ["hf-loop", "--help"]
+        from hf_loop.cli.main import main
+        try:
+            main()
+        finally:
+            heavy = {"torch", "transformers", "datasets", "numpy", "matplotlib", "accelerate"} & set(sys.modules)
+            assert not heavy, heavy
+        """
+    )
+    assert result.returncode == 0, result.stderr
+    for command in COMMANDS:
+        assert command in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["hf-loop", command, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code in (0, None)
+    assert "Usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no-such-command"], "no-such-command"),
+        (["generate"], "Missing argument"),
+        (["generate", "model", "prompt", "--depth", "3"], "--depth"),
+        (["generate", "model", "prompt", "--max-new-tokens", "0"], "--max-new-tokens"),
+        (["generate", "model", "prompt", "--loops", "1,0"], "'0' is not a loop count"),
+        (["generate", "./no/such/folder", "prompt"], "There is no folder ./no/such/folder"),
+    ],
+)
+def test_an_error_is_one_line(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["hf-loop", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("hf-loop: error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_errors_of_many_lines_become_one(capsys):
+    with pytest.raises(SystemExit), one_line_errors():
+        raise ValueError("first\n  second")
+    assert capsys.readouterr().err == "hf-loop: error: first second\n"
+
+
+def test_a_file_error_names_the_file(capsys, tmp_path):
+    with pytest.raises(SystemExit), one_line_errors():
+        (tmp_path / "missing.txt").read_text()
+    assert "missing.txt" in capsys.readouterr().err
+
+
+def test_the_traceback_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("HF_LOOP_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="wrong"), one_line_errors():
+        raise ValueError("wrong")
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(KeyError), one_line_errors():
+        raise KeyError("bug")
+
+
+def test_an_interruption_is_not_a_traceback(capsys, monkeypatch):
+    def interrupted(**options):
+        raise typer.Abort
+
+    monkeypatch.setattr("hf_loop.cli.main.app", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "hf-loop: interrupted\n"

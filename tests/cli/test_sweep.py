@@ -1,0 +1,92 @@
+import json
+
+import pytest
+
+from hf_loop.evaluation import Results, perplexity_over_loops
+from hf_loop.models import LoopedForCausalLM
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "games.txt"
+    path.write_text("ball:1 1<->2 2<->3 ball:3\n" * 20)
+    return path
+
+
+def test_perplexity_on_a_text(hf_loop, looped_folder, tokenizer, text_file, tmp_path):
+    code, out, err = hf_loop(
+        "sweep",
+        looped_folder,
+        "--text",
+        text_file,
+        "--loops",
+        "1,2,4",
+        "--window",
+        16,
+        "--output-dir",
+        tmp_path / "out",
+    )
+    assert code == 0, err
+    curve = Results.load(tmp_path / "out").curves[0]
+    assert (curve.metric, curve.label, curve.trained_loops) == ("perplexity", "looped", 2.0)
+    input_ids = tokenizer(text_file.read_text(), return_tensors="pt")["input_ids"]
+    expected = perplexity_over_loops(LoopedForCausalLM.from_pretrained(looped_folder), input_ids, [1, 2, 4], window=16)
+    assert curve.values == pytest.approx(expected.values, rel=1e-5)
+    assert f"{curve.values[0]:.4f}" in out
+    assert "trained depth 2, safe range" in out
+    assert (tmp_path / "out" / "perplexity_over_loops.png").is_file()
+
+
+def test_accuracy_on_a_task_and_a_card_from_it(hf_loop, looped_folder):
+    arguments = ("sweep", looped_folder, "--output-dir", looped_folder, "--loops", "1,2", "--num-examples", 16)
+    code, out, err = hf_loop(*arguments, "--task", "shell_game", "--length", 4)
+    assert code == 0, err
+    assert "whole sequences" in out
+    results = json.loads((looped_folder / "results.json").read_text())
+    assert results["curves"][0]["num_loops"] == [1, 2]
+    assert hf_loop("card", looped_folder)[0] == 0
+    assert "![accuracy over loops]" in (looped_folder / "README.md").read_text()
+
+
+def test_a_second_sweep_joins_the_first(hf_loop, plain_folder, text_file, tmp_path):
+    arguments = ("sweep", plain_folder, "--text", text_file, "--loops", "1,2", "--output-dir", tmp_path / "out")
+    for core in ("0-1", "1-2", "1-2"):
+        code, _, err = hf_loop(*arguments, "--core", core, "--label", f"layers {core}")
+        assert code == 0, err
+    curves = Results.load(tmp_path / "out").curves
+    assert [curve.label for curve in curves] == ["layers 0-1", "layers 1-2"]
+    # one loop is the original whatever the range
+    assert curves[0].values[0] == pytest.approx(curves[1].values[0], rel=1e-6)
+    assert curves[0].trained_loops == 1.0
+
+
+def test_the_default_folder_is_named_after_the_model(hf_loop, looped_folder, text_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hf_loop("sweep", "looped", "--text", text_file, "--loops", "1", "--max-tokens", 8)[0] == 0
+    assert (tmp_path / "sweeps" / "looped" / "results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Give one of --text FILE"),
+        (["--text", "a.txt", "--task", "shell_game"], "Give one of --text FILE"),
+        (["--text", "missing.txt"], "there is no file missing.txt"),
+        (["--task", "chess"], "there is no task 'chess'; there are shell_game, coin_flips"),
+        (["--task", "coin_flips"], "tokenizer is not the one of coin_flips"),
+        (["--task", "shell_game", "--loops", "-1"], "'-1' is not a loop count"),
+    ],
+)
+def test_errors_are_one_line_and_write_nothing(hf_loop, looped_folder, tmp_path, arguments, message):
+    code, _, err = hf_loop("sweep", looped_folder, *arguments, "--output-dir", tmp_path / "out")
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_results_file_is_found_before_the_work(hf_loop, looped_folder):
+    (looped_folder / "results.json").write_text("{")
+    code, _, err = hf_loop("sweep", looped_folder, "--task", "shell_game", "--output-dir", looped_folder)
+    assert code == 2
+    assert "is not valid JSON" in err
+    assert (looped_folder / "results.json").read_text() == "{"

@@ -1,0 +1,151 @@
+"""Running recipes: what is saved, where, and what is refused."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from hf_loop.trainer.data import byte_tokenizer
+from hf_loop.trainer.recipe import ModelSection, load_recipe
+from hf_loop.trainer.run import build_model, run_recipe
+
+from .tiny import tiny_model
+
+
+BACKBONE = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+}
+
+
+@pytest.fixture
+def make_recipe(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the ball is under the second cup. " * 20)
+    sections = {
+        "model": {"backbone": BACKBONE, "num_loops": 2, "injection": "add"},
+        "data": {"files": [str(text)], "tokenizer": "bytes", "block_size": 16, "num_eval_rows": 4},
+        "training": {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 4,
+            "save_steps": 2,
+            "logging_steps": 1,
+            "learning_rate": 1e-2,
+            "use_cpu": True,
+            "disable_tqdm": True,
+        },
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    return lambda *overrides: load_recipe(path, overrides)
+
+
+def test_a_run_saves_model_tokenizer_and_recipe(make_recipe, tmp_path):
+    recipe = make_recipe("training.seed=5")
+    result = run_recipe(recipe)
+    run = tmp_path / "run"
+    assert result.output_dir == str(run)
+    assert 0 < result.eval_loss < 10
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    assert (type(model).__name__, model.config.num_loops) == ("LoopedForCausalLM", 2)
+    assert model.num_parameters() == result.num_parameters
+    assert len(tokenizer) == model.config.vocab_size == 257
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    assert [entry["mean_loops"] >= 1 for entry in history if "loss" in entry] == [True] * 4
+    assert not list(run.glob("*.tmp"))
+
+    # the saved recipe holds the overrides, and is a recipe
+    copy = load_recipe(run / "recipe.yaml", [f"training.output_dir={tmp_path / 'again'}"])
+    assert copy.training.seed == 5
+    assert run_recipe(copy).train_loss == result.train_loss
+
+
+def test_resuming_repeats_the_run(make_recipe, tmp_path):
+    whole = run_recipe(make_recipe())
+    folder = f"training.output_dir={tmp_path / 'cut'}"
+    run_recipe(make_recipe(folder, "training.save_total_limit=3"))
+    for name in ("checkpoint-4/model.safetensors", "model.safetensors"):
+        (tmp_path / "cut" / name).unlink()
+    (tmp_path / "cut" / "checkpoint-4").rename(tmp_path / "lost")
+    resumed = run_recipe(make_recipe(folder, "training.resume_from_checkpoint=true"))
+    assert resumed.eval_loss == whole.eval_loss
+    one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("run", "cut"))
+    for weight, expected in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(weight, expected)
+
+
+def test_output_folder_that_is_not_empty_is_refused_and_kept(make_recipe, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "precious.txt").write_text("mine")
+    with pytest.raises(ValueError, match="training.output_dir is not empty: .*run; .*--resume"):
+        run_recipe(make_recipe())
+    assert [path.name for path in run.iterdir()] == ["precious.txt"]
+
+
+def test_resuming_needs_a_checkpoint(make_recipe, tmp_path):
+    with pytest.raises(ValueError, match="holds no checkpoint to resume from"):
+        run_recipe(make_recipe("training.resume_from_checkpoint=true"))
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match="No valid checkpoint"):
+        run_recipe(make_recipe("training.resume_from_checkpoint=true"))
+
+
+def test_output_dir_that_is_a_file_is_refused(make_recipe, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ValueError, match="training.output_dir must be a folder"):
+        run_recipe(make_recipe())
+
+
+def test_pretrained_models_are_looped_in_single_precision(tmp_path):
+    base = LlamaForCausalLM(tiny_model().config.backbone_config).eval()
+    base.to(torch.bfloat16).save_pretrained(tmp_path)
+    section = ModelSection(pretrained=str(tmp_path), num_prelude_layers=1, num_loops=2, injection="concat")
+    tokenizer = byte_tokenizer()
+    with pytest.raises(ValueError, match="must hold the tokenizer's 257 tokens, got vocab_size=32"):
+        build_model(section, tokenizer)
+    tokenizer = AutoTokenizerStub(32)
+    model = build_model(section, tokenizer).eval()
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    input_ids = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids, num_loops=1).logits, base.float()(input_ids).logits)
+
+
+class AutoTokenizerStub:
+    """A tokenizer of which only the size matters."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ({"hiden_size": 8}, "unknown key 'hiden_size' in model.backbone; did you mean 'hidden_size'?"),
+        ({"model_type": "lama"}, "model.backbone.model_type must be a model type of transformers, got 'lama'"),
+        ({"vocab_size": 100}, "must hold the tokenizer's 257 tokens, got vocab_size=100"),
+    ],
+)
+def test_bad_backbones(backbone, message):
+    with pytest.raises(ValueError) as error:
+        build_model(ModelSection(backbone={**BACKBONE, **backbone}), byte_tokenizer())
+    assert message in str(error.value)
+
+
+def test_no_core_is_refused_before_anything_is_written(make_recipe, tmp_path):
+    with pytest.raises(ValueError, match="no core layer"):
+        run_recipe(make_recipe("model.num_prelude_layers=2", "model.num_coda_layers=1"))
+    assert not (tmp_path / "run").exists()

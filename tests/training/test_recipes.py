@@ -1,0 +1,102 @@
+"""The recipes and launch configurations in `training/`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from hf_loop.trainer.recipe import load_recipe
+from hf_loop.trainer.run import run_recipe
+
+from ..trainer.tiny import tiny_model
+
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "training" / "recipes").glob("*/*.yaml"))
+LAUNCH_CONFIGS = sorted((ROOT / "training" / "accelerate").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_there_are_recipes():
+    names = {path.stem for path in RECIPES}
+    assert {"shell_game", "text_pretraining", "finetune_smollm2"} <= names
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_valid_without_its_debug_variant(path, monkeypatch):
+    recipe = load_recipe(path, ["training.bf16=false", "training.use_cpu=true"])  # the rest is for a GPU
+    assert recipe.training.output_dir == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_debug_variant_runs_two_steps(path, tmp_path):
+    output_dir = tmp_path / "run"
+    recipe = load_recipe(path, [f"training.output_dir={output_dir}", "training.disable_tqdm=true"], debug=True)
+    run_recipe(recipe)
+    state = json.loads((output_dir / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+    assert len([entry for entry in state["log_history"] if "mean_loops" in entry]) == 2
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(output_dir), AutoTokenizer.from_pretrained(output_dir)
+    assert model.config.model_type == "looped_lm"
+    assert model.config.num_loops == yaml.safe_load(path.read_text())["model"]["num_loops"]
+    assert len(tokenizer) <= model.config.vocab_size
+
+
+def test_finetuning_recipe_retrofits_a_checkpoint(tmp_path):
+    config = tiny_model().config.backbone_config
+    config.update({"vocab_size": 257, "num_hidden_layers": 3, "max_position_embeddings": 64})
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    overrides = [
+        f"training.output_dir={tmp_path / 'run'}",
+        "training.disable_tqdm=true",
+        "model.backbone=null",
+        f"model.pretrained={tmp_path / 'base'}",
+    ]
+    path = ROOT / "training" / "recipes" / "looped" / "finetune_smollm2.yaml"
+    result = run_recipe(load_recipe(path, overrides, debug=True))
+    assert result.num_parameters == LlamaForCausalLM(config).num_parameters() + 2 * 32 * 32
+
+
+@pytest.mark.parametrize("path", LAUNCH_CONFIGS, ids=lambda path: path.stem)
+def test_launch_configuration_is_read_by_accelerate(path):
+    config = load_config_from_file(str(path))
+    expected = {
+        "cpu": DistributedType.NO,
+        "ddp": DistributedType.MULTI_GPU,
+        "fsdp2": DistributedType.FSDP,
+        "deepspeed_zero2": DistributedType.DEEPSPEED,
+    }
+    assert config.distributed_type == expected[path.stem]
+    if path.stem == "fsdp2":
+        assert config.fsdp_config["fsdp_version"] == 2
+        assert config.fsdp_config["fsdp_reshard_after_forward"] is False
+    if path.stem == "deepspeed_zero2":
+        assert config.deepspeed_config["zero_stage"] == 2
+
+
+def test_launch_configurations_reach_the_processes(monkeypatch):
+    # what `accelerate launch` puts into the environment of every process
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    def environment(name, prepare):
+        path = str(ROOT / "training" / "accelerate" / f"{name}.yaml")
+        args = launch_command_parser().parse_args(["--config_file", path, "training/train.py"])
+        args, defaults, _ = _validate_launch_command(args)
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        return prepare(args)
+
+    fsdp2 = environment("fsdp2", prepare_multi_gpu_env)
+    assert (fsdp2["ACCELERATE_USE_FSDP"], fsdp2["FSDP_VERSION"]) == ("true", "2")
+    assert (fsdp2["FSDP_RESHARD_AFTER_FORWARD"], fsdp2["ACCELERATE_MIXED_PRECISION"]) == ("false", "bf16")
+    _, zero2 = environment("deepspeed_zero2", prepare_deepspeed_cmd_env)
+    assert (zero2["ACCELERATE_USE_DEEPSPEED"], zero2["ACCELERATE_DEEPSPEED_ZERO_STAGE"]) == ("true", "2")
+    assert zero2["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "auto"
