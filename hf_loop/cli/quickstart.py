@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..evaluation import LoopCurve
     from ..models import LoopedForCausalLM
 
-NUM_SWAPS = 10
+NUM_SWAPS = 8
 NUM_LOOPS = 6
 # twice and four times the trained depth are beyond anything seen in training
 LOOPS = [1, 2, 3, 4, 5, 6, 8, 12, 24]
@@ -47,9 +47,9 @@ def quickstart(
     example = splits["test"][0]
     console.print(f"The task: where is the ball?  {example['prompt']}  ->  {example['answer']}", markup=False)
 
-    console.print(f"Training the looped model: one layer, 3 to 9 loops, {steps} steps")
+    console.print(f"Training the looped model: one layer, 4 to 8 loops, {steps} steps")
     # the depth of a step is drawn: a model that is always trained at one depth is poorer at others
-    sampled_depth = {"loop_sampling": "uniform", "min_loops": 3, "max_loops": 9}
+    sampled_depth = {"loop_sampling": "uniform", "min_loops": 4, "max_loops": 8}
     looped_model = train(build_model(tokenizer, NUM_LOOPS, seed), splits, tokenizer, seed, **sampled_depth)
     console.print(f"Training the fixed-depth model: the same layer, once, {steps} steps")
     fixed_model = train(build_model(tokenizer, 1, seed), splits, tokenizer, seed, loop_sampling="fixed")
@@ -151,6 +151,8 @@ def save(
 
     from ..evaluation import Results, write_model_card
 
+    # Trainer turned it off for training
+    model.config.use_cache = True
     # an answer is one word: the word ends the generation, also for a caller who allows more
     model.generation_config = GenerationConfig(
         max_new_tokens=1,
@@ -164,7 +166,7 @@ def save(
         curves=curves,
         command=f"hf-loop quickstart --seed {seed} --steps {steps}",
         seed=seed,
-        loop_sampling="uniform from 3 to 9",
+        loop_sampling="uniform from 4 to 8",
         prompt=test_games[0]["prompt"],
         notes=[
             f"The model knows the shell game with three cups and up to {NUM_SWAPS} swaps, and nothing else.",
@@ -200,4 +202,4 @@ def ask_again(console: "Console", output_dir: Path, games: "Dataset") -> None:
 def _check_output_dir(output_dir: Path) -> None:
     """Refuse an output folder that holds something, before any work is done."""
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
-        raise ValueError(f"output_dir must be a new or empty folder, got {str(output_dir)!r}, which holds files")
+        raise ValueError(f"output_dir must be a new or empty folder, got {str(output_dir)!r}")

@@ -17,8 +17,8 @@ def coin_flips(
     This is parity. Guessing is right half of the time.
 
     Args:
-        num_train: Training rows.
-        num_test: Test rows; none of these games is in the training split, whatever the seeds.
+        num_train: Training rows; games may repeat.
+        num_test: Test rows, distinct; none of these games is in the training split, whatever the seeds.
         num_moves: Words `flip` or `keep` in a game.
         curriculum: The share of the training rows over which games grow from one move to `num_moves`
             (see [`~StateTracking.splits`]).
@@ -28,6 +28,6 @@ def coin_flips(
         `tuple[DatasetDict, PreTrainedTokenizerFast]`: As [`shell_game`].
 
     Raises:
-        ValueError: If a size is out of range or there are not so many distinct games.
+        ValueError: If a size is out of range or there are not so many games for testing.
     """
     return COIN.splits(num_train, num_test, num_moves, curriculum, seed), COIN.tokenizer()

@@ -23,8 +23,8 @@ def shell_game(
     answer depends on their order and not on their counts.
 
     Args:
-        num_train: Training rows.
-        num_test: Test rows; none of these games is in the training split, whatever the seeds.
+        num_train: Training rows; games may repeat.
+        num_test: Test rows, distinct; none of these games is in the training split, whatever the seeds.
         num_swaps: Swaps in a game.
         num_cups: Cups, at least 3: two cups leave nothing but one swap to choose.
         curriculum: The share of the training rows over which games grow from one swap to `num_swaps`
@@ -36,7 +36,7 @@ def shell_game(
         `answer`, `input_ids` and `labels` (explained in `state_tracking.py`), and the tokenizer they are made with.
 
     Raises:
-        ValueError: If a size is out of range or there are not so many distinct games.
+        ValueError: If a size is out of range or there are not so many games for testing.
     """
     if isinstance(num_cups, bool) or not isinstance(num_cups, int) or num_cups < 3:
         raise ValueError(f"num_cups must be an integer of at least 3, got {num_cups!r}")

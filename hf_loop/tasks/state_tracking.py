@@ -29,6 +29,7 @@ from .tokenizer import BOS_TOKEN, word_tokenizer
 IGNORE_INDEX = -100
 # one game in so many is a test game
 TEST_SHARE = 8
+MANY_GAMES = 10_000
 
 # the state a game starts in, and its moves
 Game = tuple[int, list[str]]
@@ -80,36 +81,40 @@ class StateTracking:
             `-100` where there is no label).
 
         Raises:
-            ValueError: If an argument is out of range, or there are not so many test games, or no training game.
+            ValueError: If an argument is out of range, or there are not so many games for a split.
         """
         _check_sizes(num_train, num_test, num_moves, curriculum)
         rng = random.Random(seed)
-        train = self._draw("num_train", num_train, num_moves, rng)
-        test = self._draw("num_test", num_test, num_moves, rng)
+        train = self._draw("train", num_train, num_moves, rng)
+        test = self._draw("test", num_test, num_moves, rng)
         train = [
             (start, moves[: _length(i / num_train, num_moves, curriculum)]) for i, (start, moves) in enumerate(train)
         ]
         return DatasetDict({"train": self._dataset(train), "test": self._dataset(test)})
 
     def _draw(self, split: str, num_games: int, num_moves: int, rng: random.Random) -> list[Game]:
-        """Distinct games of one split, in random order."""
+        """Random games of one split; those for testing are distinct."""
         num_states, words = len(self.states), list(self.moves)
         # a game as one number: its digits are the moves, and what is left is the start
         num_codes = num_states * len(words) ** num_moves
-        is_test = split == "num_test"
-        if num_codes < 2 * TEST_SHARE * num_games:
-            # drawing without end is possible only here, where the games are few enough to count
-            num_available = sum(_is_test_game(code) == is_test for code in range(num_codes))
-            if num_games > num_available:
+        is_test = split == "test"
+        needed = num_games if is_test else 1
+        # among many more games than needed there are enough for sure; few can be counted
+        if num_codes < max(MANY_GAMES, 2 * TEST_SHARE * needed):
+            available = sum(_is_test_game(code) == is_test for code in range(num_codes))
+            if available < needed:
                 raise ValueError(
-                    f"{split} must be at most {num_available}, which is how many games of {num_moves} moves there are "
-                    f"for it, got {num_games}"
+                    f"num_{split} must be at most {available}, the number of games of {num_moves} moves for it, "
+                    f"got {num_games}"
                 )
-        codes: dict[int, None] = {}
+        codes: list[int] = []
+        seen: set[int] = set()
         while len(codes) < num_games:
             code = rng.randrange(num_codes)
-            if _is_test_game(code) == is_test:
-                codes[code] = None
+            if _is_test_game(code) == is_test and code not in seen:
+                codes.append(code)
+                if is_test:
+                    seen.add(code)
         games = []
         for code in codes:
             moves = []

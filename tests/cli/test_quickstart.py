@@ -50,6 +50,7 @@ def test_the_folder_loads_through_the_auto_classes_and_answers_one_word(folder):
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     assert model.config.num_loops == module.NUM_LOOPS
+    assert model.config.use_cache
     answers = tokenizer.convert_tokens_to_ids(["ball:1", "ball:2", "ball:3"])
     assert GenerationConfig.from_pretrained(folder).eos_token_id == answers
     prompts = tokenizer(["ball:1 1<->2", "ball:3 1<->2 2<->3 1<->3"], padding=True, return_tensors="pt")

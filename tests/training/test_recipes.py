@@ -31,9 +31,9 @@ def test_there_are_recipes():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_is_valid_without_its_debug_variant(path, monkeypatch):
+def test_recipe_is_valid_without_its_debug_variant(path):
     recipe = load_recipe(path, ["training.bf16=false", "training.use_cpu=true"])  # the rest is for a GPU
-    assert recipe.training.output_dir == f"runs/{path.stem}"
+    assert recipe.training.output_dir == f"outputs/{path.stem}"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -82,7 +82,7 @@ def test_launch_configuration_is_read_by_accelerate(path):
         assert config.deepspeed_config["zero_stage"] == 2
 
 
-def test_launch_configurations_reach_the_processes(monkeypatch):
+def test_launch_configurations_reach_the_processes():
     # what `accelerate launch` puts into the environment of every process
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
