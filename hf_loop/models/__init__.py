@@ -36,8 +36,8 @@ for _auto_class, _model_class in (
     _model_class.register_for_auto_class(_auto_class.__name__)
 LoopedConfig.register_for_auto_class()
 
-# Trainer, pipelines and lm-eval recognise models by these tables of names, which `register` does not fill;
-# without them Trainer's label smoothing scores every token against itself instead of the next one
+# Trainer (in label smoothing and in model cards) and lm-eval recognise models by these tables of names, which
+# `register` does not fill; without them label smoothing scores every token against itself instead of the next one
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForCausalLM.__name__
 MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForSequenceClassification.__name__
 MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForTokenClassification.__name__

@@ -261,7 +261,7 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
     >>> from transformers import AutoModelForCausalLM
     >>> import hf_loop
 
-    >>> model = AutoModelForCausalLM.from_pretrained("hf_loop_quickstart/model")
+    >>> model = AutoModelForCausalLM.from_pretrained("hf_loop_quickstart")
     >>> model.generate(**inputs, num_loops=8)
     ```
     """
