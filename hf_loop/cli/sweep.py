@@ -96,12 +96,14 @@ def _print_curve(curve: "LoopCurve") -> None:
     columns = {curve.metric: curve.values}
     if curve.sequence_accuracy is not None:
         columns["whole sequences"] = curve.sequence_accuracy
-    table = Table(title=f"{curve.metric} of {curve.label}")
+    console = Console()
+    # not as the table's title, which would be broken to the table's width
+    console.print(f"{curve.metric} of {curve.label}", markup=False)
+    table = Table()
     for heading in ("loops", *columns):
         table.add_column(heading, justify="right")
     for count, *values in zip(curve.num_loops, *columns.values(), strict=True):
         table.add_row(str(count), *(f"{value:.4f}" if value < 1e4 else f"{value:.3g}" for value in values))
-    console = Console()
     console.print(table)
     if curve.trained_loops is not None:
         low, high = safe_range(curve)

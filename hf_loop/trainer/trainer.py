@@ -1,11 +1,13 @@
 """`transformers.Trainer` with a depth for every step."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 
+from ..models.modeling_looped import LoopedPreTrainedModel
 from .arguments import LoopTrainingArguments
 from .depth import DepthSchedule, StepDepth
 from .optimizer import build_muon_adamw, undecayed_parameter_names
@@ -80,6 +82,13 @@ class LoopTrainer(Trainer):
             self._depths_since_log.clear()
         super().log(logs, start_time)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """`Trainer.create_model_card`, then the looped model's own card, with what `Trainer` wrote as a section."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            folder = str(self.args.output_dir)
+            self._looped_model().write_model_card(folder, self.hub_model_id or Path(folder).name)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """`Trainer.create_optimizer`, or Muon and AdamW with `use_muon`."""
         if self.args.use_muon and self.optimizer is None:
@@ -99,10 +108,10 @@ class LoopTrainer(Trainer):
 
         return build
 
-    def _looped_model(self) -> PreTrainedModel:
+    def _looped_model(self) -> LoopedPreTrainedModel:
         # only PEFT's wrapper has this method
         get_base_model = getattr(self.model, "get_base_model", None)
-        return cast(PreTrainedModel, self.model if get_base_model is None else get_base_model())
+        return cast(LoopedPreTrainedModel, self.model if get_base_model is None else get_base_model())
 
     def _refuse_reentrant_checkpointing(self) -> None:
         # under DDP the re-entrant form marks a reused weight ready once per loop, which fails deep inside autograd
