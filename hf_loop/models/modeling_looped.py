@@ -110,11 +110,12 @@ class LoopedModel(LoopedPreTrainedModel):
         super().init_parallel_plans()
         # FSDP would gather the weights of a core layer again in every loop: keep them
         layers = f"backbone.{backbone_spec(self.config.backbone_config).layers}"
-        strategy = self._fsdp_plan.pop(f"{layers}.*", None)
+        plan = dict(self._fsdp_plan or {})
+        strategy = plan.pop(f"{layers}.*", None)
         if strategy is not None:
             num_prelude, num_core, num_coda = self.layer_counts()
             strategies = [strategy] * num_prelude + ["keep_full_weight"] * num_core + [strategy] * num_coda
-            self._fsdp_plan |= {f"{layers}.{index}": strategy for index, strategy in enumerate(strategies)}
+            self._fsdp_plan = plan | {f"{layers}.{index}": strategy for index, strategy in enumerate(strategies)}
 
     def get_input_embeddings(self):
         return self.backbone.get_input_embeddings()
