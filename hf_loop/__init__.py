@@ -6,7 +6,11 @@ Importing `hf_loop` registers its models with transformers' Auto classes.
 import importlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _HOMES = {
     "LoopedConfig": "models",
@@ -19,9 +23,25 @@ _HOMES = {
     "retrofit": "retrofitting",
 }
 
-# the `hf-loop` command answers `--help` without waiting for torch; its commands import what they need
+
+def register() -> None:
+    """Register the models with transformers' Auto classes, and have models that are pushed write their own card.
+
+    Importing hf_loop calls it, except in the `hf-loop` command, which answers `--help` without waiting for torch.
+    """
+    models = importlib.import_module(".models", __name__)
+    models.LoopedPreTrainedModel.write_model_card = _write_model_card
+
+
+def _write_model_card(model: "PreTrainedModel", folder: str, repo_id: str) -> None:
+    # imported on use: figures and templates are not needed to run a model
+    from .evaluation.hub_card import write_card_before_push
+
+    write_card_before_push(model, folder, repo_id)
+
+
 if Path(sys.argv[0]).stem != "hf-loop":
-    importlib.import_module(".models", __name__)
+    register()
 
 
 def __getattr__(name: str):

@@ -1,6 +1,6 @@
 """The README says what is so: its table of backbones is made from the list the code uses, and its commands exist.
 
-    python -m tests.test_readme     # writes the table into README.md
+python -m tests.test_readme     # writes the table into README.md
 """
 
 import re
@@ -55,7 +55,8 @@ def backbone_table() -> str:
     rows = ["| `model_type` | transformers class | attention | around the layers |", "|---|---|---|---|"]
     for model_type in MODEL_TYPES:
         model_class = AutoModel._model_mapping[type(tiny_backbone(model_type))].__name__
-        cells = (f"`{model_type}`", model_class, layer_kinds(model_type), peculiarities(SUPPORTED_BACKBONES[model_type]))
+        around = peculiarities(SUPPORTED_BACKBONES[model_type])
+        cells = (f"`{model_type}`", model_class, layer_kinds(model_type), around)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

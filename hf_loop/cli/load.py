@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import register
 from .options import parse_layer_range
 
 
@@ -74,10 +75,10 @@ def load_model(name: str, layers: LayerRange | None = None) -> "LoopedForCausalL
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
-    from .. import models  # noqa: F401 (registers the model types)
     from ..evaluation.weights import check_weight_files
     from ..retrofitting import retrofit
 
+    register()
     layers = layers or LayerRange()
     path = Path(name)
     if path.suffix == ".gguf":

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .. import register
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
@@ -27,6 +29,7 @@ def train(
 
     from ..trainer.run import run_recipe
 
+    register()
     result = run_recipe(checked)
     if checked.training.process_index == 0:
         evaluation = "" if result.eval_loss is None else f", evaluation loss {result.eval_loss:.4f}"

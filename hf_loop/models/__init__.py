@@ -6,7 +6,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -42,20 +41,11 @@ MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForCausalLM._
 MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForSequenceClassification.__name__
 MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForTokenClassification.__name__
 
-
-def _write_model_card(model: PreTrainedModel, folder: str, repo_id: str) -> None:
-    # imported on use: the card shows evaluations, which sit above the models
-    from ..evaluation.hub_card import write_card_before_push
-
-    write_card_before_push(model, folder, repo_id)
-
-
-LoopedPreTrainedModel.write_model_card = _write_model_card
-
 __all__ = [
     "LoopedConfig",
     "LoopedForCausalLM",
     "LoopedForSequenceClassification",
     "LoopedForTokenClassification",
     "LoopedModel",
+    "LoopedPreTrainedModel",
 ]
