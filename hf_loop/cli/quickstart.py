@@ -32,7 +32,7 @@ def quickstart(
         "hf_loop_quickstart"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the games, the weights and the depths.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each model.")] = 1200,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each model.")] = 1500,
 ) -> None:
     """Train a small looped model beside one of fixed depth and see it answer better with more loops."""
     _check_output_dir(output_dir)
@@ -43,7 +43,7 @@ def quickstart(
     from ..tasks import shell_game
 
     console = Console()
-    splits, tokenizer = shell_game(steps * BATCH_SIZE, NUM_TEST_GAMES, NUM_SWAPS, curriculum=0.4, seed=seed)
+    splits, tokenizer = shell_game(steps * BATCH_SIZE, NUM_TEST_GAMES, NUM_SWAPS, curriculum=0.25, seed=seed)
     example = splits["test"][0]
     console.print(f"The task: where is the ball?  {example['prompt']}  ->  {example['answer']}", markup=False)
 
@@ -74,7 +74,7 @@ def build_model(tokenizer: "PreTrainedTokenizerBase", num_loops: int, seed: int)
     backbone_config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
-        intermediate_size=256,
+        intermediate_size=128,
         num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -100,6 +100,7 @@ def train(
 
     from ..trainer import LoopTrainer, LoopTrainingArguments
 
+    steps = len(splits["train"]) // BATCH_SIZE
     with TemporaryDirectory() as scratch:
         args = LoopTrainingArguments(
             output_dir=scratch,
@@ -108,8 +109,10 @@ def train(
             # the games come with the short ones first
             train_sampling_strategy="sequential",
             learning_rate=3e-3,
-            lr_scheduler_type="linear",
-            warmup_steps=50,
+            # the rate stays high until the last third, which learns this task sooner than an even decay
+            lr_scheduler_type="warmup_stable_decay",
+            lr_scheduler_kwargs={"num_decay_steps": steps * 3 // 10},
+            warmup_steps=steps // 30,
             weight_decay=0.01,
             logging_steps=100,
             save_strategy="no",
