@@ -120,6 +120,8 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
+    # the tokenizer's class is found through the model's configuration
+    register()
     path = Path(name)
     if path.suffix == ".gguf":
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=_gguf_name(path))

@@ -37,11 +37,14 @@ def quickstart(
     """Train a small looped model beside one of fixed depth and see it answer better with more loops."""
     _check_output_dir(output_dir)
 
+    import torch
     from rich.console import Console
 
     from ..evaluation import accuracy_over_loops
     from ..tasks import shell_game
 
+    # a second thread gains nothing on a model this small, and costs much where the cores are shared
+    torch.set_num_threads(1)
     console = Console()
     splits, tokenizer = shell_game(steps * BATCH_SIZE, NUM_TEST_GAMES, NUM_SWAPS, curriculum=0.25, seed=seed)
     example = splits["test"][0]

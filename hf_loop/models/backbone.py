@@ -184,7 +184,7 @@ class Backbone:
         self.config = model.config
         self.spec = backbone_spec(model.config)
         # looked up once: attributes of modules and configurations are slow to read for every layer of every token
-        self.layers: Any = getattr(model, self.spec.layers)
+        self.layers: list[Any] = list(getattr(model, self.spec.layers))
         self.layer_types: list[str] | None = getattr(model.config, "layer_types", None)
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -273,9 +273,10 @@ class Backbone:
         """The final norm, `[B, T, D]`."""
         return getattr(self.model, self.spec.norm)(hidden_states)
 
-    def logits(self, lm_head: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, T, V]` of normed hidden states, with the architecture's scaling or soft-capping."""
-        return self.spec.finish_logits(self.config, lm_head(hidden_states))
+
+def compute_logits(config: PreTrainedConfig, lm_head: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Logits `[B, T, V]` of normed hidden states, with the architecture's scaling or soft-capping."""
+    return backbone_spec(config).finish_logits(config, lm_head(hidden_states))
 
 
 def make_backbone(config: PreTrainedConfig) -> PreTrainedModel:

@@ -33,7 +33,7 @@ from transformers.utils import auto_docstring, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .backbone import Backbone, LayerInputs, adopt_backbone, backbone_spec, make_backbone
+from .backbone import Backbone, LayerInputs, adopt_backbone, backbone_spec, compute_logits, make_backbone
 from .cache_views import check_num_slots
 from .checks import check_positive_int
 from .configuration_looped import LoopedConfig
@@ -163,13 +163,16 @@ class LoopedModel(LoopedPreTrainedModel):
                 raise ValueError("`output_loop_hidden_states` and `output_loop_logits` need `past_key_values=None`")
             use_cache = False
 
+        # slots: prelude layer i -> i; coda layer j -> P + j; core layer l in loop r -> P + C + r * n + l.
+        # the coda comes before the core so that its slots stay put when the loop count changes
+        num_prelude, num_core, num_coda = self.layer_counts()
         backbone = Backbone(self.backbone)
         if input_ids is not None and inputs_embeds is None:
             inputs_embeds = backbone.embed(input_ids)
         elif input_ids is not None or inputs_embeds is None:
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if past_key_values is not None:
-            check_num_slots(past_key_values, self.config.num_slots(num_loops), num_loops)
+            check_num_slots(past_key_values, num_prelude + num_coda + num_core * num_loops, num_loops)
         elif use_cache:
             past_key_values = DynamicCache(config=self.config.with_num_loops(num_loops))
         if position_ids is None:
@@ -179,9 +182,6 @@ class LoopedModel(LoopedPreTrainedModel):
         use_cache = bool(use_cache)
         inputs = backbone.prepare(inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, **kwargs)
 
-        # slots: prelude layer i -> i; coda layer j -> P + j; core layer l in loop r -> P + C + r * n + l.
-        # the coda comes before the core so that its slots stay put when the loop count changes
-        num_prelude, num_core, num_coda = self.layer_counts()
         has_loop_norm = self.config.loop_norm
         hidden_states = backbone.enter(inputs_embeds)
         for index in range(num_prelude):
@@ -204,10 +204,12 @@ class LoopedModel(LoopedPreTrainedModel):
 
         loop_hidden_states = None
         if output_loop_hidden_states:
-            loop_hidden_states = tuple(self.read_out(backbone, state, inputs) for state in loop_states)
+            loop_hidden_states = tuple(
+                self.read_out(backbone, state, inputs, num_prelude, num_coda) for state in loop_states
+            )
             last_hidden_state = loop_hidden_states[-1]
         else:
-            last_hidden_state = self.read_out(backbone, state, inputs)
+            last_hidden_state = self.read_out(backbone, state, inputs, num_prelude, num_coda)
         return LoopedModelOutputWithPast(
             last_hidden_state=last_hidden_state,
             past_key_values=past_key_values,
@@ -241,11 +243,13 @@ class LoopedModel(LoopedPreTrainedModel):
         noise = truncated_normal(seeds, position_ids, encoded.shape[-1], state_std(self.config), encoded.dtype)
         return noise.expand_as(encoded)
 
-    def read_out(self, backbone: Backbone, state: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
+    def read_out(
+        self, backbone: Backbone, state: torch.Tensor, inputs: LayerInputs, num_prelude: int, num_coda: int
+    ) -> torch.Tensor:
         """The state through the coda and the final norm, `[B, T, D]`."""
-        num_prelude, num_core, num_coda = self.layer_counts()
+        first = len(backbone.layers) - num_coda
         for index in range(num_coda):
-            state = backbone.run_layer(num_prelude + num_core + index, num_prelude + index, state, inputs)
+            state = backbone.run_layer(first + index, num_prelude + index, state, inputs)
         return backbone.norm(state)
 
 
@@ -324,9 +328,9 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
             output_loop_hidden_states=output_loop_logits,
             **kwargs,
         )
-        backbone = Backbone(self.model.backbone)
+        backbone_config = self.model.backbone.config
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        logits = backbone.logits(self.lm_head, hidden_states)
+        logits = compute_logits(backbone_config, self.lm_head, hidden_states)
 
         loss = None
         if labels is not None:
@@ -335,7 +339,7 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
         loop_logits = None
         if output_loop_logits:
             loop_logits = tuple(
-                backbone.logits(self.lm_head, slice_logits_to_keep(states, logits_to_keep))
+                compute_logits(backbone_config, self.lm_head, slice_logits_to_keep(states, logits_to_keep))
                 for states in outputs.loop_hidden_states
             )
         return LoopedCausalLMOutputWithPast(

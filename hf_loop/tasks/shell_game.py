@@ -11,7 +11,7 @@ from .state_tracking import StateTracking
 def shell_game(
     num_train: int,
     num_test: int,
-    num_swaps: int = 10,
+    num_swaps: int = 8,
     *,
     num_cups: int = 3,
     curriculum: float = 0.0,

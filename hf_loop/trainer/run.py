@@ -75,6 +75,8 @@ def run_recipe(recipe: Recipe) -> RunResult:
     )
     train_loss = trainer.train(resume_from_checkpoint=resume).training_loss
     eval_loss = trainer.evaluate()["eval_loss"] if data.eval_dataset is not None else None
+    # `Trainer` turns the cache off for training; whoever loads the model wants it
+    model.config.use_cache = True
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():

@@ -13,9 +13,11 @@ from hf_loop.evaluation import Results
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart") / "new" / "folder"
+    num_threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "NUM_TEST_GAMES", 8)
         quickstart(folder, seed=1, steps=3)
+    torch.set_num_threads(num_threads)
     return folder
 
 
@@ -86,7 +88,7 @@ def test_an_output_folder_that_is_not_empty_is_refused_and_kept(tmp_path, monkey
 
 @pytest.mark.slow
 def test_more_loops_answer_better(tmp_path):
-    """The whole quickstart, as a newcomer runs it: two to three minutes on two CPU cores."""
+    """The whole quickstart, as a newcomer runs it: a minute and a half on an idle CPU core, at most three."""
     quickstart(tmp_path / "out")
     looped, fixed = Results.load(tmp_path / "out").curves
     assert looped.value_at(6) >= 0.95

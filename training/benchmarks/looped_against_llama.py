@@ -1,23 +1,23 @@
 """What looping costs beside a plain Llama that calls as many layers, all in one run and as ratios.
 
-    python training/benchmarks/looped_against_llama.py                  # about 5 minutes on two CPU cores
-    python training/benchmarks/looped_against_llama.py --rounds 3       # a quick look
+    python training/benchmarks/looped_against_llama.py                  # about 10 minutes on one CPU core
+    python training/benchmarks/looped_against_llama.py --rounds 5       # a quick look
 
 The limit, before any overhead: both models do the same multiplications per layer call, so time cannot fall below
 1.0 for arithmetic alone; a looped model reads its core's weights once per loop but they stay in cache between loops,
 which is worth the most where weights outweigh activations (decoding one token), and it has fewer gradients to write.
 
-Times are processor times on one thread. Peak memory is what a forward and backward pass adds to a fresh process that
-has already run one with a single loop.
+Times are processor times on one thread. Peak memory is what a forward and backward pass adds to a process that holds
+the model and its gradients; each is measured in a process of its own.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -25,15 +25,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_loop import LoopedConfig, LoopedForCausalLM
 
 
-HIDDEN_SIZE, NUM_CORE_LAYERS, NUM_LOOPS = 512, 2, 6
+HIDDEN_SIZES = (256, 512)
+NUM_CORE_LAYERS, NUM_LOOPS = 2, 6
 
 
-def backbone_config(num_hidden_layers: int) -> LlamaConfig:
-    """A Llama of hidden size 512 with grouped-query attention."""
+def backbone_config(num_hidden_layers: int, hidden_size: int = 512) -> LlamaConfig:
+    """A Llama with grouped-query attention."""
     return LlamaConfig(
         vocab_size=8192,
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=4 * HIDDEN_SIZE,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
         num_hidden_layers=num_hidden_layers,
         num_attention_heads=8,
         num_key_value_heads=4,
@@ -41,10 +42,10 @@ def backbone_config(num_hidden_layers: int) -> LlamaConfig:
     )
 
 
-def looped_model(num_loops: int = NUM_LOOPS) -> LoopedForCausalLM:
+def looped_model(num_loops: int = NUM_LOOPS, hidden_size: int = 512) -> LoopedForCausalLM:
     """One prelude and one coda layer around a core of two."""
     config = LoopedConfig(
-        backbone_config=backbone_config(NUM_CORE_LAYERS + 2),
+        backbone_config=backbone_config(NUM_CORE_LAYERS + 2, hidden_size),
         num_prelude_layers=1,
         num_coda_layers=1,
         num_loops=num_loops,
@@ -52,7 +53,7 @@ def looped_model(num_loops: int = NUM_LOOPS) -> LoopedForCausalLM:
     return LoopedForCausalLM(config)
 
 
-def decode(model, num_tokens: int = 48) -> None:
+def decode(model, num_tokens: int = 24) -> None:
     """Greedy decoding of `num_tokens` after a prompt of 16."""
     prompt = torch.arange(16)[None] + 10
     model.generate(prompt, max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False)
@@ -81,19 +82,28 @@ def seconds(function) -> float:
 def paired_ratios(first, second, rounds: int) -> list[float]:
     """`first`'s time over `second`'s, in turn, so that a drifting machine slows both."""
     first(), second()
-    return [seconds(first) / seconds(second) for _ in range(rounds)]
+    ratios = []
+    for turn in range(rounds):
+        # each goes first in half of the rounds
+        if turn % 2:
+            first_seconds, second_seconds = seconds(first), seconds(second)
+        else:
+            second_seconds, first_seconds = seconds(second), seconds(first)
+        ratios.append(first_seconds / second_seconds)
+    return ratios
 
 
 def report(name: str, ratios: list[float]) -> None:
-    """One line: median, minimum and maximum."""
-    print(f"{name:<58} {statistics.median(ratios):6.2f}  ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+    """One line: median and quartiles."""
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(f"{name:<58} {middle:6.2f}  ({low:.2f} to {high:.2f})", flush=True)
 
 
-def compare_times(rounds: int) -> None:
+def compare_times(rounds: int, hidden_size: int) -> None:
     """Decoding and training against Llama with as many layer calls."""
-    looped = looped_model()
-    plain = LlamaForCausalLM(backbone_config(looped.config.num_hidden_layers))
-    print(f"{looped.config.num_hidden_layers} layer calls, hidden size {HIDDEN_SIZE}; looped over plain Llama, median")
+    looped = looped_model(hidden_size=hidden_size)
+    plain = LlamaForCausalLM(backbone_config(looped.config.num_hidden_layers, hidden_size))
+    print(f"{looped.config.num_hidden_layers} layer calls, hidden size {hidden_size}; looped over plain Llama, median (quartiles)")
     looped.eval(), plain.eval()
     report("decode time", paired_ratios(lambda: decode(looped), lambda: decode(plain), rounds))
     looped.train(), plain.train()
@@ -109,18 +119,24 @@ def compare_times(rounds: int) -> None:
 
 
 def peak_memory(num_loops: int, num_backprop_loops: int) -> int:
-    """Bytes that a forward and backward pass adds to this process."""
+    """Bytes that a forward and backward pass adds to what this process holds between passes (Linux only)."""
     model = looped_model(num_loops).train()
     backward_pass(model, 512, num_loops=1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(2):
-        backward_pass(model, 512, num_loops=num_loops, num_backprop_loops=num_backprop_loops)
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    held = memory_in_use("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    backward_pass(model, 512, num_loops=num_loops, num_backprop_loops=num_backprop_loops)
+    return memory_in_use("VmHWM") - held
+
+
+def memory_in_use(field: str) -> int:
+    """Bytes of resident memory: `VmRSS` now, `VmHWM` at its peak."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split(f"{field}:")[1].split()[0])
 
 
 def compare_memory() -> None:
     """Truncated against full back-propagation."""
-    print("\nmemory of forward and backward beyond that of one loop: last 2 loops with gradient against all")
+    print("\npeak memory of a forward and backward pass: last 2 loops with gradient against all")
     for num_loops in (4, 8, 16):
         truncated, full = (
             json.loads(
@@ -154,7 +170,7 @@ def count_cache_bytes() -> None:
 def main() -> None:
     """Run every comparison, or one memory measurement in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="timed pairs per comparison")
+    parser.add_argument("--rounds", type=int, default=41, help="timed pairs per comparison")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--measure-memory", nargs=2, type=int, metavar=("LOOPS", "K"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -163,7 +179,8 @@ def main() -> None:
     if args.measure_memory:
         print(json.dumps(peak_memory(*args.measure_memory)))
         return
-    compare_times(args.rounds)
+    for hidden_size in HIDDEN_SIZES:
+        compare_times(args.rounds, hidden_size)
     compare_memory()
     count_cache_bytes()
 
