@@ -29,7 +29,7 @@ def test_train_and_resume(hf_loop, tmp_path):
     code, output = hf_loop(*arguments)
     assert code == 0
     assert output.out.splitlines()[-1] == str(tmp_path / "run")
-    assert "67,008 parameters, training loss " in output.out
+    assert "42,432 parameters, training loss " in output.out
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
     code, output = hf_loop(*arguments)
