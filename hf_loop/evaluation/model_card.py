@@ -175,6 +175,8 @@ def render_model_card(facts: ModelCardFacts, figures: dict[str, str] | None = No
     return environment.from_string(_template()).render(
         card_data=card_data.to_yaml(),
         marker=CARD_MARKER,
+        # as a Python string; jinja's own filter would escape it for HTML
+        prompt=json.dumps(results.prompt or "Your text", ensure_ascii=False),
         facts=facts,
         results=results,
         sections=sections,

@@ -66,7 +66,7 @@ def test_a_card_with_measurements(model_folder):
         "| 2 | 0.500 | 0.200 | – |",
         "| 4 | 1.000 | 0.970 | 0.600 |",
         "The trained depth is not known, so no safe range is stated.",
-        'tokenizer(\'a "quoted" prompt\', return_tensors="pt")',
+        'tokenizer("a \\"quoted\\" prompt", return_tensors="pt")',
         "trust_remote_code=True",
         "num_loops=4",
         "hf-loop quickstart --seed 3",

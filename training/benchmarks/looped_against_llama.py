@@ -103,9 +103,8 @@ def compare_times(rounds: int, hidden_size: int) -> None:
     """Decoding and training against Llama with as many layer calls."""
     looped = looped_model(hidden_size=hidden_size)
     plain = LlamaForCausalLM(backbone_config(looped.config.num_hidden_layers, hidden_size))
-    print(
-        f"{looped.config.num_hidden_layers} layer calls, hidden size {hidden_size}; looped over plain Llama, median (quartiles)"
-    )
+    num_calls = looped.config.num_hidden_layers
+    print(f"{num_calls} layer calls, hidden size {hidden_size}; looped over plain Llama, median (quartiles)")
     looped.eval(), plain.eval()
     report("decode time", paired_ratios(lambda: decode(looped), lambda: decode(plain), rounds))
     looped.train(), plain.train()
