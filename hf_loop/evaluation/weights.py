@@ -33,5 +33,5 @@ def count_stored_parameters(folder: str | Path) -> int | None:
     total = 0
     for path in paths:
         with safe_open(path, framework="pt") as file:
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 no dict
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 not a dict
     return total

@@ -38,9 +38,11 @@ class CausalModelTester:
     DEPTHS: tuple[dict, ...] = ()
 
     def make_model(self, **overrides):
+        """The family's tiny model; every family's class defines it."""
         raise NotImplementedError
 
     def make_cache(self, model, depth: dict) -> DynamicCache:
+        """An empty cache for a call with the arguments `depth`; every family's class defines it."""
         raise NotImplementedError
 
     @INHERITED
