@@ -65,8 +65,21 @@ class LoopedConfig(PreTrainedConfig):
         state_init (`str`, *optional*, defaults to `"input"`):
             The state before the first loop: `"input"` (`e` itself), `"zeros"`, `"normal"` (truncated normal noise,
             see `state_noise.py`) or `"learned"` (one trained vector).
-        loop_norm (`bool`, *optional*, defaults to `False`):
-            Whether an RMS norm is applied to the state at the end of every loop.
+        state_std (`float`, *optional*):
+            Standard deviation of the `"normal"` state, `sqrt(2 / (5 hidden_size))` if not given.
+        loop_update (`str`, *optional*, defaults to `"replace"`):
+            What a loop does with the core's result `f(s)`: `"replace"` (`s <- f(s)`) or `"damped"`
+            (`s <- s + (f(s) - s) / num_loops`, the training-free looping of https://huggingface.co/papers/2605.23872).
+        loop_norm (`str`, *optional*, defaults to `"none"`):
+            The norm of the state at the end of every loop: `"none"`, `"own"` (an RMS norm of its own) or `"final"`
+            (the backbone's final norm, which then is not applied once more where there is no coda, as in
+            https://huggingface.co/papers/2510.25741).
+        coda_norm (`bool`, *optional*, defaults to `False`):
+            Whether the backbone's final norm is also applied between the last loop and the coda, as in
+            https://huggingface.co/papers/2502.05171.
+        state_projection (`bool`, *optional*, defaults to `False`):
+            Whether a linear map of the state stands between the last loop and the coda, as in
+            https://huggingface.co/papers/2604.12946. It starts as the identity.
 
     Raises:
         ValueError: a field is out of range, or the prelude and the coda leave no layer for the core.
@@ -97,7 +110,11 @@ class LoopedConfig(PreTrainedConfig):
     num_loops: int = 4
     injection: Literal["none", "add", "concat", "diagonal"] = "none"
     state_init: Literal["input", "zeros", "normal", "learned"] = "input"
-    loop_norm: bool = False
+    state_std: float | None = None
+    loop_update: Literal["replace", "damped"] = "replace"
+    loop_norm: Literal["none", "own", "final"] = "none"
+    coda_norm: bool = False
+    state_projection: bool = False
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -138,6 +155,10 @@ class LoopedConfig(PreTrainedConfig):
                 f"`num_prelude_layers` ({self.num_prelude_layers}) and `num_coda_layers` ({self.num_coda_layers}) "
                 f"leave no core layer: the backbone has {self.backbone_config.num_hidden_layers}"
             )
+        if self.state_std is not None and self.state_std < 0:
+            raise ValueError(f"`state_std` must not be negative, got {self.state_std}")
+        if self.coda_norm and self.num_coda_layers == 0:
+            raise ValueError("`coda_norm` needs `num_coda_layers` of at least 1: without a coda the final norm follows")
         if self.injection == "none" and self.state_init != "input":
             raise ValueError(
                 f"`state_init={self.state_init!r}` needs an injection: with `injection='none'` the input never "

@@ -76,7 +76,8 @@ class DiagonalInjection(nn.Module):
         self.A_log = nn.Parameter(torch.zeros(config.hidden_size))
         self.dt_bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.B = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
+        eps = getattr(config.backbone_config, "rms_norm_eps", 1e-6)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=eps)
 
     def forward(self, state: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
         # in fp32: a step of 1e-3 in the decay is lost in bf16

@@ -14,7 +14,7 @@
 """The looped language model: a schedule over the layers of any supported transformers decoder.
 
     e = prelude(embed(x));  s = init(e)
-    num_loops times:  s = core(inject(s, e))
+    num_loops times:  s = norm(core(inject(s, e)))
     logits = head(norm(coda(s)))
 
 With one loop, no injection and the state starting at `e`, this is the backbone itself, bit for bit.
@@ -70,8 +70,11 @@ class LoopedPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, (ConcatInjection, DiagonalInjection)):
             module.reset_parameters()
-        elif isinstance(module, LoopedModel) and module.config.state_init == "learned":
-            init.normal_(module.initial_state, std=state_std(module.config))
+        elif isinstance(module, LoopedModel):
+            if module.config.state_init == "learned":
+                init.normal_(module.initial_state, std=state_std(module.config))
+            if module.config.state_projection:
+                init.eye_(module.state_projection.weight)
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         # `push_to_hub` calls this once the folder is complete
@@ -81,7 +84,9 @@ class LoopedPreTrainedModel(PreTrainedModel):
 
 
 def state_std(config: LoopedConfig) -> float:
-    """`sqrt(2 / (5 hidden_size))`, the standard deviation of Huginn's initial state (2502.05171)."""
+    """`config.state_std`, by default the `sqrt(2 / (5 hidden_size))` of Huginn's weights (2502.05171)."""
+    if config.state_std is not None:
+        return config.state_std
     return (2.0 / (5.0 * config.hidden_size)) ** 0.5
 
 
@@ -101,9 +106,12 @@ class LoopedModel(LoopedPreTrainedModel):
         # CODEPATH: learned states are for models trained from scratch; Huginn's is noise, Ouro's is the input
         if config.state_init == "learned":
             self.initial_state = nn.Parameter(torch.zeros(config.hidden_size))
-        # CODEPATH: Ouro normalises the state after every loop; Huginn and plain retrofits do not
-        if config.loop_norm:
+        # CODEPATH: a norm of its own bounds the state of models trained from scratch; Ouro's is the final norm
+        if config.loop_norm == "own":
             self.loop_norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
+        # CODEPATH: Parcae maps the state before its coda
+        if config.state_projection:
+            self.state_projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.post_init()
 
     def init_parallel_plans(self):
@@ -182,7 +190,7 @@ class LoopedModel(LoopedPreTrainedModel):
         use_cache = bool(use_cache)
         inputs = backbone.prepare(inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, **kwargs)
 
-        has_loop_norm = self.config.loop_norm
+        is_damped = self.config.loop_update == "damped"
         hidden_states = backbone.enter(inputs_embeds)
         for index in range(num_prelude):
             hidden_states = backbone.run_layer(index, index, hidden_states, inputs)
@@ -193,12 +201,15 @@ class LoopedModel(LoopedPreTrainedModel):
         for loop in range(num_loops):
             carries_gradient = num_backprop_loops is None or loop >= num_loops - num_backprop_loops
             with nullcontext() if carries_gradient else torch.no_grad():
+                previous = state
                 state = self.injection(state, encoded)
                 for index in range(num_core):
                     slot = num_prelude + num_coda + loop * num_core + index
                     state = backbone.run_layer(num_prelude + index, slot, state, inputs)
-                if has_loop_norm:
-                    state = self.loop_norm(state)
+                # with one loop the damped step is a whole one: not spelt as s + (f(s) - s), which would round
+                if is_damped and num_loops > 1:
+                    state = previous + (state - previous) / num_loops
+                state = self.norm_loop(backbone, state)
             if output_loop_states or output_loop_hidden_states:
                 loop_states.append(state)
 
@@ -243,14 +254,28 @@ class LoopedModel(LoopedPreTrainedModel):
         noise = truncated_normal(seeds, position_ids, encoded.shape[-1], state_std(self.config), encoded.dtype)
         return noise.expand_as(encoded)
 
+    def norm_loop(self, backbone: Backbone, state: torch.Tensor) -> torch.Tensor:
+        """The norm at a loop's end, `[B, T, D]`."""
+        loop_norm = self.config.loop_norm
+        if loop_norm == "none":
+            return state
+        return self.loop_norm(state) if loop_norm == "own" else backbone.norm(state)
+
     def read_out(
         self, backbone: Backbone, state: torch.Tensor, inputs: LayerInputs, num_prelude: int, num_coda: int
     ) -> torch.Tensor:
-        """The state through the coda and the final norm, `[B, T, D]`."""
+        """The state through what lies between the last loop and the head, `[B, T, D]`."""
+        config = self.config
+        if config.coda_norm:
+            state = backbone.norm(state)
+        if config.state_projection:
+            state = self.state_projection(state)
         first = len(backbone.layers) - num_coda
         for index in range(num_coda):
             state = backbone.run_layer(first + index, num_prelude + index, state, inputs)
-        return backbone.norm(state)
+        # the last loop may have ended with the final norm already
+        is_normed = config.loop_norm == "final" and num_coda == 0 and not config.state_projection
+        return state if is_normed else backbone.norm(state)
 
 
 # trf-ignore: TRF057 as above

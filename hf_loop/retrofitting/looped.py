@@ -7,41 +7,54 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from ..layer_ranges import plan_layers
 from ..models import LoopedConfig, LoopedForCausalLM
+from ..models.backbone import backbone_spec
+from .layer_selection import keep_layers
 
 
 def retrofit(
     model_or_path: PreTrainedModel | str | os.PathLike,
     family: Literal["looped"] = "looped",
     *,
-    num_prelude_layers: int = 0,
-    num_coda_layers: int = 0,
+    num_prelude_layers: int | None = None,
+    num_coda_layers: int | None = None,
+    core_layers: str | None = None,
     num_loops: int = 1,
     injection: Literal["none", "add", "concat", "diagonal"] = "none",
     state_init: Literal["input", "zeros", "normal", "learned"] | None = None,
-    loop_norm: bool = False,
+    loop_update: Literal["replace", "damped"] = "replace",
+    loop_norm: Literal["none", "own", "final"] = "none",
 ) -> LoopedForCausalLM:
     """Run the layers of a pretrained causal model on a looped schedule.
 
-    The modules move: no weight is copied, and the model passed in should not be used afterwards. With one loop and the
-    injections `none`, `add` and `concat` (and no `loop_norm`) the logits equal the original's bit for bit.
+    The modules move: no weight is copied, and the model passed in should not be used afterwards. With no layer
+    dropped, one loop, the injections `none`, `add` and `concat` and no `loop_norm` the logits equal the original's bit
+    for bit. With `diagonal` they do not: its norm gives every token's state the same length, which no weights undo.
 
     Args:
-        model_or_path (`PreTrainedModel` or `str`): a causal model of a supported backbone, or where to load one from.
+        model_or_path (`PreTrainedModel` or `str`): a causal model of a supported backbone, quantized or not, or where
+            to load one from.
         family (`str`): the kind of recurrent model; `"looped"`.
-        num_prelude_layers (`int`): layers that run once before the core.
-        num_coda_layers (`int`): layers that run once after the core.
+        num_prelude_layers (`int`, *optional*): layers that run once before the core, the first ones.
+        num_coda_layers (`int`, *optional*): layers that run once after the core, the last ones.
+        core_layers (`str`, *optional*): the layers of the core, `FIRST-LAST` counted from 0, both ends included; by
+            default those between prelude and coda. A prelude or coda that is not given then reaches to the core;
+            layers between given ones are dropped (https://huggingface.co/papers/2511.07384 keeps 4, `"6-11"`, 4 of
+            OLMo-2-1B and Llama-3.2-1B, and 4, `"10-17"`, 4 of TinyLlama-1.1B).
         num_loops (`int`): times the core runs by default.
         injection (`str`): how the prelude's output enters each loop, see [`LoopedConfig`].
         state_init (`str`, *optional*): the first state; by default `"input"` without an injection, else `"zeros"`,
             which keeps one loop equal to the original.
-        loop_norm (`bool`): whether an RMS norm ends every loop.
+        loop_update (`str`): what a loop does with the core's result, see [`LoopedConfig`].
+        loop_norm (`str`): the norm at every loop's end, see [`LoopedConfig`].
 
     Returns:
         `LoopedForCausalLM`, on the device and in the dtype of the original.
 
     Raises:
-        ValueError: the family or the architecture is not supported, or the layer counts leave no core.
+        ValueError: the family or the architecture is not supported, the ranges of layers do not fit, or an option is
+            refused by [`LoopedConfig`].
     """
     if family != "looped":
         raise ValueError(f"`family` must be 'looped', got {family!r}")
@@ -50,31 +63,51 @@ def retrofit(
         base = AutoModelForCausalLM.from_pretrained(base)
     if isinstance(base, LoopedForCausalLM):
         raise ValueError("`model_or_path` is a looped model already")
+    _check_causal(base)
+    plan = plan_layers(base.config.num_hidden_layers, num_prelude_layers, core_layers, num_coda_layers)
+    schedule = {
+        "num_loops": num_loops,
+        "injection": injection,
+        "state_init": state_init or ("input" if injection == "none" else "zeros"),
+        "loop_update": loop_update,
+        "loop_norm": loop_norm,
+    }
+    # what the configuration refuses is refused before any layer is dropped
+    LoopedConfig(backbone_config=base.config, **schedule)
+    keep_layers(base.base_model, plan.kept)
 
     config = LoopedConfig(
         backbone_config=base.config,
-        num_prelude_layers=num_prelude_layers,
-        num_coda_layers=num_coda_layers,
-        num_loops=num_loops,
-        injection=injection,
-        state_init=state_init or ("input" if injection == "none" else "zeros"),
-        loop_norm=loop_norm,
+        num_prelude_layers=len(plan.prelude),
+        num_coda_layers=len(plan.coda),
         dtype=base.dtype,
+        **schedule,
     )
     with torch.device("meta"):
         looped: Any = LoopedForCausalLM(config)
     looped.model.backbone = base.base_model
     looped.lm_head = base.get_output_embeddings()
     _materialize(looped, base.device, base.dtype)
+    _stay_quantized(looped, base)
     looped.generation_config = base.generation_config
     looped.name_or_path = base.name_or_path
     return looped.train(base.training)
 
 
+def _check_causal(base: PreTrainedModel) -> None:
+    """Refuse what is no decoder with a head, such as an encoder or a bare decoder."""
+    backbone_spec(base.config)
+    if base.get_output_embeddings() is None or base.base_model is base:
+        raise ValueError(
+            f"`model_or_path` must be a causal language model, got {type(base).__name__}, which has no head over the "
+            "vocabulary"
+        )
+
+
 def _materialize(looped: LoopedForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
     """Give the modules that the original did not have their initial weights."""
     new_modules: list[nn.Module] = [looped.model.injection, looped.model]
-    if looped.config.loop_norm:
+    if looped.config.loop_norm == "own":
         new_modules.append(looped.model.loop_norm)
     for module in new_modules:
         recurse = module is not looped.model
@@ -83,3 +116,16 @@ def _materialize(looped: LoopedForCausalLM, device: torch.device, dtype: torch.d
         for parameter in module.parameters(recurse=recurse):
             parameter.data = parameter.data.to(dtype)
         looped._init_weights(module)
+
+
+def _stay_quantized(looped: Any, base: Any) -> None:
+    """Let a quantized original's looped model be saved, loaded and trained as the quantized model that it is."""
+    if getattr(base, "hf_quantizer", None) is None:
+        return
+    looped.hf_quantizer = base.hf_quantizer
+    looped.quantization_method = getattr(base, "quantization_method", None)
+    looped.is_quantized = True
+    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if hasattr(base, name):
+            setattr(looped, name, getattr(base, name))
+    looped.config.quantization_config = base.config.quantization_config

@@ -36,7 +36,7 @@ class ModelSection:
         injection: How the prelude's output enters every loop.
         state_init: What the state starts from. `None` takes `"input"`, or with `pretrained` what keeps one loop equal
             to the pretrained model.
-        loop_norm: Whether a norm closes every loop.
+        loop_norm: The norm that closes every loop.
     """
 
     backbone: dict[str, Any] | None = None
@@ -46,7 +46,7 @@ class ModelSection:
     num_loops: int = 4
     injection: Literal["none", "add", "concat", "diagonal"] = "none"
     state_init: Literal["input", "zeros", "normal", "learned"] | None = None
-    loop_norm: bool = False
+    loop_norm: Literal["none", "own", "final"] = "none"
 
     def __post_init__(self) -> None:
         _require_one_of("model", self, ("backbone", "pretrained"))

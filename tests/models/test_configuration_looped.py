@@ -53,7 +53,7 @@ def test_backbone_fields_read_and_write_through():
 
 
 def test_a_configuration_survives_the_round_trip(tmp_path):
-    config = make_config(injection="diagonal", state_init="normal", loop_norm=True, num_prelude_layers=1)
+    config = make_config(injection="diagonal", state_init="normal", loop_norm="own", num_prelude_layers=1)
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path).to_dict() | {"_name_or_path": ""}
     assert loaded == config.to_dict()

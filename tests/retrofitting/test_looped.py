@@ -49,7 +49,7 @@ def test_untrained_concat_gives_the_original_at_any_loop_count(base):
 
 def test_every_new_parameter_is_initialised_and_trains(base):
     base.to(torch.bfloat16).train()
-    looped = retrofit(base, num_loops=2, injection="diagonal", state_init="learned", loop_norm=True)
+    looped = retrofit(base, num_loops=2, injection="diagonal", state_init="learned", loop_norm="own")
     assert looped.training
     assert {parameter.dtype for parameter in looped.parameters()} == {torch.bfloat16}
     looped(INPUT_IDS, labels=INPUT_IDS).loss.backward()

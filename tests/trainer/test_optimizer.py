@@ -19,7 +19,7 @@ def make_trainer(tmp_path, model, **fields):
 @pytest.mark.parametrize("injection", ["none", "concat", "diagonal"])
 @pytest.mark.parametrize("use_muon", [False, True])
 def test_every_parameter_is_in_exactly_one_group(tmp_path, injection, use_muon):
-    model = tiny_model(injection=injection, loop_norm=True)
+    model = tiny_model(injection=injection, loop_norm="own")
     model.model.backbone.layers[0].mlp.up_proj.weight.requires_grad_(False)
     optimizer = make_trainer(tmp_path, model, use_muon=use_muon, weight_decay=0.1).create_optimizer()
     in_groups = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
@@ -28,7 +28,7 @@ def test_every_parameter_is_in_exactly_one_group(tmp_path, injection, use_muon):
 
 
 def test_muon_trains_the_matrices_of_the_layers():
-    model = tiny_model(injection="concat", state_init="learned", loop_norm=True)
+    model = tiny_model(injection="concat", state_init="learned", loop_norm="own")
     names = muon_parameter_names(model)
     assert {name.split(".", 4)[4] for name in names} == {
         *(f"self_attn.{part}_proj.weight" for part in "qkvo"),
@@ -59,7 +59,7 @@ def test_stacked_experts_go_to_adamw():
 
 @pytest.mark.parametrize("use_muon", [False, True])
 def test_vectors_and_the_injection_do_not_decay(tmp_path, use_muon):
-    model = tiny_model(injection="diagonal", loop_norm=True)
+    model = tiny_model(injection="diagonal", loop_norm="own")
     optimizer = make_trainer(tmp_path, model, use_muon=use_muon, weight_decay=0.1).create_optimizer()
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():

@@ -1,0 +1,90 @@
+"""Which layers of a plain decoder run before, in and after the loop. Needs no torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """The layers of a decoder on a looped schedule; what is in none of the three ranges is dropped.
+
+    Args:
+        prelude (`range`): layers that run once, before the loop.
+        core (`range`): layers that run in every loop.
+        coda (`range`): layers that run once, after the loop.
+    """
+
+    prelude: range
+    core: range
+    coda: range
+
+    @property
+    def kept(self) -> list[int]:
+        """The layers that are not dropped, in order."""
+        return [*self.prelude, *self.core, *self.coda]
+
+
+def parse_layer_range(text: str, name: str = "core_layers") -> range:
+    """Reads a layer range such as `10-19` or `15` (counted from 0, both ends included).
+
+    Args:
+        text (`str`): the range.
+        name (`str`): the argument it was given for, used in the message.
+
+    Raises:
+        ValueError: the text is not one or two numbers, or they run backwards.
+    """
+    first, dash, last = str(text).strip().partition("-")
+    if not dash:
+        last = first
+    if not first.isdecimal() or not last.isdecimal() or int(first) > int(last):
+        raise ValueError(f"`{name}` must be FIRST-LAST with FIRST not above LAST, as in 10-19, got {text!r}")
+    return range(int(first), int(last) + 1)
+
+
+def plan_layers(
+    num_layers: int,
+    num_prelude_layers: int | None = None,
+    core_layers: str | None = None,
+    num_coda_layers: int | None = None,
+) -> LayerPlan:
+    """Splits the layers of a decoder.
+
+    The prelude is the first layers, the coda the last ones. Without `core_layers` everything between them is the core.
+    With it, a prelude or coda that is not given reaches to the core, and layers between given ones are dropped, as in
+    https://huggingface.co/papers/2511.07384 (4, `"6-11"`, 4 of 16 layers drops the layers 4 and 5).
+
+    Args:
+        num_layers (`int`): layers of the decoder.
+        num_prelude_layers (`int`, *optional*): layers before the loop; 0 without `core_layers`.
+        core_layers (`str`, *optional*): the looped layers, `FIRST-LAST` counted from 0, both ends included.
+        num_coda_layers (`int`, *optional*): layers after the loop; 0 without `core_layers`.
+
+    Raises:
+        ValueError: a count is negative, nothing is left for the core, or the ranges overlap, run backwards or pass
+            the end.
+    """
+    for name, value in (("num_prelude_layers", num_prelude_layers), ("num_coda_layers", num_coda_layers)):
+        if value is not None and value < 0:
+            raise ValueError(f"`{name}` must not be negative, got {value}")
+    if core_layers is None:
+        prelude = range(num_prelude_layers or 0)
+        coda = range(num_layers - (num_coda_layers or 0), num_layers)
+        core = range(len(prelude), coda.start)
+        if not core:
+            raise ValueError(
+                f"`num_prelude_layers` ({len(prelude)}) and `num_coda_layers` ({len(coda)}) leave no core layer: the "
+                f"model has {num_layers}"
+            )
+        return LayerPlan(prelude, core, coda)
+    core = parse_layer_range(core_layers)
+    if core.stop > num_layers:
+        raise ValueError(f"`core_layers` {core_layers} passes the end: the model has the layers 0 to {num_layers - 1}")
+    prelude = range(core.start if num_prelude_layers is None else num_prelude_layers)
+    coda = range(core.stop if num_coda_layers is None else num_layers - num_coda_layers, num_layers)
+    if prelude.stop > core.start:
+        raise ValueError(f"`num_prelude_layers` {num_prelude_layers} overlaps `core_layers` {core_layers}")
+    if coda.start < core.stop:
+        raise ValueError(
+            f"`num_coda_layers` {num_coda_layers} of {num_layers} layers overlaps `core_layers` {core_layers}"
+        )
+    return LayerPlan(prelude, core, coda)
