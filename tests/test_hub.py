@@ -13,27 +13,11 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from .hub_processes import BLOCK_HF_LOOP, run_python
 from .hub_server import LFS_THRESHOLD, HubServer
 
 
 LOOP_COUNTS = [1, 3, 5]
-
-BLOCK_HF_LOOP = """
-import sys
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "hf_loop":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Refuse())
-try:
-    import hf_loop
-except ModuleNotFoundError:
-    pass
-else:
-    raise SystemExit("hf_loop could be imported; this test would prove nothing")
-"""
 
 MAKE_MODEL = """
 import torch
@@ -64,21 +48,6 @@ def answer(model, loop_counts={LOOP_COUNTS}):
     return [model.generate(**inputs, num_loops=n, max_new_tokens=8, do_sample=False, eos_token_id=-1).tolist()
             for n in loop_counts]
 """
-
-
-def run_python(code: str, hub: HubServer, home: Path, expect_failure: bool = False) -> str:
-    """Runs code in a fresh process that talks to `hub`; returns its stdout, or its stderr if it should fail."""
-    environment = hub.environment(HF_HOME=str(home), OMP_NUM_THREADS="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=home,
-        timeout=300,
-    )
-    assert (result.returncode != 0) == expect_failure, result.stderr[-3000:]
-    return result.stderr if expect_failure else result.stdout
 
 
 @pytest.fixture(scope="module")

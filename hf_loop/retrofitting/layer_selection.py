@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig
 
 from ..models.backbone import backbone_spec
 
@@ -41,8 +41,12 @@ def select_layers(config: PreTrainedConfig, indices: Sequence[int]) -> PreTraine
     return selected
 
 
-def keep_layers(decoder: PreTrainedModel, indices: Sequence[int]) -> None:
+def keep_layers(decoder: Any, indices: Sequence[int]) -> None:
     """Drop every layer of `decoder` that `indices` does not name, in place; no weight is copied.
+
+    Args:
+        decoder (`PreTrainedModel`): the base model, without its head.
+        indices (`Sequence[int]`): the layers to keep, in order.
 
     Raises:
         ValueError: the architecture cannot do without the others; the decoder is left as it was.
@@ -64,6 +68,7 @@ def keep_layers(decoder: PreTrainedModel, indices: Sequence[int]) -> None:
 def number_layers(layers: nn.ModuleList) -> None:
     """Tell every layer, and what is inside it, its index, by which it finds its part of a cache."""
     for index, layer in enumerate(layers):
+        module: Any
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index
@@ -103,9 +108,9 @@ def _first_difference(layer: nn.Module, fresh: nn.Module) -> str | None:
         if type(module) is not type(fresh_module):
             return name or type(module).__name__
         for key, value in vars(fresh_module).items():
-            if isinstance(value, bool | int | float | str) and key not in ("layer_idx", "training"):
-                if getattr(module, key, None) != value:
-                    return f"{name}.{key}".lstrip(".")
+            is_setting = isinstance(value, bool | int | float | str) and key not in ("layer_idx", "training")
+            if is_setting and getattr(module, key, None) != value:
+                return f"{name}.{key}".lstrip(".")
     return None
 
 

@@ -65,7 +65,7 @@ def retrofit(
         raise ValueError("`model_or_path` is a looped model already")
     _check_causal(base)
     plan = plan_layers(base.config.num_hidden_layers, num_prelude_layers, core_layers, num_coda_layers)
-    schedule = {
+    schedule: dict[str, Any] = {
         "num_loops": num_loops,
         "injection": injection,
         "state_init": state_init or ("input" if injection == "none" else "zeros"),
@@ -128,4 +128,10 @@ def _stay_quantized(looped: Any, base: Any) -> None:
     for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
         if hasattr(base, name):
             setattr(looped, name, getattr(base, name))
-    looped.config.quantization_config = base.config.quantization_config
+    quantization_config = base.config.quantization_config
+    looped.config.quantization_config = quantization_config
+    # the new parts are not quantized: without this, loading would look for quantized weights of the injection
+    kept = list(getattr(base.hf_quantizer, "modules_to_not_convert", None) or [])
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if hasattr(quantization_config, name):
+            setattr(quantization_config, name, [*kept, "model.injection"])

@@ -14,6 +14,16 @@ VARIANTS = {
     "concat": {"num_coda_layers": 2, "injection": "concat", "state_init": "normal"},
     "diagonal": {"num_prelude_layers": 1, "num_coda_layers": 1, "injection": "diagonal", "state_init": "learned"},
     "loop norm": {"num_prelude_layers": 2, "loop_norm": "own"},
+    "final norm": {"loop_norm": "final"},
+    "damped": {"num_prelude_layers": 1, "num_coda_layers": 1, "loop_update": "damped"},
+    "before the coda": {
+        "num_coda_layers": 1,
+        "coda_norm": True,
+        "state_projection": True,
+        "injection": "add",
+        "state_init": "normal",
+        "state_std": 0.5,
+    },
 }
 
 

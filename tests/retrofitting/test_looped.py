@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig, GPT2Config
 
 from hf_loop import LoopedForCausalLM, retrofit
+from hf_loop.models.backbone import Backbone
 
 from ..models.model_tester import random_ids
 from ..models.tiny_backbones import tiny_backbone
@@ -71,12 +72,45 @@ def test_what_cannot_be_retrofitted_is_refused(base):
         retrofit(base, "spiral")
     with pytest.raises(ValueError, match="looped model already"):
         retrofit(retrofit(base))
-    gpt2 = AutoModelForCausalLM.from_config(tiny_gpt2())
-    with pytest.raises(ValueError, match="'gpt2'"):
-        retrofit(gpt2)
 
 
-def tiny_gpt2():
-    from transformers import GPT2Config
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (GPT2Config(n_embd=16, n_head=2, n_layer=1, vocab_size=50), "'gpt2' is not a supported backbone"),
+        (
+            BertConfig(
+                hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=50
+            ),
+            "'bert' is not a supported backbone: its base model has no embed_tokens",
+        ),
+    ],
+)
+def test_another_architecture_is_refused_in_one_line(config, reason):
+    with pytest.raises(ValueError, match=reason) as error:
+        retrofit(AutoModelForCausalLM.from_config(config))
+    assert "\n" not in str(error.value)
 
-    return GPT2Config(n_embd=16, n_head=2, n_layer=1, vocab_size=50)
+
+def test_a_decoder_without_a_head_is_refused(base):
+    with pytest.raises(ValueError, match="must be a causal language model, got .*Model, which has no head"):
+        retrofit(base.base_model)
+
+
+def test_nothing_changes_when_an_option_is_refused(base):
+    num_layers = len(base.base_model.layers)
+    with pytest.raises(ValueError, match="`state_init='zeros'` needs an injection"):
+        retrofit(base, core_layers="1-1", num_coda_layers=1, state_init="zeros")
+    with pytest.raises(ValueError, match="overlaps `core_layers` 1-2"):
+        retrofit(base, core_layers="1-2", num_coda_layers=2)
+    assert len(base.base_model.layers) == base.config.num_hidden_layers == num_layers
+
+
+def test_the_damped_update_is_a_step_towards_the_next_state(base):
+    with torch.no_grad():
+        looped = retrofit(base, num_loops=2, loop_update="damped")
+        states = looped(INPUT_IDS, output_loop_states=True, num_loops=4).loop_states
+        embeds = Backbone(looped.model.backbone).enter(looped.get_input_embeddings()(INPUT_IDS))
+        # what the core makes of the embeddings is the state after one whole loop
+        whole = looped(INPUT_IDS, output_loop_states=True, num_loops=1).loop_states[0]
+        torch.testing.assert_close(states[0], embeds + (whole - embeds) / 4)

@@ -1,0 +1,124 @@
+"""A looped model written out as the plain decoder that computes the same."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ..models import LoopedForCausalLM
+from ..models.backbone import backbone_spec
+from ..models.checks import check_positive_int
+from ..models.configuration_looped import COPIED_FIELDS
+from .layer_selection import check_same_kind, number_layers, select_layers
+
+
+def unroll(model: LoopedForCausalLM, num_loops: int | None = None) -> PreTrainedModel:
+    """Write the loops out: a plain transformers model with one layer for every layer call.
+
+    Its logits are the looped model's, to rounding where per-loop LoRA is merged into the weights. Its checkpoint is an
+    ordinary one of the backbone's architecture, which any engine serves at the price of the repeated layers' memory.
+    It shares nothing with `model`.
+
+    Args:
+        model (`LoopedForCausalLM`): the looped model.
+        num_loops (`int`, *optional*): loops to write out, `model.config.num_loops` if not given.
+
+    Returns:
+        `PreTrainedModel`: the backbone's causal model with prelude + `num_loops` * core + coda layers.
+
+    Raises:
+        ValueError: the schedule does something between layers that a plain decoder cannot: an injection that has
+            learned something or adds to a state, a damped update, a norm or a map of the state, an initial state of
+            its own; or `model` carries an adapter that was not merged.
+    """
+    if not isinstance(model, LoopedForCausalLM):
+        raise ValueError(f"`model` must be a LoopedForCausalLM, got {type(model).__name__}")
+    if any(hasattr(module, "base_layer") for module in model.modules()):
+        raise ValueError("`model` carries a PEFT adapter: unroll the merged model (`merge_and_unload()`)")
+    num_loops = model.config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
+    calls = _layer_calls(model, _plain_loops(model, num_loops))
+    indices = [index for index, _ in calls]
+
+    backbone: Any = model.model.backbone
+    layers_name = backbone_spec(backbone.config).layers
+    layers = [getattr(backbone, layers_name)[index] for index in indices]
+    config: Any = select_layers(backbone.config, indices)
+    check_same_kind(config, layers, indices)
+    config.dtype = model.dtype
+    for name in COPIED_FIELDS:
+        setattr(config, name, getattr(model.config, name))
+
+    with torch.device("meta"):
+        unrolled: Any = AutoModelForCausalLM.from_config(config)
+    # modules point to the configuration of their decoder, and tied weights to one tensor
+    copies: dict[int, Any] = {id(backbone.config): config}
+    decoder = copy.deepcopy(backbone, copies)
+    setattr(decoder, layers_name, nn.ModuleList(_copy_layer(model, *call, config) for call in calls))
+    number_layers(getattr(decoder, layers_name))
+    setattr(unrolled, unrolled.base_model_prefix, decoder)
+    unrolled.set_output_embeddings(copy.deepcopy(model.lm_head, copies))
+    unrolled.generation_config = copy.deepcopy(model.generation_config)
+    return unrolled.train(model.training)
+
+
+def _layer_calls(model: LoopedForCausalLM, num_loops: int) -> list[tuple[int, int]]:
+    """Layer and loop of every call, in order; the loop is 0 before the core and the last one after it."""
+    num_prelude, num_core, num_coda = model.model.layer_counts()
+    core = range(num_prelude, num_prelude + num_core)
+    calls = [(index, 0) for index in range(num_prelude)]
+    calls += [(index, loop) for loop in range(num_loops) for index in core]
+    return calls + [(core.stop + index, num_loops - 1) for index in range(num_coda)]
+
+
+def _copy_layer(model: LoopedForCausalLM, index: int, loop: int, config: PreTrainedConfig) -> nn.Module:
+    """A copy of layer `index` as it computes in `loop`, which asks `config`."""
+    backbone: Any = model.model.backbone
+    layer = getattr(backbone, backbone_spec(backbone.config).layers)[index]
+    copied = copy.deepcopy(layer, {id(backbone.config): config})
+    num_prelude, num_core, _ = model.model.layer_counts()
+    if model.config.loop_lora_rank and num_prelude <= index < num_prelude + num_core:
+        copied.load_state_dict(model.model.loop_lora.merged_state_dict(layer, index - num_prelude, loop))
+    return copied
+
+
+def _plain_loops(model: LoopedForCausalLM, num_loops: int) -> int:
+    """How often a plain decoder must repeat the core to equal `num_loops` loops.
+
+    Raises:
+        ValueError: no number of times does.
+    """
+    config: Any = model.config
+    for name in ("coda_norm", "state_projection"):
+        if getattr(config, name):
+            raise ValueError(f"`{name}` acts between layers, which a plain decoder cannot")
+    if config.loop_norm == "own" or (config.loop_norm == "final" and (num_loops > 1 or config.num_coda_layers)):
+        raise ValueError(f"`loop_norm` {config.loop_norm!r} acts between layers, which a plain decoder cannot")
+    if config.injection == "concat":
+        return _plain_concat_loops(model, num_loops)
+    if config.injection == "diagonal" or (config.injection == "add" and num_loops > 1):
+        raise ValueError(
+            f"`injection` {config.injection!r} at num_loops={num_loops} brings the prelude's output to layers that a "
+            "plain decoder keeps it from"
+        )
+    if config.injection == "add" and config.state_init != "zeros":
+        raise ValueError(f"`state_init` {config.state_init!r} adds to the input of the core; a plain decoder does not")
+    if config.loop_update == "damped" and num_loops > 1:
+        raise ValueError(f"`loop_update` 'damped' at num_loops={num_loops} mixes states; a plain decoder does not")
+    return num_loops
+
+
+def _plain_concat_loops(model: LoopedForCausalLM, num_loops: int) -> int:
+    injection: Any = model.model.injection
+    weight: torch.Tensor = injection.proj.weight
+    of_state, of_input = weight.split(weight.shape[0], dim=1)
+    passes_input = torch.equal(of_input, torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device))
+    # the core's input is then the prelude's output in every loop: the last loop alone counts
+    drops_state = not of_state.any() or (num_loops == 1 and model.config.state_init == "zeros")
+    if not passes_input or not drops_state or (model.config.loop_update == "damped" and num_loops > 1):
+        raise ValueError(
+            f"`injection` 'concat' at num_loops={num_loops} mixes the state and the prelude's output; a plain decoder "
+            "does not"
+        )
+    return 1

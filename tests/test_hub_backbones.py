@@ -1,0 +1,72 @@
+"""Every supported backbone, pretrained and looped, pushed to the Hub and read where hf_loop is not installed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .hub_processes import BLOCK_HF_LOOP, run_python
+from .hub_server import HubServer
+from .models.tiny_backbones import MODEL_TYPES
+
+
+ROOT = Path(__file__).parent.parent
+
+ANSWER = """
+import json, torch
+
+torch.manual_seed(3)
+input_ids = torch.randint(3, 97, (2, 7))
+
+def answer(model):
+    with torch.no_grad():
+        return [model(input_ids, num_loops=count).logits[:, -1].tolist() for count in (1, 3)]
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What every model answers where it was made, and where it was read."""
+    with HubServer() as hub:
+        made = run_python(
+            f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+            + ANSWER
+            + """
+from hf_loop import retrofit
+from tests.models.tiny_backbones import MODEL_TYPES
+from tests.retrofitting.tiny_models import tiny_decoder
+
+answers = {}
+for model_type in MODEL_TYPES:
+    model = retrofit(tiny_decoder(model_type), num_prelude_layers=1, num_coda_layers=1, num_loops=2)
+    model.push_to_hub(model_type)
+    answers[model_type] = answer(model)
+print(json.dumps(answers))
+""",
+            hub,
+            tmp_path_factory.mktemp("writer"),
+        )
+        read = run_python(
+            BLOCK_HF_LOOP
+            + ANSWER
+            + f"""
+from transformers import AutoModelForCausalLM
+
+answers = {{}}
+for model_type in {MODEL_TYPES}:
+    model = AutoModelForCausalLM.from_pretrained(f"me/{{model_type}}", trust_remote_code=True)
+    answers[model_type] = answer(model)
+print(json.dumps(answers))
+""",
+            hub,
+            tmp_path_factory.mktemp("reader"),
+        )
+    return json.loads(made.splitlines()[-1]), json.loads(read.splitlines()[-1])
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_pushed_model_is_the_same_where_hf_loop_is_not_installed(answers, model_type):
+    made, read = answers
+    for made_at_count, read_at_count in zip(made[model_type], read[model_type], strict=True):
+        for made_row, read_row in zip(made_at_count, read_at_count, strict=True):
+            assert read_row == pytest.approx(made_row, abs=1e-5)
