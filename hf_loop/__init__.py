@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _HOMES = {
+    "HierarchicalConfig": "models",
+    "HierarchicalForCausalLM": "models",
+    "HierarchicalModel": "models",
     "LoopedConfig": "models",
     "LoopedForCausalLM": "models",
     "LoopedForSequenceClassification": "models",
@@ -20,7 +23,9 @@ _HOMES = {
     "LoopedModel": "models",
     "LoopTrainer": "trainer",
     "LoopTrainingArguments": "trainer",
+    "convert": "retrofitting",
     "retrofit": "retrofitting",
+    "unroll": "retrofitting",
 }
 
 

@@ -39,6 +39,7 @@ def peculiarities(spec: BackboneSpec) -> str:
         "_divide_logits": "divides logits",
         "_scale_logits": "scales logits",
         "_softcap_logits": "soft-caps logits",
+        "scale_and_softcap": "scales and soft-caps logits",
     }
     found = [words[step.__name__] for step in (spec.enter, spec.finish_logits) if step.__name__ in words]
     if spec.rotary_per_layer_type:
@@ -47,16 +48,20 @@ def peculiarities(spec: BackboneSpec) -> str:
         found.append(f"{spec.position_rows} rows of positions")
     if spec.head_bias:
         found.append("head with bias")
+    if spec.layers_take_token_ids:
+        found.append("embeds tokens in layers")
     return ", ".join(found)
 
 
 def backbone_table() -> str:
     """The README's table."""
-    rows = ["| `model_type` | transformers class | attention | around the layers |", "|---|---|---|---|"]
+    rows = ["| `model_type` | class | attention | around the layers |", "|---|---|---|---|"]
     for model_type in MODEL_TYPES:
-        model_class = AutoModel._model_mapping[type(tiny_backbone(model_type))].__name__
+        model_class = AutoModel._model_mapping[type(tiny_backbone(model_type))]
+        is_ours = model_class.__module__.startswith("hf_loop.")
+        class_name = f"{model_class.__name__} (of hf_loop)" if is_ours else model_class.__name__
         around = peculiarities(SUPPORTED_BACKBONES[model_type])
-        cells = (f"`{model_type}`", model_class, layer_kinds(model_type), around)
+        cells = (f"`{model_type}`", class_name, layer_kinds(model_type), around)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import register
-from .options import parse_layer_range
+from ..layer_ranges import LayerPlan, parse_layer_range, plan_layers
 
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from ..models import LoopedForCausalLM
 
@@ -23,10 +23,11 @@ class LayerRange:
     Args:
         prelude (`int`, *optional*): Layers before the loop.
         coda (`int`, *optional*): Layers after the loop.
-        core (`str`, *optional*): The looped layers as `FIRST-LAST`, instead of the other two.
+        core (`str`, *optional*): The looped layers as `FIRST-LAST`; layers between it and a given prelude or coda
+            are left out.
 
     Raises:
-        ValueError: If `core` is given together with `prelude` or `coda`, or cannot be read.
+        ValueError: If `core` cannot be read.
     """
 
     prelude: int | None = None
@@ -35,27 +36,20 @@ class LayerRange:
 
     def __post_init__(self) -> None:
         if self.core is not None:
-            if self.prelude is not None or self.coda is not None:
-                raise ValueError("--core says where the loop starts and ends; leave out --prelude and --coda.")
-            parse_layer_range(self.core)
+            parse_layer_range(self.core, "--core")
 
     @property
     def is_given(self) -> bool:
         """Whether any of the options was used."""
         return not (self.prelude is None and self.coda is None and self.core is None)
 
-    def prelude_and_coda(self, num_layers: int) -> tuple[int, int]:
-        """The number of layers before and after the loop, in a model of `num_layers` layers.
+    def plan(self, num_layers: int) -> LayerPlan:
+        """The layers before, in and after the loop of a model of `num_layers` layers.
 
         Raises:
             ValueError: If the range does not fit the model.
         """
-        if self.core is None:
-            return self.prelude or 0, self.coda or 0
-        first, last = parse_layer_range(self.core)
-        if last >= num_layers:
-            raise ValueError(f"--core: {self.core} does not fit a model whose layers are 0 to {num_layers - 1}.")
-        return first, num_layers - 1 - last
+        return plan_layers(num_layers, self.prelude, self.core, self.coda)
 
 
 def load_model(name: str, layers: LayerRange | None = None) -> "LoopedForCausalLM":
@@ -73,35 +67,65 @@ def load_model(name: str, layers: LayerRange | None = None) -> "LoopedForCausalL
         ValueError: If a weight file is truncated, or `layers` is given for a model that is looped already.
         OSError: If there is no such model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+    from transformers import AutoModelForCausalLM
 
-    from ..evaluation.weights import check_weight_files
     from ..retrofitting import retrofit
 
-    register()
     layers = layers or LayerRange()
+    config = load_config(name)
+    if hasattr(config, "num_loops"):
+        if layers.is_given:
+            raise ValueError(f"{name} is a looped model already; its layer range cannot be chosen.")
+        return AutoModelForCausalLM.from_pretrained(name).eval()
+    # a range that does not fit is found before the weights are read
+    layers.plan(config.get_text_config().num_hidden_layers)
+    base = load_plain_model(name)
+    looped = retrofit(base, num_prelude_layers=layers.prelude, core_layers=layers.core, num_coda_layers=layers.coda)
+    return looped.eval()
+
+
+def load_config(name: str) -> "PreTrainedConfig":
+    """Reads the configuration that belongs to [`load_model`]'s `name`, after a look at its weight files.
+
+    Raises:
+        ValueError: If a weight file is truncated.
+        OSError: If there is no such model.
+    """
+    from transformers import AutoConfig
+
+    from ..evaluation.weights import check_weight_files
+
+    register()
     path = Path(name)
     if path.suffix == ".gguf":
-        file_name = _gguf_name(path)
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            gguf_file=file_name,
-            # without this the weights stay quantized, which is slow on a CPU and cannot be saved
-            quantization_config=GgufConfig(gguf_file=file_name, dequantize=True),
-        )
-    else:
-        _check_folder(name)
-        check_weight_files(path)
-        config = AutoConfig.from_pretrained(name)
-        if hasattr(config, "num_loops"):
-            if layers.is_given:
-                raise ValueError(f"{name} is a looped model already; its layer range cannot be chosen.")
-            return AutoModelForCausalLM.from_pretrained(name).eval()
-        # a range that does not fit is found before the weights are read
-        layers.prelude_and_coda(config.get_text_config().num_hidden_layers)
-        model = AutoModelForCausalLM.from_pretrained(name)
-    prelude, coda = layers.prelude_and_coda(model.config.get_text_config().num_hidden_layers)
-    return retrofit(model, num_prelude_layers=prelude, num_coda_layers=coda).eval()
+        return AutoConfig.from_pretrained(path.parent, gguf_file=_gguf_name(path))
+    _check_folder(name)
+    check_weight_files(path)
+    return AutoConfig.from_pretrained(name)
+
+
+def load_plain_model(name: str, dtype: str = "auto") -> "PreTrainedModel":
+    """Loads a causal language model as it is.
+
+    Args:
+        name (`str`): As in [`load_model`], of a checkpoint whose configuration was read by [`load_config`].
+        dtype (`str`, *optional*, defaults to `"auto"`): The type of the weights, by default as they are stored; a
+            `.gguf` file is then unpacked to float32.
+    """
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    path = Path(name)
+    if path.suffix != ".gguf":
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval()
+    file_name = _gguf_name(path)
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=file_name,
+        # without this the weights stay quantized, which is slow on a CPU and cannot be saved
+        quantization_config=GgufConfig(gguf_file=file_name, dequantize=True),
+        **({} if dtype == "auto" else {"dtype": dtype}),
+    )
+    return model.eval()
 
 
 def default_device() -> "torch.device":

@@ -5,12 +5,16 @@ import sys
 import typer
 
 from .card import card
+from .convert import convert
 from .errors import one_line_errors
 from .generate import generate
 from .push import push
 from .quickstart import quickstart
+from .retrofit import retrofit
+from .scan import scan
 from .sweep import sweep
 from .train import train
+from .unroll import unroll
 
 
 app = typer.Typer(
@@ -25,6 +29,10 @@ app.command()(quickstart)
 app.command()(train)
 app.command()(generate)
 app.command()(sweep)
+app.command()(scan)
+app.command()(retrofit)
+app.command()(unroll)
+app.command()(convert)
 app.command()(card)
 app.command()(push)
 

@@ -16,7 +16,8 @@ Core = Annotated[
     str | None,
     typer.Option(
         metavar="FIRST-LAST",
-        help="For a checkpoint that is not looped: the layers to loop, counted from 0, both ends included.",
+        help="For a checkpoint that is not looped: the layers to loop, counted from 0, both ends included. Layers "
+        "between it and a given --prelude or --coda are left out.",
     ),
 ]
 
@@ -39,15 +40,3 @@ def parse_loops(text: str) -> list[int]:
             raise ValueError(f"--loops: {entry} is named twice.")
         counts.append(int(entry))
     return sorted(counts)
-
-
-def parse_layer_range(text: str) -> tuple[int, int]:
-    """Reads a layer range such as `10-19` (counted from 0, both ends included).
-
-    Raises:
-        ValueError: If the text is not two numbers with the smaller one first.
-    """
-    first, dash, last = text.partition("-")
-    if not dash or not first.isdecimal() or not last.isdecimal() or int(first) > int(last):
-        raise ValueError(f"--core: {text!r} is not a range of layers; give FIRST-LAST, as in 10-19.")
-    return int(first), int(last)

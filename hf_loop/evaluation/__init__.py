@@ -7,18 +7,26 @@ from .model_card import ModelCardFacts, render_model_card, write_model_card
 from .perplexity import perplexity_over_loops
 from .plots import plot_loop_curves
 from .results import Results
+from .scan import scan_layer_ranges
+from .scan_plots import plot_layer_scan
+from .scan_results import LayerScan, ScanCell, layer_ranges
 
 
 __all__ = [
+    "LayerScan",
     "LoopCurve",
     "ModelCardFacts",
     "Results",
+    "ScanCell",
     "accuracy_over_loops",
     "kv_bytes_per_loop",
     "kv_bytes_per_token",
+    "layer_ranges",
     "perplexity_over_loops",
+    "plot_layer_scan",
     "plot_loop_curves",
     "render_model_card",
     "safe_range",
+    "scan_layer_ranges",
     "write_model_card",
 ]

@@ -13,15 +13,15 @@ def kv_bytes_per_token(
 ) -> int:
     """Bytes the cache grows by for each further token of one sequence.
 
-    Every call of an attention layer keeps its own keys and values, so the cache has
-    `num_prelude_layers + num_core_layers * num_loops + num_coda_layers` slots. One slot holds
+    Every call of an attention layer keeps its own keys and values, so the cache has one slot for every layer call:
+    `num_prelude_layers + num_core_layers * num_loops + num_coda_layers` of a looped model. One slot holds
     `2 * num_key_value_heads * head_dim` numbers a token; with multi-head latent attention (`kv_lora_rank` in the
     config, as in DeepSeek-V3) it holds the latent and the rotary key, `kv_lora_rank + qk_rope_head_dim` numbers.
     Linear-attention and convolution layers keep a state of fixed size and count as 0 here. A sliding-window layer
     counts in full: it grows by that much until its window is full and stops there.
 
     Args:
-        config (`PreTrainedConfig`): The configuration of a looped model.
+        config (`PreTrainedConfig`): The configuration of a looped or hierarchical model.
         num_loops (`int`, *optional*, defaults to `config.num_loops`): The number of loops.
         dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`): The type of keys and values.
 
@@ -34,10 +34,7 @@ def kv_bytes_per_token(
     num_loops = config.num_loops if num_loops is None else num_loops
     if isinstance(num_loops, bool) or not isinstance(num_loops, int) or num_loops < 1:
         raise ValueError(f"num_loops must be an integer of at least 1, got {num_loops!r}.")
-    growing = _growing_layers(config)
-    core_start = config.num_prelude_layers
-    core_end = core_start + config.num_core_layers
-    slots = sum(growing[:core_start]) + sum(growing[core_start:core_end]) * num_loops + sum(growing[core_end:])
+    slots = _growing_slots(config.with_num_loops(num_loops))
     return slots * _numbers_per_slot(config.backbone_config) * dtype.itemsize
 
 
@@ -46,12 +43,11 @@ def kv_bytes_per_loop(config: PreTrainedConfig, dtype: torch.dtype = torch.bfloa
     return kv_bytes_per_token(config, 2, dtype) - kv_bytes_per_token(config, 1, dtype)
 
 
-def _growing_layers(config: PreTrainedConfig) -> list[bool]:
-    backbone_config = config.backbone_config
-    layer_types = getattr(backbone_config, "layer_types", None)
+def _growing_slots(config: PreTrainedConfig) -> int:
+    layer_types = getattr(config, "layer_types", None)
     if layer_types is None:
-        return [True] * backbone_config.num_hidden_layers
-    return [layer_type not in CONSTANT_STATE_LAYERS for layer_type in layer_types]
+        return config.num_hidden_layers
+    return sum(layer_type not in CONSTANT_STATE_LAYERS for layer_type in layer_types)
 
 
 def _numbers_per_slot(backbone_config: PreTrainedConfig) -> int:

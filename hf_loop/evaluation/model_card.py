@@ -96,6 +96,8 @@ class ModelCardFacts:
         config = AutoConfig.from_pretrained(folder)
         if not hasattr(config, "num_loops"):
             raise ValueError(f"{folder} holds a model of type {config.model_type!r}, which has no loops.")
+        if not hasattr(config, "num_prelude_layers"):
+            raise ValueError(f"{folder} holds a model of type {config.model_type!r}: cards describe looped ones only.")
         auto_class, pipeline_tag = _head_of((config.architectures or ["LoopedForCausalLM"])[0])
         dtype = config.dtype or torch.float32
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype

@@ -48,7 +48,7 @@ def perplexity_over_loops(
     loops = sorted(check_loops(loops))
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    batches = _batches(_windows(input_ids, window), batch_size)
+    batches = batch_windows(cut_windows(input_ids, window), batch_size)
     num_predicted = sum(batch.shape[0] * (batch.shape[1] - 1) for batch in batches)
     values = []
     with evaluation_mode(model), tqdm(total=len(loops) * len(batches), disable=not progress, desc=label) as bar:
@@ -57,7 +57,7 @@ def perplexity_over_loops(
             for batch in batches:
                 total += _negative_log_likelihood(model, batch.to(model.device), num_loops)
                 bar.update()
-            values.append(_exp(total / num_predicted))
+            values.append(exp_or_infinity(total / num_predicted))
     return LoopCurve(
         metric="perplexity",
         label=label,
@@ -67,7 +67,12 @@ def perplexity_over_loops(
     )
 
 
-def _windows(input_ids: torch.Tensor | Sequence[torch.Tensor], window: int) -> list[torch.Tensor]:
+def cut_windows(input_ids: torch.Tensor | Sequence[torch.Tensor], window: int) -> list[torch.Tensor]:
+    """Cuts a text into windows `[T]` that do not overlap, as [`perplexity_over_loops`] describes.
+
+    Raises:
+        ValueError: If there are fewer than two tokens to predict from, or an argument has another form.
+    """
     if window < 2:
         raise ValueError(f"window must be at least 2 (the first token is not predicted), got {window}.")
     if isinstance(input_ids, torch.Tensor):
@@ -83,7 +88,7 @@ def _windows(input_ids: torch.Tensor | Sequence[torch.Tensor], window: int) -> l
     return windows
 
 
-def _batches(windows: list[torch.Tensor], batch_size: int) -> list[torch.Tensor]:
+def batch_windows(windows: list[torch.Tensor], batch_size: int) -> list[torch.Tensor]:
     """Groups consecutive windows of equal length, `[B, T]` each, so that nothing needs padding."""
     groups: list[list[torch.Tensor]] = []
     for tokens in windows:
@@ -99,7 +104,8 @@ def _negative_log_likelihood(model: PreTrainedModel, input_ids: torch.Tensor, nu
     return float(cross_entropy(logits[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten(), reduction="sum"))
 
 
-def _exp(mean: float) -> float:
+def exp_or_infinity(mean: float) -> float:
+    """`exp(mean)`, infinity where that is too large for a float."""
     try:
         return math.exp(mean)
     except OverflowError:

@@ -13,7 +13,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from .configuration_hierarchical import HierarchicalConfig
+from .configuration_huginn import HuginnBackboneConfig
 from .configuration_looped import LoopedConfig
+from .configuration_parcae import ParcaeBackboneConfig
+from .modeling_hierarchical import HierarchicalForCausalLM, HierarchicalModel, HierarchicalPreTrainedModel
+from .modeling_huginn import HuginnBackboneForCausalLM, HuginnBackboneModel
 from .modeling_looped import (
     LoopedForCausalLM,
     LoopedForSequenceClassification,
@@ -21,31 +26,51 @@ from .modeling_looped import (
     LoopedModel,
     LoopedPreTrainedModel,
 )
+from .modeling_parcae import ParcaeBackboneForCausalLM, ParcaeBackboneModel
 
 
-AutoConfig.register(LoopedConfig.model_type, LoopedConfig, exist_ok=True)
+for _config_class in (LoopedConfig, HierarchicalConfig, HuginnBackboneConfig, ParcaeBackboneConfig):
+    AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
+    _config_class.register_for_auto_class()
 for _auto_class, _model_class in (
     (AutoModel, LoopedModel),
     (AutoModelForCausalLM, LoopedForCausalLM),
     (AutoModelForSequenceClassification, LoopedForSequenceClassification),
     (AutoModelForTokenClassification, LoopedForTokenClassification),
+    (AutoModel, HierarchicalModel),
+    (AutoModelForCausalLM, HierarchicalForCausalLM),
+    # decoders that transformers does not have, as models by themselves
+    (AutoModel, HuginnBackboneModel),
+    (AutoModelForCausalLM, HuginnBackboneForCausalLM),
+    (AutoModel, ParcaeBackboneModel),
+    (AutoModelForCausalLM, ParcaeBackboneForCausalLM),
 ):
-    _auto_class.register(LoopedConfig, _model_class, exist_ok=True)
+    _auto_class.register(_model_class.config_class, _model_class, exist_ok=True)
     # `save_pretrained` then writes the code beside the weights, so that they load where hf_loop is not installed
     _model_class.register_for_auto_class(_auto_class.__name__)
-LoopedConfig.register_for_auto_class()
 
 # Trainer (in label smoothing and in model cards) and lm-eval recognise models by these tables of names, which
 # `register` does not fill; without them label smoothing scores every token against itself instead of the next one
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForCausalLM.__name__
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[HierarchicalConfig.model_type] = HierarchicalForCausalLM.__name__
 MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForSequenceClassification.__name__
 MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForTokenClassification.__name__
 
 __all__ = [
+    "HierarchicalConfig",
+    "HierarchicalForCausalLM",
+    "HierarchicalModel",
+    "HierarchicalPreTrainedModel",
+    "HuginnBackboneConfig",
+    "HuginnBackboneForCausalLM",
+    "HuginnBackboneModel",
     "LoopedConfig",
     "LoopedForCausalLM",
     "LoopedForSequenceClassification",
     "LoopedForTokenClassification",
     "LoopedModel",
     "LoopedPreTrainedModel",
+    "ParcaeBackboneConfig",
+    "ParcaeBackboneForCausalLM",
+    "ParcaeBackboneModel",
 ]

@@ -19,6 +19,7 @@ the embeddings, norms before the first layer, positions per layer type, capping 
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ from transformers.masking_utils import create_masks_for_generate
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .cache_views import CacheSlot
+from .modeling_huginn import HuginnBackboneModel
+from .modeling_parcae import ParcaeBackboneModel, scale_and_softcap
 
 
 def _unchanged(owner: PreTrainedModel | PreTrainedConfig, tensor: torch.Tensor) -> torch.Tensor:
@@ -38,6 +41,10 @@ def _unchanged(owner: PreTrainedModel | PreTrainedConfig, tensor: torch.Tensor) 
 
 def _scale_embeddings(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
     return embeddings * model.embedding_multiplier
+
+
+def _scale_by_config(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
+    return embeddings * model.embedding_scale
 
 
 def _norm_embeddings(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
@@ -81,6 +88,11 @@ class BackboneSpec:
         rotary_per_layer_type (`bool`): whether the rotary embedding is asked once per layer type.
         position_rows (`int`): rows of position ids the rotary embedding wants (3 for temporal, height and width).
         head_bias (`bool`): whether the causal head has a bias.
+        layers_take_token_ids (`bool`): whether the layers look up embeddings of their own.
+        model_class (`type`, *optional*): the base model, where it is ours. Code that came with a checkpoint may hold
+            the configuration's class twice, so that the Auto classes would not find the model by it.
+        high_layers (`str`, *optional*): where a second stack of layers is, after those of `layers`.
+        low_state (`str`, *optional*): the vector that the state of the first stack starts from.
     """
 
     embed_tokens: str = "embed_tokens"
@@ -92,6 +104,10 @@ class BackboneSpec:
     rotary_per_layer_type: bool = False
     position_rows: int = 1
     head_bias: bool = False
+    layers_take_token_ids: bool = False
+    model_class: type[PreTrainedModel] | None = None
+    high_layers: str | None = None
+    low_state: str | None = None
 
 
 _LIKE_LLAMA = BackboneSpec()
@@ -120,6 +136,7 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
     "gpt_oss": _LIKE_LLAMA,
     "granite": BackboneSpec(enter=_scale_embeddings, finish_logits=_divide_logits),
     "helium": _LIKE_LLAMA,
+    "huginn_backbone": BackboneSpec(enter=_scale_embeddings, model_class=HuginnBackboneModel),
     "hunyuan_v1_dense": _LIKE_LLAMA,
     "lfm2": BackboneSpec(norm="embedding_norm"),
     "llama": _LIKE_LLAMA,
@@ -133,6 +150,12 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
     "olmo3": BackboneSpec(rotary_per_layer_type=True),
     "olmo_hybrid": _LIKE_LLAMA,
     "olmoe": _LIKE_LLAMA,
+    "parcae_backbone": BackboneSpec(
+        enter=_scale_embeddings,
+        finish_logits=scale_and_softcap,
+        layers_take_token_ids=True,
+        model_class=ParcaeBackboneModel,
+    ),
     "phi": BackboneSpec(norm="final_layernorm", enter=_dropout_module, head_bias=True),
     "phi3": _LIKE_LLAMA,
     "qwen2": _LIKE_LLAMA,
@@ -145,6 +168,17 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
     "smollm3": _LIKE_LLAMA,
     "stablelm": _LIKE_LLAMA,
     "starcoder2": BackboneSpec(enter=_dropout_rate),
+}
+
+# decoders of two stacks, which the hierarchical family runs, and no other
+TWO_STACK_BACKBONES: dict[str, BackboneSpec] = {
+    "hrm_text": BackboneSpec(
+        layers="L_module.layers",
+        high_layers="H_module.layers",
+        norm="H_module.final_norm",
+        enter=_scale_by_config,
+        low_state="z_L_init",
+    ),
 }
 
 
@@ -174,18 +208,34 @@ class Backbone:
 
     Args:
         model (`PreTrainedModel`): the base decoder (not the one with a head).
+        spec (`BackboneSpec`, *optional*): where its parts are; by default its entry of `SUPPORTED_BACKBONES`.
 
     Raises:
         ValueError: the architecture is not in `SUPPORTED_BACKBONES`; names the model type and the missing part.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, spec: BackboneSpec | None = None):
         self.model = model
         self.config = model.config
-        self.spec = backbone_spec(model.config)
+        self.spec = backbone_spec(model.config) if spec is None else spec
         # looked up once: attributes of modules and configurations are slow to read for every layer of every token
-        self.layers: list[Any] = list(getattr(model, self.spec.layers))
+        self.layers: list[Any] = list(_part(model, self.spec.layers))
+        if self.spec.high_layers is not None:
+            self.layers += _part(model, self.spec.high_layers)
+        self.final_norm = _part(model, self.spec.norm)
         self.layer_types: list[str] | None = getattr(model.config, "layer_types", None)
+
+    def embed_inputs(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Token embeddings `[B, T, D]` of one of the two that a forward pass may be given.
+
+        Raises:
+            ValueError: both are given, or neither.
+        """
+        if input_ids is not None and inputs_embeds is None:
+            return self.embed(input_ids)
+        if input_ids is not None or inputs_embeds is None:
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        return inputs_embeds
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings `[B, T, D]`, with the scaling that belongs to the embedding module itself."""
@@ -202,6 +252,8 @@ class Backbone:
         position_ids: torch.Tensor,
         past_key_values: Cache | None,
         use_cache: bool,
+        input_ids: torch.Tensor | None = None,
+        block_sequence_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> LayerInputs:
         """Positions and masks, made once for all layer calls of a forward pass.
@@ -212,7 +264,20 @@ class Backbone:
             position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`): position of every token.
             past_key_values (`Cache`, *optional*): the cache, which shifts the masks by what it holds.
             use_cache (`bool`): whether layers write to the cache.
+            input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): the tokens, where the layers embed them too.
+            block_sequence_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): block of every token; those of a
+                block see each other in both directions, -1 sees the past alone.
+
+        Raises:
+            ValueError: the layers need the tokens, and there are none.
         """
+        if self.spec.layers_take_token_ids:
+            if input_ids is None:
+                raise ValueError(
+                    f"a {self.config.model_type} backbone needs `input_ids`: its layers embed the tokens too, so that "
+                    "`inputs_embeds` are not enough"
+                )
+            kwargs["token_ids"] = input_ids
         masks = attention_mask
         if not isinstance(attention_mask, dict):
             masks = create_masks_for_generate(
@@ -221,6 +286,7 @@ class Backbone:
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
                 position_ids=position_ids,
+                block_sequence_ids=block_sequence_ids,
             )
         position_embeddings = self._rotate(hidden_states, position_ids)
         return LayerInputs(position_ids, position_embeddings, masks, past_key_values, use_cache, kwargs)
@@ -236,7 +302,14 @@ class Backbone:
             position_ids = position_ids[None].expand(self.spec.position_rows, *position_ids.shape)
         return rotary_emb(hidden_states, position_ids)
 
-    def run_layer(self, index: int, slot: int, hidden_states: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
+    def run_layer(
+        self,
+        index: int,
+        slot: int,
+        hidden_states: torch.Tensor,
+        inputs: LayerInputs,
+        layer: Any = None,
+    ) -> torch.Tensor:
         """One call of layer `index`, reading and writing cache slot `slot`.
 
         Args:
@@ -244,11 +317,12 @@ class Backbone:
             slot (`int`): the cache slot of this call.
             hidden_states (`torch.Tensor` of shape `[B, T, D]`): the layer's input.
             inputs (`LayerInputs`): positions, masks and cache, from `prepare`.
+            layer (`nn.Module`, *optional*): a view of the layer to call in its place.
 
         Returns:
             `torch.Tensor` of shape `[B, T, D]`.
         """
-        layer = self.layers[index]
+        layer = self.layers[index] if layer is None else layer
         layer_type = self.layer_types[index] if self.layer_types is not None else None
         if inputs.past_key_values is None and ("cache" in inputs.kwargs or "attention_instances" in inputs.kwargs):
             # paged caches (continuous batching, vLLM) are not handed to the layer: they ask the attention module
@@ -271,7 +345,14 @@ class Backbone:
 
     def norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The final norm, `[B, T, D]`."""
-        return getattr(self.model, self.spec.norm)(hidden_states)
+        return self.final_norm(hidden_states)
+
+
+def next_positions(hidden_states: torch.Tensor, past_key_values: Cache | None) -> torch.Tensor:
+    """Positions `[1, T]` of tokens `[B, T, D]` that follow what the cache holds."""
+    past_seen_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
+    positions = torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_seen_tokens
+    return positions.unsqueeze(0)
 
 
 def compute_logits(config: PreTrainedConfig, lm_head: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -279,19 +360,23 @@ def compute_logits(config: PreTrainedConfig, lm_head: nn.Module, hidden_states: 
     return backbone_spec(config).finish_logits(config, lm_head(hidden_states))
 
 
-def make_backbone(config: PreTrainedConfig) -> PreTrainedModel:
+def make_backbone(config: PreTrainedConfig, spec: BackboneSpec | None = None) -> PreTrainedModel:
     """The base decoder of a backbone configuration, which stays an ordinary `PreTrainedModel`.
+
+    Args:
+        config (`PreTrainedConfig`): its configuration.
+        spec (`BackboneSpec`, *optional*): where its parts are; by default its entry of `SUPPORTED_BACKBONES`.
 
     Raises:
         ValueError: the architecture is not supported, or asks for a router loss.
     """
-    spec = backbone_spec(config)
+    spec = backbone_spec(config) if spec is None else spec
     if getattr(config, "output_router_logits", False):
         raise ValueError(
             f"`output_router_logits` of a {config.model_type} backbone must be False: the router's auxiliary loss is "
             "not defined over loops"
         )
-    model = AutoModel.from_config(config)
+    model = AutoModel.from_config(config) if spec.model_class is None else spec.model_class._from_config(config)
     _check_parts(config, spec, model)
     return model
 
@@ -323,11 +408,25 @@ def backbone_spec(config: PreTrainedConfig) -> BackboneSpec:
 
 @functools.cache
 def _part_names(spec: BackboneSpec) -> tuple[str, ...]:
-    return (spec.embed_tokens, spec.layers, spec.norm, "rotary_emb")
+    names = (spec.embed_tokens, spec.layers, spec.high_layers, spec.norm, spec.low_state, "rotary_emb")
+    return tuple(name for name in names if name is not None)
+
+
+def _part(model: PreTrainedModel, name: str) -> Any:
+    """A part of the decoder, which may be inside another one."""
+    return operator.attrgetter(name)(model)
+
+
+def _has_part(model: PreTrainedModel, name: str) -> bool:
+    try:
+        _part(model, name)
+    except AttributeError:
+        return False
+    return True
 
 
 def _check_parts(config: PreTrainedConfig, spec: BackboneSpec, model: PreTrainedModel) -> None:
-    missing = [name for name in _part_names(spec) if not hasattr(model, name)]
+    missing = [name for name in _part_names(spec) if not _has_part(model, name)]
     if missing:
         raise ValueError(f"`backbone_config.model_type` {config.model_type!r} has no {', '.join(missing)}")
 
@@ -338,7 +437,9 @@ def _missing_parts(config: PreTrainedConfig) -> str:
             model = AutoModel.from_config(config)
         except ValueError:
             return "transformers has no base model for it"
-    missing = [name for name in _part_names(_LIKE_LLAMA) if not hasattr(model, name)]
+    if config.model_type in TWO_STACK_BACKBONES:
+        return "it has two stacks, which HierarchicalConfig runs"
+    missing = [name for name in _part_names(_LIKE_LLAMA) if not _has_part(model, name)]
     if missing:
         return f"its base model has no {', '.join(missing)}"
     return "nobody has checked what its forward does around the layers"

@@ -44,7 +44,7 @@ def strict(cls: type[ConfigType]) -> type[ConfigType]:
     The original raises its own exception types, which are not `ValueError`s and spread the reason over two lines.
     """
     cls = hub_strict(cls)
-    for method_name in ("__init__", "__setattr__"):
+    for method_name in ("__init__", "__setattr__", "validate"):
         setattr(cls, method_name, _as_value_error(getattr(cls, method_name)))
     return cls
 

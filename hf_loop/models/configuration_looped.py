@@ -13,36 +13,15 @@
 # limitations under the License.
 """Configuration of the looped language model: a transformers decoder and the schedule that runs its layers."""
 
-import copy
-from typing import Any, Literal
-
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from typing import Literal
 
 from .checks import check_positive_int, strict
-
-
-# read and written through to the backbone, under the names the rest of the ecosystem asks the outer config for
-BACKBONE_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
-    "rope_parameters",
-    "initializer_range",
-    "sliding_window",
-    "attention_dropout",
-)
-# copied once, because `generate` reads them from the outer config's dictionary
-COPIED_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
+from .configuration_recurrent import RecurrentConfig
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 @strict
-class LoopedConfig(PreTrainedConfig):
+class LoopedConfig(RecurrentConfig):
     r"""
     A looped language model runs the first layers of its backbone once (prelude), the middle ones `num_loops` times
     (core), and the last ones once (coda).
@@ -81,6 +60,19 @@ class LoopedConfig(PreTrainedConfig):
             Whether a linear map of the state stands between the last loop and the coda, as in
             https://huggingface.co/papers/2604.12946. It starts as the identity.
 
+        loop_lora_rank (`int`, *optional*, defaults to 0):
+            Rank of the update that every loop adds to the core's linear maps
+            (https://huggingface.co/papers/2410.20672, see `loop_lora.py`), 0 for none.
+        loop_lora_num_loops (`int`, *optional*):
+            Loops with an update of their own; by default `num_loops` when the model is made.
+        loop_lora_beyond (`str`, *optional*, defaults to `"last"`):
+            Which update later loops use: `"last"` the last one, `"cyclic"` all of them again in order, or `"none"`.
+        loop_lora_target_modules (`list[str]`, *optional*):
+            Names, or their ends, of the linear maps that are updated, for example `["q_proj", "mlp.down_proj"]`. All
+            linear maps of the core by default.
+        loop_lora_vectors (`bool`, *optional*, defaults to `False`):
+            Whether the gains of norms and all biases of the core differ per loop too.
+
     Raises:
         ValueError: a field is out of range, or the prelude and the coda leave no layer for the core.
 
@@ -98,13 +90,15 @@ class LoopedConfig(PreTrainedConfig):
     """
 
     model_type = "looped_lm"
-    sub_configs = {"backbone_config": AutoConfig}
     keys_to_ignore_at_inference = ["past_key_values", "num_loops", "loop_states", "loop_logits"]
-    # the backbone names its own modules in its own plans
-    base_model_fsdp_plan = {}
-    base_model_tp_plan = {}
+    remote_classes = {
+        "AutoConfig": "configuration_looped.LoopedConfig",
+        "AutoModel": "modeling_looped.LoopedModel",
+        "AutoModelForCausalLM": "modeling_looped.LoopedForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_looped.LoopedForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_looped.LoopedForTokenClassification",
+    }
 
-    backbone_config: Any = None
     num_prelude_layers: int = 0
     num_coda_layers: int = 0
     num_loops: int = 4
@@ -115,33 +109,16 @@ class LoopedConfig(PreTrainedConfig):
     loop_norm: Literal["none", "own", "final"] = "none"
     coda_norm: bool = False
     state_projection: bool = False
-    use_cache: bool = True
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    tie_word_embeddings: bool | None = None
-
-    def __post_init__(self, **kwargs):
-        if not isinstance(self.backbone_config, dict | PreTrainedConfig | None):
-            raise ValueError(f"`backbone_config` must be a configuration or a dict, got {self.backbone_config!r}")
-        if not isinstance(self.backbone_config, PreTrainedConfig):
-            fields = dict(self.backbone_config or {})
-            fields |= {name: kwargs.pop(name) for name in BACKBONE_FIELDS if name in kwargs}
-            model_type = fields.pop("model_type", "llama")
-            if model_type not in CONFIG_MAPPING:
-                raise ValueError(f"`backbone_config.model_type` {model_type!r} is not a transformers model type")
-            self.backbone_config = CONFIG_MAPPING[model_type](**fields)
-        for name in COPIED_FIELDS:
-            if getattr(self, name) is None:
-                setattr(self, name, getattr(self.backbone_config, name, None))
-        if self.dtype is None:
-            self.dtype = self.backbone_config.dtype
-        # every Auto class that can open the remote code written beside the weights
-        kwargs.setdefault("auto_map", dict(AUTO_MAP))
-        super().__post_init__(**kwargs)
+    loop_lora_rank: int = 0
+    loop_lora_num_loops: int | None = None
+    loop_lora_beyond: Literal["last", "cyclic", "none"] = "last"
+    loop_lora_target_modules: list[str] | None = None
+    loop_lora_vectors: bool = False
 
     def __setattr__(self, key, value):
-        if key == "num_loops":
+        # where a count may be absent, the value that says so
+        absent = {"loop_lora_num_loops": None, "loop_lora_rank": 0}
+        if key in absent and value != absent[key]:
             check_positive_int(key, value)
         super().__setattr__(key, value)
 
@@ -158,44 +135,21 @@ class LoopedConfig(PreTrainedConfig):
         if self.state_std is not None and self.state_std < 0:
             raise ValueError(f"`state_std` must not be negative, got {self.state_std}")
         if self.coda_norm and self.num_coda_layers == 0:
-            raise ValueError("`coda_norm` needs `num_coda_layers` of at least 1: without a coda the final norm follows")
+            raise ValueError(
+                "`coda_norm` needs `num_coda_layers` of at least 1: without a coda the final norm follows"
+            )
+        if self.loop_lora_vectors and not self.loop_lora_rank:
+            raise ValueError("`loop_lora_vectors` needs `loop_lora_rank` of at least 1")
         if self.injection == "none" and self.state_init != "input":
             raise ValueError(
                 f"`state_init={self.state_init!r}` needs an injection: with `injection='none'` the input never "
                 "reaches the core"
             )
 
-    # rotary parameters are brought into form and checked by the backbone, which knows its own
-    def convert_rope_params_to_dict(self, **kwargs):
-        return self.backbone_config.convert_rope_params_to_dict(**kwargs)
-
-    def standardize_rope_params(self):
-        self.backbone_config.standardize_rope_params()
-
-    def validate_rope(self):
-        self.backbone_config.validate_rope()
-
     @property
     def num_core_layers(self) -> int:
         """Backbone layers inside the loop."""
         return self.backbone_config.num_hidden_layers - self.num_prelude_layers - self.num_coda_layers
-
-    # one cache slot per layer call; derived, so that `from_pretrained(folder, num_loops=8)` sizes caches right
-    @property
-    def num_hidden_layers(self) -> int:
-        """Layer calls of one forward pass, which is also the number of cache slots."""
-        return self.num_slots(self.num_loops)
-
-    @num_hidden_layers.setter
-    def num_hidden_layers(self, value: int):
-        # `assistant_early_exit` and others shorten a model by assigning its depth: here that means fewer loops
-        num_loops, rest = divmod(value - self.num_prelude_layers - self.num_coda_layers, self.num_core_layers)
-        if rest:
-            raise ValueError(
-                f"`num_hidden_layers` {value} is not {self.num_prelude_layers} + {self.num_coda_layers} plus a "
-                f"multiple of {self.num_core_layers} core layers"
-            )
-        self.num_loops = num_loops
 
     def num_slots(self, num_loops: int) -> int:
         """Cache slots of a forward pass with `num_loops` loops."""
@@ -209,32 +163,5 @@ class LoopedConfig(PreTrainedConfig):
         core = layer_types[self.num_prelude_layers : coda_start]
         return layer_types[: self.num_prelude_layers] + layer_types[coda_start:] + core * self.num_loops
 
-    def with_num_loops(self, num_loops: int) -> "LoopedConfig":
-        """A shallow copy with another loop count, to size a cache for one call."""
-        config = copy.copy(self)
-        config.num_loops = num_loops
-        return config
-
-
-def _backbone_property(name: str) -> property:
-    def read(self):
-        return getattr(self.backbone_config, name)
-
-    def write(self, value):
-        setattr(self.backbone_config, name, value)
-
-    return property(read, write, doc=f"`{name}` of the backbone.")
-
-
-for _name in BACKBONE_FIELDS:
-    setattr(LoopedConfig, _name, _backbone_property(_name))
-
-AUTO_MAP = {
-    "AutoConfig": "configuration_looped.LoopedConfig",
-    "AutoModel": "modeling_looped.LoopedModel",
-    "AutoModelForCausalLM": "modeling_looped.LoopedForCausalLM",
-    "AutoModelForSequenceClassification": "modeling_looped.LoopedForSequenceClassification",
-    "AutoModelForTokenClassification": "modeling_looped.LoopedForTokenClassification",
-}
 
 __all__ = ["LoopedConfig"]

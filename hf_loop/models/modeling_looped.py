@@ -25,7 +25,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache
 from transformers import initialization as init
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 from transformers.modeling_utils import slice_logits_to_keep
@@ -33,42 +33,38 @@ from transformers.utils import auto_docstring, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .backbone import Backbone, LayerInputs, adopt_backbone, backbone_spec, compute_logits, make_backbone
+from .backbone import (
+    Backbone,
+    LayerInputs,
+    adopt_backbone,
+    backbone_spec,
+    compute_logits,
+    make_backbone,
+    next_positions,
+)
 from .cache_views import check_num_slots
 from .checks import check_positive_int
 from .configuration_looped import LoopedConfig
 from .generation import LoopedGenerationMixin
 from .injection import ConcatInjection, DiagonalInjection, make_injection
+from .loop_lora import LayerLoopLora, LoopLora
+from .modeling_recurrent import RecurrentPreTrainedModel
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
 from .state_noise import example_seeds, truncated_normal
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
-class LoopedPreTrainedModel(PreTrainedModel):
+class LoopedPreTrainedModel(RecurrentPreTrainedModel):
     """What the looped model and its heads share."""
 
     config_class = LoopedConfig
     config: LoopedConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
-    # what a backbone does not support it refuses itself, when it is made
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    # set where hf_loop is installed; code that came with a checkpoint pushes transformers' own card
-    write_model_card: Any = None
-
-    def post_init(self):
-        super().post_init()
-        self.add_model_tags(["hf_loop", "looped-transformer", "recurrent-depth", "looped_lm"])
+    family_tags = ("looped-transformer", "recurrent-depth")
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, (ConcatInjection, DiagonalInjection)):
+        if isinstance(module, (ConcatInjection, DiagonalInjection, LayerLoopLora)):
             module.reset_parameters()
         elif isinstance(module, LoopedModel):
             if module.config.state_init == "learned":
@@ -76,15 +72,10 @@ class LoopedPreTrainedModel(PreTrainedModel):
             if module.config.state_projection:
                 init.eye_(module.state_projection.weight)
 
-    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
-        # `push_to_hub` calls this once the folder is complete
-        if self.write_model_card is not None:
-            self.write_model_card(working_dir, repo_id)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
-
 
 def state_std(config: LoopedConfig) -> float:
     """`config.state_std`, by default the `sqrt(2 / (5 hidden_size))` of Huginn's weights (2502.05171)."""
+    # CODEPATH: Huginn and its retrofits start from another spread than the default
     if config.state_std is not None:
         return config.state_std
     return (2.0 / (5.0 * config.hidden_size)) ** 0.5
@@ -112,6 +103,8 @@ class LoopedModel(LoopedPreTrainedModel):
         # CODEPATH: Parcae maps the state before its coda
         if config.state_projection:
             self.state_projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        # CODEPATH: relaxed recursion gives the shared layers a low-rank update per loop
+        self.loop_lora: Any = LoopLora(config, self.core_layers()) if config.loop_lora_rank else None
         self.post_init()
 
     def init_parallel_plans(self):
@@ -124,6 +117,11 @@ class LoopedModel(LoopedPreTrainedModel):
             num_prelude, num_core, num_coda = self.layer_counts()
             strategies = [strategy] * num_prelude + ["keep_full_weight"] * num_core + [strategy] * num_coda
             self._fsdp_plan = plan | {f"{layers}.{index}": strategy for index, strategy in enumerate(strategies)}
+        if self.loop_lora is not None:
+            # updates are added to whole outputs, and a plan cannot tell core layers from others: tensor parallelism
+            # splits the embeddings and the head only
+            plan = self._tp_plan or {}
+            self._tp_plan = {name: plan[name] for name in plan if not name.startswith(f"{layers}.")}
 
     def get_input_embeddings(self):
         return self.backbone.get_input_embeddings()
@@ -175,20 +173,17 @@ class LoopedModel(LoopedPreTrainedModel):
         # the coda comes before the core so that its slots stay put when the loop count changes
         num_prelude, num_core, num_coda = self.layer_counts()
         backbone = Backbone(self.backbone)
-        if input_ids is not None and inputs_embeds is None:
-            inputs_embeds = backbone.embed(input_ids)
-        elif input_ids is not None or inputs_embeds is None:
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
         if past_key_values is not None:
             check_num_slots(past_key_values, num_prelude + num_coda + num_core * num_loops, num_loops)
         elif use_cache:
             past_key_values = DynamicCache(config=self.config.with_num_loops(num_loops))
         if position_ids is None:
-            past_seen_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_seen_tokens
-            position_ids = position_ids.unsqueeze(0)
+            position_ids = next_positions(inputs_embeds, past_key_values)
         use_cache = bool(use_cache)
-        inputs = backbone.prepare(inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, **kwargs)
+        inputs = backbone.prepare(
+            inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, input_ids, **kwargs
+        )
 
         is_damped = self.config.loop_update == "damped"
         hidden_states = backbone.enter(inputs_embeds)
@@ -205,7 +200,10 @@ class LoopedModel(LoopedPreTrainedModel):
                 state = self.injection(state, encoded)
                 for index in range(num_core):
                     slot = num_prelude + num_coda + loop * num_core + index
-                    state = backbone.run_layer(num_prelude + index, slot, state, inputs)
+                    layer = backbone.layers[num_prelude + index]
+                    if self.loop_lora is not None:
+                        layer = self.loop_lora.layer_in_loop(layer, index, loop)
+                    state = backbone.run_layer(num_prelude + index, slot, state, inputs, layer)
                 # with one loop the damped step is a whole one: not spelt as s + (f(s) - s), which would round
                 if is_damped and num_loops > 1:
                     state = previous + (state - previous) / num_loops
@@ -232,6 +230,11 @@ class LoopedModel(LoopedPreTrainedModel):
     def layer_counts(self) -> tuple[int, int, int]:
         """Layers in the prelude, the core and the coda."""
         return self.config.num_prelude_layers, self.config.num_core_layers, self.config.num_coda_layers
+
+    def core_layers(self) -> list[nn.Module]:
+        """The layers inside the loop."""
+        num_prelude, num_core, _ = self.layer_counts()
+        return Backbone(self.backbone).layers[num_prelude : num_prelude + num_core]
 
     def make_initial_state(
         self, encoded: torch.Tensor, position_ids: torch.Tensor, input_ids: torch.Tensor | None
@@ -266,8 +269,10 @@ class LoopedModel(LoopedPreTrainedModel):
     ) -> torch.Tensor:
         """The state through what lies between the last loop and the head, `[B, T, D]`."""
         config = self.config
+        # CODEPATH: Huginn applies its final norm before the coda too; its retrofits do not
         if config.coda_norm:
             state = backbone.norm(state)
+        # CODEPATH: Parcae maps the state before its coda
         if config.state_projection:
             state = self.state_projection(state)
         first = len(backbone.layers) - num_coda

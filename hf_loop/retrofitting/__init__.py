@@ -1,6 +1,9 @@
-"""Turns pretrained models into recurrent ones."""
+"""Turns pretrained models into recurrent ones, and back, and loads those that others published."""
 
+from .conversion import convert
+from .loop_adapter import add_loop_lora, load_loop_adapter, save_loop_adapter
 from .looped import retrofit
+from .unrolling import unroll
 
 
-__all__ = ["retrofit"]
+__all__ = ["add_loop_lora", "convert", "load_loop_adapter", "retrofit", "save_loop_adapter", "unroll"]

@@ -18,6 +18,8 @@ from ..models.backbone import backbone_spec
 
 # one entry per layer
 PER_LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers")
+# the indices of some layers
+INDEX_LISTS = ("value_embedding_layers",)
 
 
 def select_layers(config: PreTrainedConfig, indices: Sequence[int]) -> PreTrainedConfig:
@@ -31,6 +33,10 @@ def select_layers(config: PreTrainedConfig, indices: Sequence[int]) -> PreTraine
         values = getattr(config, name, None)
         if values is not None:
             setattr(selected, name, [values[index] for index in indices])
+    for name in INDEX_LISTS:
+        chosen = getattr(config, name, None)
+        if chosen is not None:
+            setattr(selected, name, [new for new, old in enumerate(indices) if old in chosen])
     if getattr(config, "mlp_only_layers", None) is not None:
         # mixtures of experts place dense layers by a period and by a list: the list alone can say any pattern
         dense = [new for new, old in enumerate(indices) if _is_dense(config, old)]
@@ -68,10 +74,9 @@ def keep_layers(decoder: Any, indices: Sequence[int]) -> None:
 def number_layers(layers: nn.ModuleList) -> None:
     """Tell every layer, and what is inside it, its index, by which it finds its part of a cache."""
     for index, layer in enumerate(layers):
-        module: Any
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+                setattr(module, "layer_idx", index)  # noqa: B010 the type checker knows tensors and modules only
 
 
 def check_same_kind(config: PreTrainedConfig, layers: Sequence[nn.Module], indices: Sequence[int]) -> None:
@@ -88,7 +93,7 @@ def check_same_kind(config: PreTrainedConfig, layers: Sequence[nn.Module], indic
     with torch.device("meta"):
         decoder = AutoModel.from_config(config)
     for new, (layer, fresh) in enumerate(zip(layers, getattr(decoder, backbone_spec(config).layers), strict=True)):
-        difference = _first_difference(layer, fresh)
+        difference = first_difference(layer, fresh)
         if difference is not None:
             raise ValueError(
                 f"layer {indices[new]} cannot become layer {new} of a {config.model_type} backbone with "
@@ -96,7 +101,8 @@ def check_same_kind(config: PreTrainedConfig, layers: Sequence[nn.Module], indic
             )
 
 
-def _first_difference(layer: nn.Module, fresh: nn.Module) -> str | None:
+def first_difference(layer: nn.Module, fresh: nn.Module) -> str | None:
+    """The name of a module or setting in which `layer` is not what `fresh` is, apart from its weights and index."""
     modules = dict(layer.named_modules())
     for name, fresh_module in fresh.named_modules():
         module = modules.get(name)

@@ -1,5 +1,6 @@
 """A looped model out of a pretrained decoder, by moving its modules."""
 
+import copy
 import os
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ..layer_ranges import plan_layers
 from ..models import LoopedConfig, LoopedForCausalLM
 from ..models.backbone import backbone_spec
+from ..models.loop_lora import check_targets
+from .folding import check_foldable, fold_layers, full_rank
 from .layer_selection import keep_layers
 
 
@@ -25,6 +28,11 @@ def retrofit(
     state_init: Literal["input", "zeros", "normal", "learned"] | None = None,
     loop_update: Literal["replace", "damped"] = "replace",
     loop_norm: Literal["none", "own", "final"] = "none",
+    fold: Literal["average", "first"] | None = None,
+    loop_lora_rank: int | None = 0,
+    loop_lora_beyond: Literal["last", "cyclic", "none"] = "last",
+    loop_lora_target_modules: list[str] | None = None,
+    loop_lora_vectors: bool | None = None,
 ) -> LoopedForCausalLM:
     """Run the layers of a pretrained causal model on a looped schedule.
 
@@ -48,6 +56,15 @@ def retrofit(
             which keeps one loop equal to the original.
         loop_update (`str`): what a loop does with the core's result, see [`LoopedConfig`].
         loop_norm (`str`): the norm at every loop's end, see [`LoopedConfig`].
+        fold (`str`, *optional*): share the core's M layers between the loops: M / `num_loops` layers remain, each the
+            `"average"` of those it stands for or the `"first"` of them, with the truncated singular value
+            decomposition of the differences as per-loop LoRA (https://huggingface.co/papers/2410.20672). At full
+            rank, in float32 and with nothing else between layers, the logits at `num_loops` are the original's to
+            rounding.
+        loop_lora_rank (`int`, *optional*): rank of the per-loop LoRA, 0 for none; with `fold`, `None` is full rank.
+        loop_lora_beyond (`str`): which update loops after `num_loops` use, see [`LoopedConfig`].
+        loop_lora_target_modules (`list[str]`, *optional*): the linear maps that get it, see [`LoopedConfig`].
+        loop_lora_vectors (`bool`, *optional*): whether norms and biases differ per loop too; by default with `fold`.
 
     Returns:
         `LoopedForCausalLM`, on the device and in the dtype of the original.
@@ -65,17 +82,35 @@ def retrofit(
         raise ValueError("`model_or_path` is a looped model already")
     _check_causal(base)
     plan = plan_layers(base.config.num_hidden_layers, num_prelude_layers, core_layers, num_coda_layers)
+    layers = getattr(base.base_model, backbone_spec(base.config).layers)
+    core = [layers[index] for index in plan.core]
+    if loop_lora_rank is None:
+        if fold is None:
+            raise ValueError("`loop_lora_rank` None is the full rank of what `fold` removes: it needs `fold`")
+        loop_lora_rank = full_rank(core)
     schedule: dict[str, Any] = {
         "num_loops": num_loops,
         "injection": injection,
         "state_init": state_init or ("input" if injection == "none" else "zeros"),
         "loop_update": loop_update,
         "loop_norm": loop_norm,
+        "loop_lora_rank": loop_lora_rank,
+        "loop_lora_num_loops": num_loops if loop_lora_rank else None,
+        "loop_lora_beyond": loop_lora_beyond,
+        "loop_lora_target_modules": loop_lora_target_modules,
+        "loop_lora_vectors": bool(fold and loop_lora_rank) if loop_lora_vectors is None else loop_lora_vectors,
     }
-    # what the configuration refuses is refused before any layer is dropped
-    LoopedConfig(backbone_config=base.config, **schedule)
-    keep_layers(base.base_model, plan.kept)
+    # what the configuration refuses is refused before anything is changed
+    LoopedConfig(backbone_config=copy.deepcopy(base.config), **schedule)
+    check_targets(loop_lora_target_modules, core)
+    kept_core = plan.core
+    if fold is not None:
+        check_foldable(core, plan.core, getattr(base.config, "layer_types", None), num_loops, fold)
+        kept_core = plan.core[: len(core) // num_loops]
+    keep_layers(base.base_model, [*plan.prelude, *kept_core, *plan.coda])
 
+    # a configuration that becomes part of another forgets which attention function was chosen
+    attn_implementation = base.config._attn_implementation
     config = LoopedConfig(
         backbone_config=base.config,
         num_prelude_layers=len(plan.prelude),
@@ -83,11 +118,14 @@ def retrofit(
         dtype=base.dtype,
         **schedule,
     )
+    config._attn_implementation = attn_implementation
     with torch.device("meta"):
         looped: Any = LoopedForCausalLM(config)
     looped.model.backbone = base.base_model
     looped.lm_head = base.get_output_embeddings()
     _materialize(looped, base.device, base.dtype)
+    if fold is not None:
+        fold_layers(core, num_loops, fold, looped.model.loop_lora)
     _stay_quantized(looped, base)
     looped.generation_config = base.generation_config
     looped.name_or_path = base.name_or_path
@@ -109,6 +147,8 @@ def _materialize(looped: LoopedForCausalLM, device: torch.device, dtype: torch.d
     new_modules: list[nn.Module] = [looped.model.injection, looped.model]
     if looped.config.loop_norm == "own":
         new_modules.append(looped.model.loop_norm)
+    if looped.model.loop_lora is not None:
+        new_modules.extend(looped.model.loop_lora)
     for module in new_modules:
         recurse = module is not looped.model
         if recurse or looped.config.state_init == "learned":

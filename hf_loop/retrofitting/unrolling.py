@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from ..models import LoopedForCausalLM
 from ..models.backbone import backbone_spec
 from ..models.checks import check_positive_int
-from ..models.configuration_looped import COPIED_FIELDS
+from ..models.configuration_recurrent import COPIED_FIELDS
 from .layer_selection import check_same_kind, number_layers, select_layers
 
 
@@ -38,7 +38,7 @@ def unroll(model: LoopedForCausalLM, num_loops: int | None = None) -> PreTrained
     if any(hasattr(module, "base_layer") for module in model.modules()):
         raise ValueError("`model` carries a PEFT adapter: unroll the merged model (`merge_and_unload()`)")
     num_loops = model.config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
-    calls = _layer_calls(model, _plain_loops(model, num_loops))
+    calls = _layer_calls(model, range(num_loops - _plain_loops(model, num_loops), num_loops))
     indices = [index for index, _ in calls]
 
     backbone: Any = model.model.backbone
@@ -63,13 +63,13 @@ def unroll(model: LoopedForCausalLM, num_loops: int | None = None) -> PreTrained
     return unrolled.train(model.training)
 
 
-def _layer_calls(model: LoopedForCausalLM, num_loops: int) -> list[tuple[int, int]]:
-    """Layer and loop of every call, in order; the loop is 0 before the core and the last one after it."""
+def _layer_calls(model: LoopedForCausalLM, loops: range) -> list[tuple[int, int]]:
+    """Layer and loop of every call, in order; outside the core the loop means nothing."""
     num_prelude, num_core, num_coda = model.model.layer_counts()
     core = range(num_prelude, num_prelude + num_core)
     calls = [(index, 0) for index in range(num_prelude)]
-    calls += [(index, loop) for loop in range(num_loops) for index in core]
-    return calls + [(core.stop + index, num_loops - 1) for index in range(num_coda)]
+    calls += [(index, loop) for loop in loops for index in core]
+    return calls + [(core.stop + index, 0) for index in range(num_coda)]
 
 
 def _copy_layer(model: LoopedForCausalLM, index: int, loop: int, config: PreTrainedConfig) -> nn.Module:
@@ -84,7 +84,7 @@ def _copy_layer(model: LoopedForCausalLM, index: int, loop: int, config: PreTrai
 
 
 def _plain_loops(model: LoopedForCausalLM, num_loops: int) -> int:
-    """How often a plain decoder must repeat the core to equal `num_loops` loops.
+    """How many of the last loops a plain decoder must run to equal `num_loops` loops.
 
     Raises:
         ValueError: no number of times does.

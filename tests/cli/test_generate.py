@@ -51,7 +51,7 @@ def test_chat_goes_through_the_template(hf_loop, looped_folder, tokenizer):
     [
         (["--loops", "1,two"], "'two' is not a loop count"),
         (["--core", "0-1"], "is a looped model already"),
-        (["--core", "0-1", "--prelude", "1"], "leave out --prelude"),
+        (["--core", "1-0"], "--core` must be FIRST-LAST"),
     ],
 )
 def test_errors_are_one_line(hf_loop, looped_folder, arguments, message):

@@ -2,10 +2,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DeepseekV3Config, DynamicCache, Gemma3TextConfig, LlamaConfig, Qwen3NextConfig
+from transformers import (
+    DeepseekV3Config,
+    DynamicCache,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen3NextConfig,
+)
 
 from hf_loop.evaluation import kv_bytes_per_loop, kv_bytes_per_token
 from hf_loop.models import LoopedConfig, LoopedForCausalLM
+
+from ..models.hierarchical_variants import VARIANTS, tiny_hierarchical
 
 
 SIZES: dict[str, Any] = {
@@ -34,7 +43,7 @@ BACKBONES = {
 }
 
 
-def cache_bytes(model: LoopedForCausalLM, num_tokens: int, num_loops: int) -> int:
+def cache_bytes(model: PreTrainedModel, num_tokens: int, num_loops: int) -> int:
     """The memory of the cache that a forward pass over `num_tokens` tokens leaves."""
     input_ids = torch.zeros(1, num_tokens, dtype=torch.long)
     cache = model(input_ids, num_loops=num_loops, past_key_values=DynamicCache()).past_key_values
@@ -49,6 +58,15 @@ def test_it_is_what_the_cache_grows_by(name, num_loops):
     with torch.no_grad():
         growth = cache_bytes(model, 6, num_loops) - cache_bytes(model, 5, num_loops)
     assert kv_bytes_per_token(config, num_loops, torch.float32) == growth
+
+
+@pytest.mark.parametrize("name", ["plain", "shared stack", "hrm_text"])
+@pytest.mark.parametrize("num_loops", [1, 5])
+def test_it_is_what_the_cache_of_a_hierarchical_model_grows_by(name, num_loops):
+    model = tiny_hierarchical(**VARIANTS[name])
+    with torch.no_grad():
+        growth = cache_bytes(model, 6, num_loops) - cache_bytes(model, 5, num_loops)
+    assert kv_bytes_per_token(model.config, num_loops, torch.float32) == growth
 
 
 def test_the_config_gives_the_loop_count():

@@ -114,3 +114,10 @@ def test_the_damped_update_is_a_step_towards_the_next_state(base):
         # what the core makes of the embeddings is the state after one whole loop
         whole = looped(INPUT_IDS, output_loop_states=True, num_loops=1).loop_states[0]
         torch.testing.assert_close(states[0], embeds + (whole - embeds) / 4)
+
+
+def test_the_attention_function_stays_the_one_that_was_chosen(base):
+    base.set_attn_implementation("eager")
+    looped = retrofit(base, num_loops=2)
+    assert looped.config._attn_implementation == "eager"
+    assert looped.model.backbone.config._attn_implementation == "eager"

@@ -1,0 +1,40 @@
+"""Writing a model folder whole or not at all."""
+
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check_new_folder(output_dir: Path) -> None:
+    """Refuses a place that holds something.
+
+    Raises:
+        ValueError: If `output_dir` is a file, or a folder that is not empty.
+    """
+    if output_dir.is_file() or (output_dir.is_dir() and any(output_dir.iterdir())):
+        raise ValueError(f"{output_dir} is not an empty folder; give another one.")
+
+
+@contextmanager
+def whole_folder(output_dir: Path) -> Generator[Path]:
+    """A folder to write into, which becomes `output_dir` once everything is in it.
+
+    Args:
+        output_dir (`Path`): The folder to make; it is new or empty (see [`check_new_folder`]).
+    """
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    # beside the folder: only within a file system is a rename one step
+    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as scratch:
+        folder = Path(scratch) / "model"
+        folder.mkdir()
+        yield folder
+        if output_dir.is_dir():
+            output_dir.rmdir()
+        folder.rename(output_dir)
+
+
+def size_on_disk(folder: Path) -> str:
+    """The size of a folder's weights, as text."""
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

@@ -1,0 +1,137 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A layer as it computes with other numbers in one place or another, without touching the layer.
+
+A *view* is made for one layer call: shallow copies of the modules on the way to what is updated, which share every
+parameter, buffer and hook with the originals, and whose forward adds the update. Which update that is, is thus an
+argument of the call and no state of the layer: a view means the same when gradient checkpointing runs it again in the
+backward pass (transformers checkpoints a layer's `forward`, so that module hooks do not run again), in another thread,
+and under torch.compile (which traces no context variables).
+"""
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+
+
+class LinearUpdate(NamedTuple):
+    """What one loop adds to a linear map's output: `B A x + bias`, with A `[r, in]`, B `[out, r]`, bias `[out]`."""
+
+    lora_A: torch.Tensor | None = None
+    lora_B: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+
+# parameter name -> difference `[d]`, for a module with vectors for parameters, such as a norm
+VectorUpdates = dict[str, torch.Tensor]
+# dotted name of a module inside the layer -> its update
+LayerUpdates = dict[str, LinearUpdate | VectorUpdates]
+
+
+def updated_view(module: nn.Module, updates: LayerUpdates) -> nn.Module:
+    """A view of `module` in which the modules that `updates` names compute with their update.
+
+    Raises:
+        ValueError: a module on the way was replaced by one that the update cannot reach.
+    """
+    if "" in updates:
+        return _updated_leaf(module, updates[""])
+    by_child: dict[str, LayerUpdates] = {}
+    for name, update in updates.items():
+        child, _, rest = name.partition(".")
+        by_child.setdefault(child, {})[rest] = update
+    children = dict(module._modules)
+    for name, child_updates in by_child.items():
+        child_module = children.get(name)
+        if child_module is None:
+            raise ValueError(
+                f"the per-loop LoRA cannot reach {name!r} inside {type(module).__name__}, which replaced or wraps the "
+                "backbone's own module"
+            )
+        children[name] = updated_view(child_module, child_updates)
+    view = _shallow_copy(module)
+    view.__dict__["_modules"] = children
+    # bound to the original, whose children would be run: device maps and kernels put such functions on the instance
+    for name in ("forward", "_old_forward"):
+        if name in module.__dict__:
+            view.__dict__[name] = _rebind(module.__dict__[name], module, view)
+    return view
+
+
+def _updated_leaf(module: nn.Module, update: LinearUpdate | VectorUpdates) -> nn.Module:
+    view = _shallow_copy(module)
+    is_linear = isinstance(update, LinearUpdate)
+    view.__dict__["forward"] = _linear_forward(module, update) if is_linear else _vector_forward(module, update)
+    return view
+
+
+def _linear_forward(module: nn.Module, update: LinearUpdate) -> Callable[..., torch.Tensor]:
+    # `module` is whatever stands in the linear map's place: with a PEFT adapter, the adapter and the map together
+    def forward(hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        output = module.forward(hidden_states, *args, **kwargs)
+        device = hidden_states.device
+        if update.lora_A is not None and update.lora_B is not None:
+            low = nn.functional.linear(hidden_states.to(update.lora_A.dtype), update.lora_A.to(device))
+            output = output + nn.functional.linear(low, update.lora_B.to(device)).to(output.dtype)
+        if update.bias is not None:
+            output = output + update.bias.to(output)
+        return output
+
+    return forward
+
+
+def _vector_forward(module: nn.Module, updates: VectorUpdates) -> Callable[..., Any]:
+    def forward(*args, **kwargs):
+        # made when the module is called: before that FSDP may hold only a part of its parameters
+        parameters = dict(module._parameters)
+        for name, difference in updates.items():
+            parameter = parameters.get(name)
+            if parameter is None:
+                raise ValueError(
+                    f"the per-loop LoRA cannot reach the {name} of {type(module).__name__}, which replaced or wraps "
+                    "the backbone's own module"
+                )
+            parameters[name] = cast(nn.Parameter, parameter + difference.to(parameter))
+        shifted = _shallow_copy(module)
+        shifted.__dict__["_parameters"] = parameters
+        return type(module).forward(shifted, *args, **kwargs)
+
+    return forward
+
+
+def _shallow_copy(module: nn.Module) -> nn.Module:
+    view = object.__new__(type(module))
+    view.__dict__.update(module.__dict__)
+    # `module.compile()` compiled the original's call
+    view.__dict__["_compiled_call_impl"] = None
+    return view
+
+
+def _rebind(function: Any, module: nn.Module, view: nn.Module) -> Callable[..., Any]:
+    """`function`, which calls `module`, so that it calls `view`."""
+    if isinstance(function, types.MethodType) and function.__self__ is module:
+        return types.MethodType(function.__func__, view)
+    if isinstance(function, functools.partial) and function.args and function.args[0] is module:
+        return functools.partial(function.func, view, *function.args[1:], **function.keywords)
+    raise ValueError(
+        f"the per-loop LoRA cannot reach what is inside {type(module).__name__}, whose forward was replaced by "
+        f"{function!r}"
+    )
+
+
+__all__ = ["LayerUpdates", "LinearUpdate", "VectorUpdates", "updated_view"]

@@ -1,0 +1,219 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A low-rank update of the core layers for every loop ("relaxed recursion", https://huggingface.co/papers/2410.20672).
+
+In loop r a linear map of the core computes `W x + b + B_r A_r x`, without a further scale (a PEFT adapter with
+`lora_alpha` equal to its rank), and a norm may have its own gain, `g + d_r`.
+
+The backbone's modules stay what they are: PEFT, quantization, parallel plans and checkpoints see no difference. A call
+of a layer in loop r goes to a view of it (`layer_views.py`), so that the loop is an argument and no state.
+"""
+
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .configuration_looped import LoopedConfig
+from .layer_views import LayerUpdates, LinearUpdate, VectorUpdates, updated_view
+
+
+class LayerLoopLora(nn.Module):
+    """The updates of one core layer, stacked over the loops that have one.
+
+    Its parameters are named after the module they update with `_` for `.`, for example `self_attn_q_proj_A`
+    (`[R, r, in]`), `self_attn_q_proj_B` (`[R, out, r]`, zero at the start) and `input_layernorm_weight` (`[R, d]`, a
+    difference, zero at the start). No module takes the name of one of the layer's, or PEFT would add adapters to it.
+
+    Args:
+        layer (`nn.Module`): the layer, before quantization or adapters change it.
+        num_loops (`int`): R, the loops that have an update of their own.
+        rank (`int`): r; no update gets more than its smaller side.
+        target_modules (`list[str]`, *optional*): names of linear maps, or their ends; all of them by default.
+        has_vectors (`bool`): whether norms and biases have a difference per loop too.
+    """
+
+    def __init__(
+        self, layer: nn.Module, num_loops: int, rank: int, target_modules: list[str] | None, has_vectors: bool
+    ):
+        super().__init__()
+        self.linear_names: list[str] = []
+        self.vector_names: list[tuple[str, str]] = []
+        for name, module in layer.named_modules():
+            if isinstance(module, nn.Linear) and _is_target(name, target_modules):
+                low_rank = min(rank, module.in_features, module.out_features)
+                self._add(name, "A", torch.empty(num_loops, low_rank, module.in_features))
+                self._add(name, "B", torch.empty(num_loops, module.out_features, low_rank))
+                self.linear_names.append(name)
+            if has_vectors:
+                for parameter_name in vector_parameter_names(module):
+                    length = module.get_parameter(parameter_name).shape[0]
+                    self._add(name, parameter_name, torch.empty(num_loops, length))
+                    self.vector_names.append((name, parameter_name))
+        self.bias_names = [name for name, _ in self.vector_names if isinstance(layer.get_submodule(name), nn.Linear)]
+
+    def _add(self, module_name: str, suffix: str, value: torch.Tensor) -> None:
+        self.register_parameter(parameter_key(module_name, suffix), nn.Parameter(value))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """A as `nn.Linear` starts its weights, everything else zero, so that no loop changes anything yet."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("_A"):
+                bound = parameter.shape[-1] ** -0.5
+                init.uniform_(parameter, -bound, bound)
+            else:
+                init.zeros_(parameter)
+
+    def forward(self, index: int) -> LayerUpdates:
+        """The updates with index `index` along the loops, by module name."""
+        updates: LayerUpdates = {}
+        for name in self.linear_names:
+            updates[name] = LinearUpdate(self._stacked(name, "A")[index], self._stacked(name, "B")[index])
+        for name, parameter_name in self.vector_names:
+            difference = self._stacked(name, parameter_name)[index]
+            if name in self.bias_names:
+                updates[name] = cast(LinearUpdate, updates.get(name, LinearUpdate()))._replace(bias=difference)
+            else:
+                cast(VectorUpdates, updates.setdefault(name, {}))[parameter_name] = difference
+        return updates
+
+    def _stacked(self, module_name: str, suffix: str) -> torch.Tensor:
+        return getattr(self, parameter_key(module_name, suffix))
+
+
+class LoopLora(nn.ModuleList):
+    """The updates of all core layers; see the top of this file.
+
+    Args:
+        config (`LoopedConfig`): gives the `loop_lora_*` fields.
+        core_layers (`list[nn.Module]`): the core layers, as the backbone's configuration makes them.
+
+    Raises:
+        ValueError: a name in `loop_lora_target_modules` fits no linear map of the core.
+    """
+
+    def __init__(self, config: LoopedConfig, core_layers: list[nn.Module]):
+        # the weights have a fixed number of loops, whatever number the model runs later
+        if config.loop_lora_num_loops is None:
+            config.loop_lora_num_loops = config.num_loops
+        num_loops = config.loop_lora_num_loops
+        target_modules = config.loop_lora_target_modules
+        check_targets(target_modules, core_layers)
+        super().__init__(
+            LayerLoopLora(layer, num_loops, config.loop_lora_rank, target_modules, config.loop_lora_vectors)
+            for layer in core_layers
+        )
+        self.num_loops = num_loops
+        self.beyond = config.loop_lora_beyond
+
+    def update_index(self, loop: int) -> int | None:
+        """Which update loop `loop` (from 0) uses; beyond the loops that have one `loop_lora_beyond` decides."""
+        if loop < self.num_loops:
+            return loop
+        if self.beyond == "cyclic":
+            return loop % self.num_loops
+        return self.num_loops - 1 if self.beyond == "last" else None
+
+    def layer_in_loop(self, layer: nn.Module, core_index: int, loop: int) -> nn.Module:
+        """A view of core layer `core_index`, which `layer` is, as it computes in loop `loop`.
+
+        Raises:
+            ValueError: a module that is to be updated was replaced by one that the update cannot reach.
+        """
+        index = self.update_index(loop)
+        if index is None:
+            return layer
+        return updated_view(layer, self[core_index](index))
+
+    @torch.no_grad()
+    def merged_state_dict(self, layer: nn.Module, core_index: int, loop: int) -> dict[str, torch.Tensor]:
+        """The state dict that a copy of `layer` needs to compute by itself what it computes in loop `loop`.
+
+        Args:
+            layer (`nn.Module`): core layer `core_index`. It is not changed; what its loop does not update is shared.
+            core_index (`int`): its place in the core.
+            loop (`int`): the loop, from 0.
+
+        Raises:
+            ValueError: a weight to be updated is quantized, or an adapter stands in its place.
+        """
+        state_dict: dict[str, torch.Tensor] = layer.state_dict()
+        index = self.update_index(loop)
+        if index is None:
+            return state_dict
+        for name, update in self[core_index](index).items():
+            differences = {}
+            if isinstance(update, LinearUpdate):
+                if update.lora_A is not None and update.lora_B is not None:
+                    dtype = torch.promote_types(update.lora_B.dtype, torch.float32)
+                    differences["weight"] = update.lora_B.to(dtype) @ update.lora_A.to(dtype)
+                if update.bias is not None:
+                    differences["bias"] = update.bias
+            else:
+                differences = update
+            for parameter_name, difference in differences.items():
+                key = f"{name}.{parameter_name}"
+                state_dict[key] = _add_to_weight(key, state_dict.get(key), difference)
+        return state_dict
+
+
+def parameter_key(module_name: str, suffix: str) -> str:
+    """The parameter of [`LayerLoopLora`] that belongs to a module: `suffix` is `A`, `B` or a vector's name."""
+    return f"{module_name.replace('.', '_')}_{suffix}"
+
+
+def vector_parameter_names(module: nn.Module) -> list[str]:
+    """Names of the parameters of `module` that can differ per loop as vectors.
+
+    They are the biases of linear maps and every vector of a module without children, except convolutions: layers with
+    one (the hybrids) read its parameters without calling it.
+    """
+    if next(module.children(), None) is not None or isinstance(module, nn.modules.conv._ConvNd):
+        return []
+    return [name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim == 1]
+
+
+def _is_target(name: str, target_modules: list[str] | None) -> bool:
+    return target_modules is None or any(f".{name}".endswith(f".{target}") for target in target_modules)
+
+
+def check_targets(target_modules: list[str] | None, core_layers: list[nn.Module]) -> None:
+    """Refuse `loop_lora_target_modules` in which a name fits no linear map of the core.
+
+    Raises:
+        ValueError: names it, and the maps that there are.
+    """
+    names = {
+        name: None for layer in core_layers for name, module in layer.named_modules() if isinstance(module, nn.Linear)
+    }
+    for target in target_modules or []:
+        if not any(_is_target(name, [target]) for name in names):
+            raise ValueError(
+                f"`loop_lora_target_modules` names {target!r}, but the linear maps of the core are {', '.join(names)}"
+            )
+
+
+def _add_to_weight(key: str, weight: torch.Tensor | None, difference: torch.Tensor) -> torch.Tensor:
+    if weight is None:
+        raise ValueError(f"the layer has no {key!r}: unload or merge the adapter that stands in its place first")
+    if not weight.is_floating_point() or weight.shape != difference.shape:
+        raise ValueError(f"{key!r} is quantized ({weight.dtype}): a loop's update cannot be merged into it")
+    # in fp32: in bf16 a small update of a large weight is rounded away
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return (weight.to(dtype) + difference.to(weight.device, dtype)).to(weight.dtype)
+
+
+__all__ = ["LayerLoopLora", "LoopLora"]

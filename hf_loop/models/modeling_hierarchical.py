@@ -1,0 +1,379 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The hierarchical language model (HRM, https://huggingface.co/papers/2506.21734): two states on two clocks.
+
+    x = embed(tokens);  H = x;  L = 0
+    num_loops times:  low_cycles times:  L = low(L + H [+ x])
+                      H = high(H + L)
+    logits = head(norm(H))
+
+`low` and `high` are stacks of backbone layers. Over transformers' own `hrm_text` layers, with the settings that
+`hf_loop.convert` makes, this is `HrmTextModel`, bit for bit, at any number of cycles.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.masking_utils import create_masks_for_generate
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import auto_docstring, can_return_tuple, logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .backbone import (
+    TWO_STACK_BACKBONES,
+    Backbone,
+    BackboneSpec,
+    LayerInputs,
+    adopt_backbone,
+    backbone_spec,
+    make_backbone,
+    next_positions,
+)
+from .cache_views import check_num_slots
+from .checks import check_positive_int
+from .configuration_hierarchical import HierarchicalConfig
+from .generation import LoopedGenerationMixin
+from .modeling_recurrent import RecurrentPreTrainedModel
+from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
+
+
+logger = logging.get_logger(__name__)
+
+
+# trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
+class HierarchicalPreTrainedModel(RecurrentPreTrainedModel):
+    """What the hierarchical model and its heads share."""
+
+    config_class = HierarchicalConfig
+    config: HierarchicalConfig
+    family_tags = ("hierarchical-reasoning-model", "recurrent-depth")
+
+    def initialize_weights(self):
+        super().initialize_weights()
+        # `hrm_text` freezes its starting state where it initialises it, which loading leaves out below our class
+        for module in self.modules():
+            if isinstance(module, HierarchicalModel) and (state := module.low_state_parameter()) is not None:
+                state.requires_grad_(False)
+
+
+def stack_spec(config: PreTrainedConfig) -> BackboneSpec:
+    """Where the parts of a backbone are, which may have two stacks of its own.
+
+    Raises:
+        ValueError: the architecture is not supported.
+    """
+    return TWO_STACK_BACKBONES.get(config.model_type) or backbone_spec(config)
+
+
+def carries_gradient(
+    config: HierarchicalConfig, num_loops: int, cycle: int, call: int, num_backprop_loops: int | None = None
+) -> bool:
+    """Whether a stack call is part of back-propagation.
+
+    Args:
+        config (`HierarchicalConfig`): its `gradient` and `backprop_low_cycles` decide.
+        num_loops (`int`): slow cycles of the forward pass.
+        cycle (`int`): the slow cycle, from 0.
+        call (`int`): the stack call in it, from 0; the last, `low_cycles`, is the slow stack's.
+        num_backprop_loops (`int`, *optional*): slow cycles, counted from the last, that any gradient reaches.
+    """
+    if num_backprop_loops is not None and cycle < num_loops - num_backprop_loops:
+        return False
+    gradient = config.gradient
+    if gradient == "full":
+        return True
+    if gradient == "last_k":
+        counts = config.backprop_low_cycles or []
+        counts = [1] * max(0, num_loops - len(counts)) + counts
+        return call >= config.low_cycles - counts[cycle]
+    is_last_cycle = cycle == num_loops - 1
+    return is_last_cycle and (gradient == "last_cycle" or call >= config.low_cycles - 1)
+
+
+def prefix_blocks(config: HierarchicalConfig, token_type_ids: torch.Tensor | None) -> torch.Tensor | None:
+    """Block of every token `[B, T]`: tokens of type 1 form block 0, others (-1) see the past alone."""
+    if token_type_ids is None:
+        return None
+    # CODEPATH: HRM-Text is trained on prefixes; other backbones are causal throughout
+    if not config.prefix_lm:
+        logger.warning_once("`token_type_ids` are ignored: the backbone's `prefix_lm` is not set.")
+        return None
+    return torch.where(token_type_ids == 1, 0, -1)
+
+
+# trf-ignore: TRF057 as above
+class HierarchicalModel(HierarchicalPreTrainedModel):
+    """The backbone's layers on the hierarchical schedule, without a head.
+
+    Args:
+        config (`HierarchicalConfig`): the backbone and the schedule.
+    """
+
+    def __init__(self, config: HierarchicalConfig):
+        super().__init__(config)
+        self.backbone = make_backbone(config.backbone_config, stack_spec(config.backbone_config))
+        adopt_backbone(self, self.backbone)
+        # CODEPATH: HRM-Text ends every stack call with a norm; HRM's and TRM's layers end with one themselves
+        if config.stack_norm == "weightless":
+            eps = getattr(config.backbone_config, "rms_norm_eps", 1e-6)
+            self.stack_norm = nn.RMSNorm(config.hidden_size, eps=eps, elementwise_affine=False)
+        self.post_init()
+
+    def init_parallel_plans(self):
+        super().init_parallel_plans()
+        # FSDP would gather the weights of a layer again in every cycle: keep them
+        spec = stack_spec(self.config.backbone_config)
+        plan = dict(self._fsdp_plan or {})
+        for layers in (spec.layers, spec.high_layers):
+            if f"backbone.{layers}.*" in plan:
+                plan[f"backbone.{layers}.*"] = "keep_full_weight"
+        self._fsdp_plan = plan
+
+    def get_input_embeddings(self):
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.backbone.set_input_embeddings(value)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        num_loops: int | None = None,
+        num_backprop_loops: int | None = None,
+        **kwargs,
+    ) -> LoopedModelOutputWithPast:
+        r"""
+        token_type_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            For a backbone with `prefix_lm`, 1 for the tokens of the prefix, which see each other in both directions.
+            They must all be in the first call that fills a cache.
+        num_loops (`int`, *optional*):
+            Slow cycles to run, `config.num_loops` if not given.
+        num_backprop_loops (`int`, *optional*):
+            How many of the last slow cycles gradient may reach, all that `config.gradient` lets it if not given.
+
+        Raises:
+            ValueError: a loop count is not a positive integer, or the cache was made for another loop count.
+        """
+        config = self.config
+        num_loops = config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
+        if num_backprop_loops is not None:
+            check_positive_int("num_backprop_loops", num_backprop_loops)
+
+        backbone = Backbone(self.backbone, stack_spec(config.backbone_config))
+        inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
+        if past_key_values is not None:
+            check_num_slots(past_key_values, config.num_slots(num_loops), num_loops)
+        elif use_cache:
+            past_key_values = DynamicCache(config=config.with_num_loops(num_loops))
+        if position_ids is None:
+            position_ids = next_positions(inputs_embeds, past_key_values)
+        is_prefill = past_key_values is None or not past_key_values.is_initialized
+        inputs = backbone.prepare(
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            bool(use_cache),
+            input_ids,
+            block_sequence_ids=prefix_blocks(config, token_type_ids) if is_prefill else None,
+            **kwargs,
+        )
+
+        encoded = backbone.enter(inputs_embeds)
+        scale = config.embedding_scale
+        if scale != 1:
+            encoded = encoded * scale
+        high, low = self.make_initial_states(encoded)
+
+        # slots: fast call l of cycle h, layer i -> (h * (low_cycles + 1) + l) * n + i; the slow call follows the last
+        # fast one. They grow at the end with the number of cycles
+        num_layers, low_cycles = config.num_stack_layers, config.low_cycles
+        is_shared = config.shared_stack
+        first_high_layer = 0 if is_shared else num_layers
+        is_injected = config.injection == "add"
+        is_normed = config.stack_norm == "final"
+        for cycle in range(num_loops):
+            for call in range(low_cycles + 1):
+                slot = (cycle * (low_cycles + 1) + call) * num_layers
+                carries = carries_gradient(config, num_loops, cycle, call, num_backprop_loops)
+                with nullcontext() if carries else torch.no_grad():
+                    # the stacks may be on two devices
+                    state = low.to(high.device) + high
+                    if call == low_cycles:
+                        high = self.run_stack(backbone, first_high_layer, slot, state, inputs)
+                    else:
+                        state = state + encoded.to(state.device) if is_injected else state
+                        low = self.run_stack(backbone, 0, slot, state, inputs)
+
+        return LoopedModelOutputWithPast(
+            last_hidden_state=high if is_normed else backbone.norm(high),
+            past_key_values=past_key_values,
+            num_loops=torch.full((inputs_embeds.shape[0],), num_loops, device=inputs_embeds.device),
+        )
+
+    def low_state_parameter(self) -> torch.Tensor | None:
+        """The backbone's own start of the fast state, `[D]`."""
+        name = stack_spec(self.config.backbone_config).low_state
+        return None if name is None else getattr(self.backbone, name)
+
+    def make_initial_states(self, encoded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The slow and the fast state before the first cycle, each `[B, T, D]`."""
+        zeros = torch.zeros_like(encoded)
+        state_init = self.config.state_init
+        start = self.low_state_parameter()
+        low = zeros if start is None else start.to(dtype=encoded.dtype, device=encoded.device).expand_as(encoded)
+        return (encoded if state_init == "input" else zeros), low
+
+    def run_stack(
+        self, backbone: Backbone, first_layer: int, first_slot: int, state: torch.Tensor, inputs: LayerInputs
+    ) -> torch.Tensor:
+        """One call of the stack that begins with `first_layer`, `[B, T, D]`."""
+        for index in range(self.config.num_stack_layers):
+            state = backbone.run_layer(first_layer + index, first_slot + index, state, inputs)
+        stack_norm = self.config.stack_norm
+        if stack_norm == "weightless":
+            return self.stack_norm(state)
+        return backbone.norm(state) if stack_norm == "final" else state
+
+
+# trf-ignore: TRF057 as above
+class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin):
+    """The hierarchical model with the backbone's language-model head.
+
+    Args:
+        config (`HierarchicalConfig`): the backbone and the schedule.
+
+    Example:
+
+    ```python
+    >>> import hf_loop
+
+    >>> model = hf_loop.convert("sapientinc/HRM-Text-1B")
+    >>> model.generate(**inputs, num_loops=4)
+    ```
+    """
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: HierarchicalConfig):
+        super().__init__(config)
+        self.model = HierarchicalModel(config)
+        adopt_backbone(self, self.model.backbone)
+        spec = stack_spec(config.backbone_config)
+        self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{spec.embed_tokens}.weight"}
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=spec.head_bias)
+        self.post_init()
+
+    @staticmethod
+    def create_masks_for_generate(
+        config: HierarchicalConfig,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs,
+    ):
+        """Masks for a cache of fixed size, which `generate` prepares outside of the compiled forward pass."""
+        return create_masks_for_generate(
+            config=config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+            block_sequence_ids=prefix_blocks(config, token_type_ids) if is_first_iteration else None,
+        )
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
+        prompt_types = model_kwargs.get("token_type_ids")
+        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        if prompt_types is not None:
+            # new tokens would repeat the type of the last one, and be taken for prefix where there is no cache
+            new_types = model_kwargs["token_type_ids"][:, prompt_types.shape[1] :]
+            model_kwargs["token_type_ids"] = torch.cat([prompt_types, torch.zeros_like(new_types)], dim=1)
+        return model_kwargs
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_loops: int | None = None,
+        num_backprop_loops: int | None = None,
+        **kwargs,
+    ) -> LoopedCausalLMOutputWithPast:
+        r"""
+        token_type_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            For a backbone with `prefix_lm`, 1 for the tokens of the prefix, which see each other in both directions.
+            They must all be in the first call that fills a cache.
+        num_loops (`int`, *optional*):
+            Slow cycles to run, `config.num_loops` if not given.
+        num_backprop_loops (`int`, *optional*):
+            How many of the last slow cycles gradient may reach, all that `config.gradient` lets it if not given.
+
+        Raises:
+            ValueError: a loop count is not a positive integer, or the cache was made for another loop count.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            num_loops=self.config.num_loops if num_loops is None else num_loops,
+            num_backprop_loops=num_backprop_loops,
+            **kwargs,
+        )
+        backbone_config = self.model.backbone.config
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = stack_spec(backbone_config).finish_logits(backbone_config, self.lm_head(hidden_states))
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return LoopedCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            num_loops=outputs.num_loops,
+        )
+
+
+__all__ = ["HierarchicalForCausalLM", "HierarchicalModel", "HierarchicalPreTrainedModel"]

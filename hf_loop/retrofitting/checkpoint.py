@@ -1,0 +1,132 @@
+"""Reading a checkpoint that no transformers class opens: its configuration, its tensors and its tokenizer's ids."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedTokenizerFast
+
+
+CONFIG_FILE = "config.json"
+# the first of these that a folder has holds its weights; each may be split into shards that an index lists
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pt")
+TOKENIZER_PATTERNS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template*",
+)
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def read_config(path: str | os.PathLike) -> dict[str, Any]:
+    """The `config.json` of a folder, or of a repository on the Hub, as a dictionary.
+
+    Raises:
+        OSError: there is no such folder or repository, or it has no `config.json`.
+        ValueError: the file is not a JSON object.
+    """
+    if is_folder(path):
+        file = Path(path) / CONFIG_FILE
+        if not file.is_file():
+            raise OSError(f"the folder {path} has no {CONFIG_FILE}, so it is not a model folder")
+    else:
+        file = Path(hf_hub_download(str(path), CONFIG_FILE))
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is not a JSON object")
+    return config
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    """Whether `path` is a folder here, and not a repository's name.
+
+    Raises:
+        OSError: it is neither.
+    """
+    if Path(path).is_dir():
+        return True
+    name = os.fspath(path)
+    # a repository's name is `name` or `owner/name`; anything else can only be meant as a folder
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise OSError(f"there is no folder {name}")
+    return False
+
+
+def locate(path: str | os.PathLike) -> Path:
+    """The folder of a checkpoint; the configuration, weights and tokenizer of a repository are downloaded first."""
+    if is_folder(path):
+        return Path(path)
+    folder = Path(snapshot_download(str(path), allow_patterns=["*.json", *TOKENIZER_PATTERNS]))
+    for name in WEIGHT_FILES:
+        stem, suffix = name.rsplit(".", 1)
+        folder = Path(snapshot_download(str(path), allow_patterns=[name, f"{stem}-*-of-*.{suffix}"]))
+        if (folder / name).is_file() or (folder / f"{name}.index.json").is_file():
+            break
+    return folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights.
+
+    Raises:
+        OSError: there are none, or a shard is missing; the message names it.
+    """
+    for name in WEIGHT_FILES:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            for shard in shards:
+                if not (folder / shard).is_file():
+                    raise OSError(f"{folder} lacks {shard}, which {index.name} lists")
+            return [folder / shard for shard in shards]
+        if (folder / name).is_file():
+            return [folder / name]
+    raise OSError(f"{folder} holds no weights ({', '.join(WEIGHT_FILES)})")
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint by name, on the CPU; safetensors files stay mapped, not copied.
+
+    Raises:
+        OSError: there are none, or a shard is missing.
+        ValueError: a file is damaged.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder):
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 not a dict
+            except SafetensorError as error:
+                raise ValueError(f"{file} is truncated or damaged: {error}") from error
+        else:
+            tensors |= torch.load(file, map_location="cpu", weights_only=True)
+    return tensors
+
+
+def tokenizer_token_ids(folder: Path) -> dict[str, int]:
+    """The special token ids that a folder's tokenizer gives, by the names a configuration has for them.
+
+    Returns:
+        `dict[str, int]`: Empty if there is no `tokenizer.json`; without the tokens that the tokenizer does not have.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return {}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    ids = {name: getattr(tokenizer, name) for name in SPECIAL_TOKENS}
+    return {name: token_id for name, token_id in ids.items() if token_id is not None}
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a folder that belong to its tokenizer."""
+    return sorted(path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern) if path.is_file())

@@ -1,0 +1,140 @@
+"""Published looped checkpoints as models of this library."""
+
+import dataclasses
+import os
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from ..models import HierarchicalConfig, LoopedConfig
+from .checkpoint import locate, read_config, read_tensors, tokenizer_token_ids
+from .converters import CONVERTERS
+
+
+OWN_MODEL_TYPES = (LoopedConfig.model_type, HierarchicalConfig.model_type)
+
+
+def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **config_overrides) -> PreTrainedModel:
+    """Load a published looped checkpoint, whose own code need not be there.
+
+    Converted are Huginn-0125, the retrofitted-recurrence checkpoints, Parcae, Ouro, looped Nanbeige and transformers'
+    `hrm_text`. Every tensor of the checkpoint must be known and every weight of the model must be filled. The special
+    token ids are those of the tokenizer where the checkpoint's configuration has others.
+
+    Args:
+        path (`str` or `os.PathLike`): a folder with `config.json` and the weights, or a repository on the Hub.
+        dtype (`torch.dtype`, *optional*): dtype of the weights; by default what they are stored in.
+        config_overrides: fields of the model's configuration to set otherwise than the checkpoint does, such as
+            `state_init="zeros"` or `num_loops=8`.
+
+    Returns:
+        `PreTrainedModel`: a [`LoopedForCausalLM`], or a [`HierarchicalForCausalLM`] from `hrm_text`, in evaluation
+        mode on the CPU.
+
+    Raises:
+        ValueError: the checkpoint is of no known family or is no published looped model, a setting has no counterpart
+            here, an override is no field, or tensors are unknown, missing or of another shape; each is named.
+        OSError: there is no such folder or repository, or it lacks `config.json` or the weights.
+    """
+    source = read_config(path)
+    converter = find_converter(source, path)
+    folder = locate(path)
+    tensors = read_tensors(folder)
+    source["tensor_names"] = frozenset(tensors)
+    source["tokenizer_token_ids"] = tokenizer_token_ids(folder)
+    try:
+        config = converter.convert_config(source)
+    except KeyError as error:
+        raise ValueError(f"the config.json of {path} lacks {error}") from error
+    override_fields(config, config_overrides)
+    state_dict = converter.convert_state_dict(source, tensors)
+    if tensors:
+        raise ValueError(f"{path} has {len(tensors)} tensors that are not known: {', '.join(sorted(tensors))}")
+    model = load_converted(config, state_dict, dtype)
+    model.name_or_path = str(path)
+    return model
+
+
+def override_fields(config: PreTrainedConfig, overrides: dict[str, Any]) -> None:
+    """Set fields of a configuration, or of its backbone's where those can be set from outside, and check the whole.
+
+    Raises:
+        ValueError: a name is no field, or a value is refused.
+    """
+    fields = {field.name for field in dataclasses.fields(config)} - {"backbone_config"}
+    for name, value in overrides.items():
+        outer = getattr(type(config), name, None)
+        if name not in fields and not (isinstance(outer, property) and outer.fset is not None):
+            raise ValueError(f"`{name}` is not a field of {type(config).__name__}, so it cannot be set to {value!r}")
+        setattr(config, name, value)
+    config.validate()
+
+
+def find_converter(source: dict[str, Any], path: str | os.PathLike) -> ModuleType:
+    """The module of `converters` that a checkpoint's configuration belongs to.
+
+    Raises:
+        ValueError: there is none; the message says what to do with the checkpoint instead.
+    """
+    for converter in CONVERTERS:
+        if converter.recognizes(source):
+            return converter
+    model_type = source.get("model_type")
+    if model_type in OWN_MODEL_TYPES:
+        raise ValueError(f"{path} is a model of hf_loop already: load it with AutoModelForCausalLM.from_pretrained")
+    if model_type in CONFIG_MAPPING:
+        raise ValueError(f"{path} is a plain {model_type!r} model: make it looped with hf_loop.retrofit")
+    families = ", ".join(converter.__name__.rpartition(".")[2] for converter in CONVERTERS)
+    raise ValueError(f"{path} has the model type {model_type!r}, which no converter knows; there are {families}")
+
+
+def load_converted(
+    config: PreTrainedConfig, state_dict: dict[str, torch.Tensor], dtype: torch.dtype | None
+) -> PreTrainedModel:
+    """The model of a configuration and its weights.
+
+    Args:
+        config (`PreTrainedConfig`): the model's configuration.
+        state_dict (`dict[str, torch.Tensor]`): all weights under our names; where the head is tied, without it.
+        dtype (`torch.dtype`, *optional*): dtype of the weights, by default the widest among them.
+
+    Raises:
+        ValueError: weights are unknown, missing or of another shape; the message names them.
+    """
+    if dtype is None:
+        for tensor in state_dict.values():
+            dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+    check_state_dict(empty, state_dict)
+    # fills the rotary buffers and ties the weights, too
+    model: Any = type(empty).from_pretrained(None, config=config, state_dict=state_dict, dtype=dtype)
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    )
+    return model
+
+
+def check_state_dict(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> None:
+    """Refuse weights that do not fill `model` exactly.
+
+    Raises:
+        ValueError: weights are unknown, missing or of another shape; the message names them.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied = set(model.all_tied_weights_keys)
+    unknown = sorted(state_dict.keys() - expected.keys())
+    if unknown:
+        raise ValueError(f"converted weights that the model does not have: {', '.join(unknown)}")
+    missing = sorted(expected.keys() - state_dict.keys() - tied)
+    if missing:
+        raise ValueError(f"the checkpoint fills no {', '.join(missing)}")
+    wrong = [
+        f"{name} {tuple(tensor.shape)} instead of {expected[name]}"
+        for name, tensor in state_dict.items()
+        if tuple(tensor.shape) != expected[name]
+    ]
+    if wrong:
+        raise ValueError(f"the checkpoint's weights do not fit its configuration: {', '.join(wrong)}")

@@ -1,0 +1,21 @@
+"""The published looped checkpoints that can be converted, one module for each family.
+
+A module has three functions. `config` is the source's `config.json` as a dictionary.
+
+    recognizes(config) -> bool                 whether the checkpoint belongs to this family
+    convert_config(config) -> LoopedConfig     ValueError names a setting that has no counterpart here, with its value
+    convert_state_dict(config, tensors) -> dict[str, torch.Tensor]
+                                               under our names; takes out of `tensors` what it uses or knows to be
+                                               superfluous (a second copy, a buffer), so that what stays is unknown
+
+For the last two the reader adds to `config` what stands beside it: `"tensor_names"`, the names of all tensors, and
+`"tokenizer_token_ids"`, those of `bos_token_id`, `eos_token_id` and `pad_token_id` that the tokenizer's files give.
+"""
+
+from types import ModuleType
+
+from . import hrm_text, huginn, nanbeige, ouro, parcae, retrofitted_recurrence
+
+
+# asked in this order
+CONVERTERS: tuple[ModuleType, ...] = (huginn, retrofitted_recurrence, parcae, ouro, nanbeige, hrm_text)

@@ -1,0 +1,141 @@
+"""HRM-Text (https://huggingface.co/papers/2605.20613), transformers' native `hrm_text`, and back.
+
+transformers freezes the number of cycles when a configuration is first made: caches are sized by it, and a checkpoint
+loaded with another `H_cycles` fails in generation. Here the same layers run on our schedule, where the slow cycles are
+`num_loops` like any other depth. Nothing is computed differently: logits are equal bit for bit.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import HrmTextConfig, HrmTextForCausalLM
+
+from ...models import HierarchicalConfig, HierarchicalForCausalLM
+from ...models.checks import check_positive_int
+
+
+# what the reader of a checkpoint adds to its configuration
+READER_FIELDS = ("tensor_names", "tokenizer_token_ids")
+TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+# the schedule of HRM-Text: what else a hierarchical model may be set to
+SCHEDULE: dict[str, Any] = {"injection": "none", "state_init": "input", "stack_norm": "final", "embedding_scale": 1.0}
+
+
+def recognizes(config: dict[str, Any]) -> bool:
+    """Whether a checkpoint's `config.json` is that of transformers' `hrm_text`."""
+    return config.get("model_type") == "hrm_text"
+
+
+def convert_config(config: dict[str, Any]) -> HierarchicalConfig:
+    """The configuration of the hierarchical model.
+
+    Args:
+        config (`dict`): the native `config.json`; special tokens that it lacks are the tokenizer's.
+
+    Returns:
+        `HierarchicalConfig`, over the native configuration.
+    """
+    native_config = _native_config(config)
+    for name in TOKEN_IDS:
+        if getattr(native_config, name) is None:
+            setattr(native_config, name, config.get("tokenizer_token_ids", {}).get(name))
+    return HierarchicalConfig(
+        backbone_config=native_config,
+        num_loops=native_config.H_cycles,
+        low_cycles=native_config.L_cycles,
+        gradient="last_k",
+        backprop_low_cycles=list(native_config.L_bp_cycles or []),
+        **SCHEDULE,
+    )
+
+
+def convert_state_dict(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The native tensors under the names of the hierarchical model.
+
+    transformers' own class opens them, which knows the fused projections that the published files hold.
+
+    Args:
+        config (`dict`): the native `config.json`.
+        tensors (`dict`): its tensors by name; those that the native model has are taken out.
+
+    Returns:
+        `dict` of the hierarchical model's tensors by name.
+
+    Raises:
+        ValueError: tensors are missing or of another shape; the message names them.
+    """
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    native_config = _native_config(config)
+    loaded: Any = HrmTextForCausalLM.from_pretrained(
+        None,
+        config=native_config,
+        state_dict=dict(tensors),
+        dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    native, report = loaded
+    for fault in ("missing_keys", "mismatched_keys"):
+        if report[fault]:
+            names = ", ".join(sorted(str(entry) for entry in report[fault]))
+            raise ValueError(f"the checkpoint has {fault.replace('_', ' ')} for hrm_text: {names}")
+    for name in tensors.keys() - report["unexpected_keys"]:
+        del tensors[name]
+    converted = {}
+    for name, tensor in native.state_dict().items():
+        if name != "lm_head.weight":
+            converted[name.replace("model.", "model.backbone.", 1)] = tensor
+        elif not native_config.tie_word_embeddings:
+            converted[name] = tensor
+    return converted
+
+
+def to_hrm_text(model: HierarchicalForCausalLM, num_loops: int | None = None) -> HrmTextForCausalLM:
+    """Write a hierarchical model over `hrm_text` layers back as the native model, which transformers and vLLM run.
+
+    Its logits are the hierarchical model's, bit for bit. It shares no weight with `model`.
+
+    Args:
+        model (`HierarchicalForCausalLM`): the hierarchical model.
+        num_loops (`int`, *optional*): slow cycles that the native model is frozen at, `model.config.num_loops` if not
+            given.
+
+    Raises:
+        ValueError: the layers are others, or the schedule is none that the native model has; or `model` carries an
+            adapter that was not merged.
+    """
+    config = model.config
+    if config.backbone_config.model_type != "hrm_text":
+        raise ValueError(f"`model` must run hrm_text layers, got {config.backbone_config.model_type!r}")
+    if model._hf_peft_config_loaded:
+        raise ValueError("`model` carries a PEFT adapter: export the merged model (`merge_and_unload()`)")
+    for name, value in SCHEDULE.items():
+        if getattr(config, name) != value:
+            raise ValueError(f"`{name}` of hrm_text is always {value!r}, got {getattr(config, name)!r}")
+    num_loops = config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
+    fields = config.backbone_config.to_dict()
+    # the native configuration derives its number of layer calls only where this is absent
+    fields["num_hidden_layers"] = fields.pop("num_layers_per_stack")
+    fields |= {name: getattr(config, name) for name in (*TOKEN_IDS, "tie_word_embeddings")}
+    all_low_cycles = [config.low_cycles] * num_loops
+    fields |= {
+        "H_cycles": num_loops,
+        "L_cycles": config.low_cycles,
+        "L_bp_cycles": all_low_cycles if config.gradient == "full" else list(config.backprop_low_cycles or []),
+        "architectures": [HrmTextForCausalLM.__name__],
+    }
+    state_dict = {
+        name.replace("model.backbone.", "model.", 1): tensor.detach().clone()
+        for name, tensor in model.state_dict().items()
+    }
+    native: Any = HrmTextForCausalLM.from_pretrained(
+        None, config=HrmTextConfig.from_dict(fields), state_dict=state_dict, dtype=model.dtype
+    )
+    native.generation_config = copy.deepcopy(model.generation_config)
+    return native.to(model.device).train(model.training)
+
+
+def _native_config(config: dict[str, Any]) -> HrmTextConfig:
+    return HrmTextConfig.from_dict({name: value for name, value in config.items() if name not in READER_FIELDS})

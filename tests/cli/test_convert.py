@@ -1,0 +1,102 @@
+"""`hf-loop convert`: what it writes, prints and refuses; the arithmetic is tested in tests/retrofitting."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, HrmTextForCausalLM
+
+from hf_loop.cli.convert import parse_overrides
+
+from ..models.hierarchical_variants import tiny_hrm_text_config
+from ..retrofitting.converters import test_huginn as huginn
+from ..retrofitting.converters.recurrent_reference import write_checkpoint
+
+
+@pytest.fixture
+def source(tmp_path, tokenizer):
+    folder = write_checkpoint(tmp_path / "source", huginn.CONFIG, huginn.make_tensors(huginn.CONFIG))
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_convert_writes_a_folder_that_loads(hf_loop, source, tmp_path):
+    output = tmp_path / "new" / "converted"
+    code, out, err = hf_loop(
+        "convert", source, output, "--set", "state_init=zeros", "--set", "num_loops=3", "--dtype", "bfloat16"
+    )
+    assert code == 0, err
+    model = AutoModelForCausalLM.from_pretrained(output)
+    assert (model.config.state_init, model.config.num_loops, model.dtype) == ("zeros", 3, torch.bfloat16)
+    assert (
+        AutoTokenizer.from_pretrained(output)("1<->2").input_ids
+        == AutoTokenizer.from_pretrained(source)("1<->2").input_ids
+    )
+    assert "looped_lm over huginn_backbone" in out
+    assert f"{model.num_parameters():,} in bfloat16" in out
+    assert "2+3+1 (prelude, core, coda), 3 loops" in out
+    assert f"Next: hf-loop generate {output} 'The capital of France is' --loops 1,3" in out
+    # nothing is left beside the folder
+    assert [path.name for path in output.parent.iterdir()] == ["converted"]
+
+
+def test_a_native_hierarchical_model_is_converted(hf_loop, tmp_path):
+    HrmTextForCausalLM(tiny_hrm_text_config()).save_pretrained(tmp_path / "source")
+    code, out, err = hf_loop("convert", tmp_path / "source", tmp_path / "converted", "--set", "num_loops=5")
+    assert code == 0, err
+    assert "hierarchical_lm over hrm_text" in out
+    assert "2 in each stack, 5 slow cycles of 3 fast ones" in out
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "converted").config.num_loops == 5
+    code, _, err = hf_loop("card", tmp_path / "converted")
+    assert code == 2
+    assert "'hierarchical_lm': cards describe looped ones only" in err
+
+
+def test_a_source_without_a_tokenizer_says_so(hf_loop, tmp_path):
+    source = write_checkpoint(tmp_path / "source", huginn.CONFIG, huginn.make_tensors(huginn.CONFIG))
+    (tmp_path / "converted").mkdir()
+    code, out, err = hf_loop("convert", source, tmp_path / "converted")
+    assert code == 0, err
+    assert "The source has no tokenizer" in out
+    assert "Next:" not in out
+
+
+def test_what_convert_refuses_leaves_nothing_behind(hf_loop, source, tmp_path):
+    output = tmp_path / "converted"
+    config = source / "config.json"
+    config.write_text(json.dumps(huginn.CONFIG | {"injection_type": "gate"}))
+    for arguments, message in (
+        ((source, output), "`injection_type` of the checkpoint is 'gate'"),
+        ((source, output, "--set", "num_loops"), "'num_loops' is not a setting; give FIELD=VALUE, as in num_loops=8"),
+        ((source, output, "--set", "num_loops=1", "--set", "num_loops=2"), "num_loops is set twice"),
+        ((source, output, "--set", "dtype=float16"), "give the type of the weights as --dtype"),
+        ((source, output, "--dtype", "int8"), "'int8' is not a floating-point type"),
+        ((tmp_path / "none", output), f"there is no folder {tmp_path / 'none'}"),
+    ):
+        code, out, err = hf_loop("convert", *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err
+    config.write_text(json.dumps(huginn.CONFIG))
+    code, _, err = hf_loop("convert", source, output, "--set", "depth=3")
+    assert code == 2
+    assert "`depth` is not a field of LoopedConfig, so it cannot be set to 3" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_folder_that_holds_something_is_left_as_it_is(hf_loop, source, tmp_path):
+    output = tmp_path / "converted"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    code, _, err = hf_loop("convert", source, output)
+    assert code == 2
+    assert "is not an empty folder" in err
+    assert [path.name for path in output.iterdir()] == ["notes.txt"]
+
+
+def test_values_are_json_or_text():
+    assert parse_overrides(["num_loops=8", "coda_norm=true", "state_init=zeros", "eos_token_id=[1, 2]"]) == {
+        "num_loops": 8,
+        "coda_norm": True,
+        "state_init": "zeros",
+        "eos_token_id": [1, 2],
+    }

@@ -1,0 +1,62 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+
+IDS = torch.tensor([[1, 4, 7, 5]])
+
+
+@torch.no_grad()
+def test_there_and_back(hf_loop, plain_folder, tmp_path):
+    code, output, _ = hf_loop("retrofit", plain_folder, tmp_path / "looped", "--core", "1-1", "--num-loops", 3)
+    assert code == 0
+    assert "1+1+1 layers (prelude, core, coda), 3 loops" in output
+    looped = AutoModelForCausalLM.from_pretrained(tmp_path / "looped")
+    original = LlamaForCausalLM.from_pretrained(plain_folder)
+    assert torch.equal(looped(IDS, num_loops=1).logits, original(IDS).logits)
+
+    code, output, _ = hf_loop("unroll", tmp_path / "looped", tmp_path / "plain_again", "--num-loops", 4)
+    assert code == 0
+    assert "LlamaForCausalLM, 6 layers for 3" in output
+    assert f"{original.num_parameters():,}" in output
+    assert " MB" in output
+    unrolled = LlamaForCausalLM.from_pretrained(tmp_path / "plain_again")
+    torch.testing.assert_close(unrolled(IDS).logits, looped(IDS, num_loops=4).logits, atol=1e-6, rtol=1e-6)
+    text = AutoTokenizer.from_pretrained(plain_folder)
+    assert AutoTokenizer.from_pretrained(tmp_path / "plain_again").get_vocab() == text.get_vocab()
+
+
+def test_layers_are_dropped_and_folded(hf_loop, plain_folder, tmp_path):
+    code, output, _ = hf_loop("retrofit", plain_folder, tmp_path / "a", "--prelude", 1, "--core", "2-2", "--coda", 0)
+    assert (code, "1+1+0 layers" in output) == (0, True)
+    arguments = ["--coda", 1, "--num-loops", 2, "--fold", "average", "--lora-rank", 4]
+    code, output, _ = hf_loop("retrofit", plain_folder, tmp_path / "b", *arguments)
+    assert (code, "0+1+1 layers" in output) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--core", "2-1"], "--core must be FIRST-LAST with FIRST not above LAST, as in 10-19, got '2-1'"),
+        (["--core", "1-3"], "passes the end: the model has the layers 0 to 2"),
+        (["--prelude", 2, "--core", "1-1"], "overlaps"),
+        (["--prelude", 3], "leave no core layer"),
+    ],
+)
+def test_nothing_is_written_for_a_range_that_does_not_fit(hf_loop, plain_folder, tmp_path, arguments, reason):
+    code, _, error = hf_loop("retrofit", plain_folder, tmp_path / "looped", *arguments)
+    assert code != 0
+    assert reason in error.replace("`", "")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "looped").exists()
+
+
+def test_a_folder_that_holds_something_is_kept(hf_loop, plain_folder, looped_folder, tmp_path):
+    for command in ("retrofit", "unroll"):
+        code, _, error = hf_loop(command, looped_folder, plain_folder)
+        assert code != 0
+        assert "is not an empty folder" in error
+    code, _, error = hf_loop("retrofit", looped_folder, tmp_path / "again")
+    assert code != 0
+    assert "looped model already" in error
+    assert not (tmp_path / "again").exists()
