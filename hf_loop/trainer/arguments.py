@@ -33,6 +33,9 @@ class LoopTrainingArguments(TrainingArguments):
         use_muon: Train the matrices of the layers with Muon and everything else with AdamW.
         muon_learning_rate: Learning rate of Muon. `None` takes `learning_rate`: the update is scaled to the size of
             AdamW's (see [`~hf_loop.trainer.optimizer.build_muon_adamw`]), so one rate can serve both.
+        distillation_weight: Share of the divergence from a teacher in the training loss; the rest is the loss on the
+            labels. 0 turns distillation off, 1 leaves the teacher alone.
+        distillation_temperature: Both distributions are flattened by this number before they are compared.
 
     Raises:
         ValueError: A field has a value that makes no sense; the message names the field and the value.
@@ -59,6 +62,12 @@ class LoopTrainingArguments(TrainingArguments):
     muon_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of Muon. Default: learning_rate."}
     )
+    distillation_weight: float = field(
+        default=0.0, metadata={"help": "Share of the divergence from a teacher in the loss; 0 turns it off."}
+    )
+    distillation_temperature: float = field(
+        default=2.0, metadata={"help": "Temperature of both distributions in distillation."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,6 +81,10 @@ class LoopTrainingArguments(TrainingArguments):
         _check_number("loop_sigma", self.loop_sigma, low=0)
         _check_number("loop_curriculum", self.loop_curriculum, low=0, high=1)
         _check_number("muon_learning_rate", self.muon_learning_rate, low=0, optional=True)
+        _check_number("distillation_weight", self.distillation_weight, low=0, high=1)
+        _check_number("distillation_temperature", self.distillation_temperature, low=0)
+        if self.distillation_temperature == 0:
+            raise ValueError(f"distillation_temperature must be above 0, got {self.distillation_temperature!r}")
         self._check_fields_together()
         if self.num_backprop_loops is not None and self.ddp_find_unused_parameters is None:
             # a learned initial state has no gradient in a step whose first loop is cut off; `Trainer` would look for

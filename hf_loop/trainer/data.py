@@ -2,11 +2,13 @@
 
 import glob
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -15,6 +17,10 @@ from .recipe import DataSection, check_keys
 
 
 TASKS = {"coin_flips": coin_flips, "shell_game": shell_game}
+# by suffix, the loader of `datasets` that reads the file; a name without one is text
+FILE_KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", "": "text"}
+# of a stream, texts that are tokenized together
+TEXTS_PER_BATCH = 64
 
 
 @dataclass
@@ -23,13 +29,13 @@ class TrainingData:
 
     Attributes:
         tokenizer: The tokenizer, saved beside the model.
-        train_dataset: Rows with `input_ids` and `labels`.
+        train_dataset: Rows with `input_ids` and `labels`; endless when streaming.
         eval_dataset: The same, held back; `None` without evaluation.
         collator: Turns rows into a batch; `None` for rows of equal length.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    train_dataset: Dataset
+    train_dataset: Dataset | IterableDataset
     eval_dataset: Dataset | None
     collator: Callable[[list[Any]], dict[str, Any]] | None
 
@@ -43,8 +49,9 @@ def load_training_data(data: DataSection, default_tokenizer: str | None, seed: i
         seed: Seed of generated rows.
 
     Raises:
-        ValueError: No file matches, no tokenizer is known, the text column is missing, or the text is too short for
-            one block beside the rows held back for evaluation.
+        ValueError: No file matches, or one is empty, not readable or of another kind than the rest; no tokenizer is
+            known; the text column is missing; or the text is too short for one block beside the rows held back for
+            evaluation.
     """
     if data.task is not None:
         return _task_data(data, seed)
@@ -54,7 +61,11 @@ def load_training_data(data: DataSection, default_tokenizer: str | None, seed: i
     tokenizer = (
         byte_tokenizer() if name == "bytes" else cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name))
     )
-    blocks = pack(_load_text(data), tokenizer, data.text_column, data.block_size)
+    texts = _load_text(data)
+    check_text_column(texts, data.text_column)
+    if isinstance(texts, IterableDataset):
+        return _streamed(data, texts, tokenizer)
+    blocks = pack(texts, tokenizer, data.text_column, data.block_size)
     num_train_rows = len(blocks) - data.num_eval_rows
     if num_train_rows < 1:
         raise ValueError(
@@ -68,27 +79,79 @@ def load_training_data(data: DataSection, default_tokenizer: str | None, seed: i
 def pack(texts: Dataset, tokenizer: PreTrainedTokenizerBase, text_column: str, block_size: int) -> Dataset:
     """Joins texts, each closed by the end-of-text token, and cuts them into blocks of `block_size` tokens.
 
-    Texts are joined within a batch of 1000; the incomplete block at a batch's end is dropped.
+    What is left at the end, less than a block, is dropped.
 
     Returns:
         A dataset with `input_ids` and `labels` of `block_size` tokens a row.
 
     Raises:
-        ValueError: `text_column` is missing, or the tokenizer has no end-of-text token.
+        ValueError: A row has no text, or the tokenizer has no end-of-text token.
     """
-    if text_column not in texts.column_names:
-        raise ValueError(f"data.text_column must be one of {', '.join(texts.column_names)}, got {text_column!r}")
+    cut = block_cutter(tokenizer, text_column, block_size)
+    return texts.map(cut, batched=True, remove_columns=texts.column_names, desc="Packing text")
+
+
+def stream_blocks(
+    texts: IterableDataset, tokenizer: PreTrainedTokenizerBase, text_column: str, block_size: int
+) -> IterableDataset:
+    """The blocks of `pack`, made while they are read. Every pass over them starts from the first text.
+
+    Raises:
+        ValueError: As `pack`, for the rows when they are read.
+    """
+    row = List(Value("int32"))
+    return IterableDataset.from_generator(
+        _generate_blocks,
+        features=Features({"input_ids": row, "labels": row}),
+        gen_kwargs={"texts": texts, "tokenizer": tokenizer, "text_column": text_column, "block_size": block_size},
+    )
+
+
+def _generate_blocks(texts: IterableDataset, **options: Any) -> Iterator[dict[str, list[int]]]:
+    cut = block_cutter(**options)
+    for batch in texts.iter(batch_size=TEXTS_PER_BATCH):
+        for block in cut(cast(dict[str, list[str]], batch))["input_ids"]:
+            yield {"input_ids": block, "labels": block}
+
+
+def block_cutter(
+    tokenizer: PreTrainedTokenizerBase, text_column: str, block_size: int
+) -> Callable[[dict[str, list[str]]], dict[str, list[list[int]]]]:
+    """A function from a batch of texts to blocks; it keeps an incomplete block for the batch that follows.
+
+    Raises:
+        ValueError: The tokenizer has no end-of-text token; on a call, a row has no text.
+    """
     end_of_text = tokenizer.eos_token_id
     if end_of_text is None:
         raise ValueError("the tokenizer must have an end-of-text token (eos_token) to join texts with")
+    rest: list[int] = []
 
-    def pack_batch(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+    def cut(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        for text in batch[text_column]:
+            if not isinstance(text, str):
+                raise ValueError(f"data.text_column={text_column!r} must hold text in every row, got {text!r}")
         encoded = tokenizer(batch[text_column], add_special_tokens=False, verbose=False)["input_ids"]
-        tokens = [token for text in encoded for token in (*text, end_of_text)]
-        blocks = [tokens[i : i + block_size] for i in range(0, len(tokens) - block_size + 1, block_size)]
+        tokens = rest + [token for text in encoded for token in (*text, end_of_text)]
+        num_whole = len(tokens) // block_size * block_size
+        rest[:] = tokens[num_whole:]
+        blocks = [tokens[start : start + block_size] for start in range(0, num_whole, block_size)]
         return {"input_ids": blocks, "labels": blocks}
 
-    return texts.map(pack_batch, batched=True, remove_columns=texts.column_names, desc="Packing text")
+    return cut
+
+
+def check_text_column(texts: Dataset | IterableDataset, text_column: str) -> None:
+    """Refuses a dataset without texts in `text_column`.
+
+    Raises:
+        ValueError: There are no rows, or the column is missing; the message names those that are there.
+    """
+    first = next(iter(texts), None)
+    if first is None:
+        raise ValueError("data: there are no rows to read")
+    if text_column not in first:
+        raise ValueError(f"data.text_column must be one of {', '.join(first)}, got {text_column!r}")
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -106,16 +169,61 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _load_text(data: DataSection) -> Dataset:
+def _streamed(data: DataSection, texts: IterableDataset, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
+    blocks = stream_blocks(texts, tokenizer, data.text_column, data.block_size)
+    head = list(blocks.take(data.num_eval_rows + 1))
+    if len(head) <= data.num_eval_rows:
+        raise ValueError(
+            f"data.block_size={data.block_size} leaves {len(head)} rows of text, "
+            f"too few beside data.num_eval_rows={data.num_eval_rows}"
+        )
+    # endless, so that the place to resume from is a number of rows whether or not the text has begun anew since;
+    # the rows held back are left out of every pass
+    train_dataset = blocks.skip(data.num_eval_rows).repeat(None)
+    eval_dataset = Dataset.from_list(head[:-1]) if data.num_eval_rows else None
+    return TrainingData(tokenizer, train_dataset, eval_dataset, collator=None)
+
+
+def _load_text(data: DataSection) -> Dataset | IterableDataset:
     if data.dataset is not None:
-        return load_dataset(data.dataset, data.dataset_config, split=data.split)
-    files = []
-    for pattern in data.files or []:
-        matches = sorted(glob.glob(pattern, recursive=True))
+        return load_dataset(data.dataset, data.dataset_config, split=data.split, streaming=data.streaming)
+    files = find_files(data.files or [])
+    builders = {FILE_KINDS[path.suffix.lower()]: path for path in files}
+    if len(builders) > 1:
+        raise ValueError(f"data.files must be of one kind, got {' and '.join(map(str, builders.values()))}")
+    (builder,) = builders
+    options: dict[str, Any] = {"sample_by": "document"} if builder == "text" else {}
+    paths = [str(path) for path in files]
+    try:
+        return load_dataset(builder, data_files=paths, split="train", streaming=data.streaming, **options)
+    except (DatasetGenerationError, ValueError) as error:
+        raise ValueError(f"data.files: {', '.join(paths[:3])}: not readable: {error.__cause__ or error}") from error
+
+
+def find_files(patterns: Sequence[str]) -> list[Path]:
+    """The files that `data.files` names.
+
+    Args:
+        patterns: Files, patterns, or folders; a folder stands for all files in it that end as one of the kinds does.
+
+    Raises:
+        ValueError: Nothing matches, a file is of an unknown kind, or it is empty.
+    """
+    files: list[Path] = []
+    for pattern in patterns:
+        matches: list[Path] = []
+        for match in map(Path, sorted(glob.glob(pattern, recursive=True))):
+            inside = sorted(path for path in match.rglob("*.*") if path.suffix.lower() in FILE_KINDS)
+            matches += inside if match.is_dir() else [match]
         if not matches:
             raise ValueError(f"data.files: no file matches {pattern!r}")
         files += matches
-    return load_dataset("text", data_files=files, split="train", sample_by="document")
+    for path in files:
+        if path.suffix.lower() not in FILE_KINDS:
+            raise ValueError(f"data.files must end in {', '.join(filter(None, FILE_KINDS))}, got {path}")
+        if path.stat().st_size == 0:
+            raise ValueError(f"data.files: {path} is empty")
+    return files
 
 
 def _task_data(data: DataSection, seed: int) -> TrainingData:

@@ -71,12 +71,17 @@ def muon_parameter_names(model: nn.Module) -> set[str]:
 def undecayed_parameter_names(model: nn.Module) -> set[str]:
     """Names of the parameters that weight decay must leave alone.
 
-    They are the vectors (gains of norms, biases, a learned initial state) and the whole injection: its time constants
-    mean something other than zero at rest, and its matrices start at the identity.
+    They are the vectors (gains of norms, biases, a learned initial state, and their differences per loop, which are
+    stacked) and the whole injection: its time constants mean something other than zero at rest, and its matrices start
+    at the identity.
     """
-    return {
-        name for name, parameter in model.named_parameters() if parameter.ndim < 2 or "injection" in name.split(".")
-    }
+    names = set()
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        num_stacked = 1 if "loop_lora" in parts else 0
+        if parameter.ndim < 2 + num_stacked or "injection" in parts:
+            names.add(name)
+    return names
 
 
 def build_muon_adamw(

@@ -30,28 +30,39 @@ class ModelSection:
         backbone: Config of a new backbone: `model_type` and the fields of that model's config. `vocab_size` and the
             special token ids come from the tokenizer where they are not given.
         pretrained: Folder or Hub name of a pretrained causal language model to loop.
-        num_prelude_layers: Layers that run once, before the loop.
-        num_coda_layers: Layers that run once, after the loop.
+        num_prelude_layers: Layers that run once, before the loop. `None` means none, or with `core_layers` those up
+            to the core.
+        num_coda_layers: Layers that run once, after the loop. `None` as above.
+        core_layers: Of a pretrained model, the layers that loop: `FIRST-LAST`, counted from 0. Layers between a given
+            prelude or coda and the core are dropped.
         num_loops: The depth that the saved model uses, and the mean of the training depth.
         injection: How the prelude's output enters every loop.
         state_init: What the state starts from. `None` takes `"input"`, or with `pretrained` what keeps one loop equal
             to the pretrained model.
         loop_norm: The norm that closes every loop.
+        loop_update: Whether a loop replaces the state or moves it by a part of the way.
     """
 
     backbone: dict[str, Any] | None = None
     pretrained: str | None = None
-    num_prelude_layers: int = 0
-    num_coda_layers: int = 0
+    num_prelude_layers: int | None = None
+    num_coda_layers: int | None = None
+    core_layers: str | None = None
     num_loops: int = 4
     injection: Literal["none", "add", "concat", "diagonal"] = "none"
     state_init: Literal["input", "zeros", "normal", "learned"] | None = None
     loop_norm: Literal["none", "own", "final"] = "none"
+    loop_update: Literal["replace", "damped"] = "replace"
 
     def __post_init__(self) -> None:
         _require_one_of("model", self, ("backbone", "pretrained"))
         if self.backbone is not None and "model_type" not in self.backbone:
             raise ValueError("model.backbone must name its model_type, for example model_type: llama")
+        if self.backbone is not None and self.core_layers is not None:
+            raise ValueError(
+                f"model.core_layers chooses among the layers of model.pretrained, got {self.core_layers!r} for a new "
+                "backbone, whose layers between prelude and coda are the core"
+            )
 
 
 @dataclass
@@ -62,15 +73,19 @@ class DataSection:
         task: Name of a diagnostic task of `hf_loop.tasks`; it brings its own tokenizer.
         task_options: Options of the task.
         num_train_rows: Rows of the task to generate for training.
-        files: Local text files, or patterns such as `texts/*.txt`, relative to the current folder.
+        files: Local files, patterns such as `texts/*.txt`, or folders, relative to the current folder. All of one
+            kind: `.txt` or no suffix (one text a file), `.jsonl` or `.json` (one object a text), or `.parquet`.
         dataset: Folder or Hub name of a dataset with text.
         dataset_config: Its configuration.
         split: Its split.
-        text_column: Its column of text.
+        text_column: The column of text of a dataset, of JSON or of Parquet files.
+        streaming: Read the text while training instead of packing it before. The end of the text is followed by its
+            start; `training.max_steps` says when the run ends.
         tokenizer: Folder or Hub name of the tokenizer, or `bytes` for one token per byte. `None` takes the one of
             `model.pretrained`.
         block_size: Tokens per training row; texts are joined by the end-of-text token and cut to this length.
-        num_eval_rows: Rows held back for evaluation (for a task, generated apart from the training rows).
+        num_eval_rows: Rows held back for evaluation: the last ones, when streaming the first ones; for a task,
+            generated apart from the training rows.
     """
 
     task: str | None = None
@@ -81,6 +96,7 @@ class DataSection:
     dataset_config: str | None = None
     split: str = "train"
     text_column: str = "text"
+    streaming: bool = False
     tokenizer: str | None = None
     block_size: int = 1024
     num_eval_rows: int = 0
@@ -92,6 +108,8 @@ class DataSection:
                 raise ValueError(f"data.{name} must be at least {low}, got {getattr(self, name)}")
         if self.task is not None and self.tokenizer is not None:
             raise ValueError(f"data.tokenizer cannot be chosen for a task, got {self.tokenizer!r}")
+        if self.task is not None and self.streaming:
+            raise ValueError("data.streaming is for text, and the rows of a task are generated, got streaming=true")
 
 
 @dataclass
@@ -111,6 +129,18 @@ class Recipe:
     training: LoopTrainingArguments
     output_dir: str
     source: dict[str, dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        if self.training.distillation_weight > 0 and self.model.pretrained is None:
+            raise ValueError(
+                "training.distillation_weight needs model.pretrained, which is the teacher, "
+                f"got training.distillation_weight={self.training.distillation_weight} and a new backbone"
+            )
+        if self.data.streaming and self.training.max_steps < 1:
+            raise ValueError(
+                "data.streaming=true needs training.max_steps, since a stream has no length, "
+                f"got training.max_steps={self.training.max_steps}"
+            )
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), debug: bool = False) -> Recipe:

@@ -18,8 +18,11 @@ from transformers import (
     set_seed,
 )
 
+from ..layer_ranges import plan_layers
 from ..models import LoopedConfig, LoopedForCausalLM
 from ..retrofitting import retrofit
+from ..retrofitting.layer_selection import select_layers
+from .arguments import LoopTrainingArguments
 from .data import load_training_data
 from .recipe import ModelSection, Recipe, check_keys
 from .trainer import LoopTrainer
@@ -72,6 +75,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
         eval_dataset=data.eval_dataset,
         data_collator=data.collator,
         processing_class=data.tokenizer,
+        teacher=load_teacher(str(recipe.model.pretrained), args) if args.distillation_weight > 0 else None,
     )
     train_loss = trainer.train(resume_from_checkpoint=resume).training_loss
     eval_loss = trainer.evaluate()["eval_loss"] if data.eval_dataset is not None else None
@@ -115,17 +119,32 @@ def build_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Pr
     return model
 
 
+def load_teacher(pretrained: str, args: LoopTrainingArguments) -> PreTrainedModel:
+    """Loads the model that the student was before its layers were looped.
+
+    Its weights do not train, so they take the type that the training computes in.
+    """
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    return AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype)
+
+
 def check_model(section: ModelSection) -> None:
     """Refuses a section `model` that no config accepts, before any data is loaded for it.
 
     Raises:
         ValueError: Names the field.
     """
+    layout = _layout(section)
     if section.pretrained is not None:
         backbone_config = AutoConfig.from_pretrained(section.pretrained)
+        core_layers = layout.pop("core_layers", None)
+        num_prelude_layers, num_coda_layers = section.num_prelude_layers, section.num_coda_layers
+        plan = plan_layers(backbone_config.num_hidden_layers, num_prelude_layers, core_layers, num_coda_layers)
+        backbone_config = select_layers(backbone_config, plan.kept)
+        layout |= {"num_prelude_layers": len(plan.prelude), "num_coda_layers": len(plan.coda)}
     else:
         backbone_config = _backbone_config(section.backbone or {})
-    LoopedConfig(backbone_config=backbone_config, **_layout(section))
+    LoopedConfig(backbone_config=backbone_config, **layout)
 
 
 def _layout(section: ModelSection) -> dict[str, Any]:

@@ -5,12 +5,17 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from ..models.modeling_looped import LoopedPreTrainedModel
 from .arguments import LoopTrainingArguments
 from .depth import DepthSchedule, StepDepth
+from .distillation import distillation_loss
 from .optimizer import build_muon_adamw, undecayed_parameter_names
+
+
+# what the teacher is given of a batch: neither the labels nor the student's depth
+TEACHER_INPUTS = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
 
 
 class LoopTrainer(Trainer):
@@ -21,6 +26,11 @@ class LoopTrainer(Trainer):
     Evaluation and prediction run at the model's `config.num_loops`. The mean depth since the last log entry is logged
     as `mean_loops` beside the loss.
 
+    With a teacher, the training loss is `(1 - w) CE + w T^2 KL(teacher_T || student_T)`, where w is
+    `args.distillation_weight` and T `args.distillation_temperature`; evaluation keeps the loss on the labels. The
+    teacher is a model of its own because training changes the weights that it shares with the student. (Where only
+    adapters are trained, the student at one loop with its adapters off would say the same without a second copy.)
+
     It takes the arguments of `Trainer`. To train another trainer's way at sampled depth, put this class in front:
     `class LoopSFTTrainer(LoopTrainer, SFTTrainer)`, with arguments that derive from both argument classes.
 
@@ -28,15 +38,19 @@ class LoopTrainer(Trainer):
         model: A looped model, bare or wrapped by PEFT: its `forward` takes `num_loops` and `num_backprop_loops`, and
             its config has `num_loops`.
         args: A [`LoopTrainingArguments`].
+        teacher: A causal language model with the student's vocabulary: the pretrained model before its layers were
+            looped. It is frozen, moved to the device of training, and never saved. Any floating type will do; bfloat16
+            halves its memory.
 
     Raises:
-        ValueError: `args` is of another class; the model is not looped; or re-entrant activation checkpointing
-            is asked for with more than one loop.
+        ValueError: `args` is of another class; the model is not looped; re-entrant activation checkpointing is asked
+            for with more than one loop; or `args.distillation_weight` asks for a teacher that is not there or does
+            not fit.
     """
 
     args: LoopTrainingArguments
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, teacher: PreTrainedModel | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, LoopTrainingArguments):
             raise ValueError(f"args must be LoopTrainingArguments, got {type(self.args).__name__}")
@@ -51,6 +65,7 @@ class LoopTrainer(Trainer):
         self._depth_schedule: DepthSchedule = self.args.depth_schedule(num_loops)
         self._refuse_reentrant_checkpointing()
         self._depths_since_log: dict[int, int] = {}
+        self._teacher = self._frozen_teacher(teacher) if self.args.distillation_weight > 0 else None
 
     def depth_at(self, step: int) -> StepDepth:
         """The depth of optimizer step `step` (from 0) of the run under way.
@@ -72,6 +87,31 @@ class LoopTrainer(Trainer):
         if depth.num_backprop_loops is not None:
             inputs["num_backprop_loops"] = depth.num_backprop_loops
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """`Trainer.compute_loss`; in training with a teacher, its weighted sum with the distillation loss."""
+        if self._teacher is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]  # label smoothing takes them out of the inputs
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        with torch.no_grad():
+            teacher_inputs = {name: inputs[name] for name in TEACHER_INPUTS if name in inputs}
+            teacher_logits = self._teacher(**teacher_inputs, use_cache=False).logits
+        divergence = distillation_loss(
+            outputs.logits, teacher_logits, labels, self.args.distillation_temperature, num_items_in_batch
+        )
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # the count is that of all processes, whose gradients are then averaged: the scale of the other loss
+            divergence = divergence * (self.accelerator.num_processes // self.get_tp_size())
+        weight = self.args.distillation_weight
+        loss = (1 - weight) * loss + weight * divergence
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """`Trainer.log`, with `mean_loops` beside the training loss."""
@@ -112,6 +152,20 @@ class LoopTrainer(Trainer):
         # only PEFT's wrapper has this method
         get_base_model = getattr(self.model, "get_base_model", None)
         return cast(LoopedPreTrainedModel, self.model if get_base_model is None else get_base_model())
+
+    def _frozen_teacher(self, teacher: PreTrainedModel | None) -> Any:
+        if teacher is None:
+            raise ValueError(f"distillation_weight={self.args.distillation_weight} needs a teacher, got None")
+        vocab_size = self._looped_model().config.vocab_size
+        if teacher.config.vocab_size != vocab_size:
+            raise ValueError(
+                f"teacher must have the model's vocabulary of {vocab_size} tokens, got {teacher.config.vocab_size}"
+            )
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"distillation_weight needs one process per GPU (accelerate launch), got {self.args.n_gpu} GPUs in one"
+            )
+        return cast(Any, teacher.requires_grad_(False).eval()).to(self.args.device)
 
     def _refuse_reentrant_checkpointing(self) -> None:
         # under DDP the re-entrant form marks a reused weight ready once per loop, which fails deep inside autograd

@@ -26,6 +26,11 @@ from .tiny import tiny_arguments
         ("loop_curriculum", 1.5),
         ("loop_curriculum", "half"),
         ("muon_learning_rate", -1.0),
+        ("distillation_weight", 1.5),
+        ("distillation_weight", -0.5),
+        ("distillation_weight", None),
+        ("distillation_temperature", 0.0),
+        ("distillation_temperature", -1),
     ],
 )
 def test_bad_values_name_the_field_and_the_value(tmp_path, field, value):

@@ -1,12 +1,15 @@
 """Tokenizers and packed text."""
 
+import json
+from itertools import islice
+
 import pytest
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from hf_loop.trainer.data import byte_tokenizer, load_training_data, pack
+from hf_loop.trainer.data import TEXTS_PER_BATCH, byte_tokenizer, load_training_data, pack, stream_blocks
 from hf_loop.trainer.recipe import DataSection
 
 
@@ -26,20 +29,102 @@ def test_byte_tokenizer_survives_saving(tmp_path):
     assert loaded.eos_token_id == 0
 
 
+def joined_tokens(texts, tokenizer):
+    return [token for text in texts for token in (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)]
+
+
 def test_packing_joins_texts_and_drops_the_rest():
     tokenizer = byte_tokenizer()
     texts = ["abcdefg", "", "hijklmnop", "qr"]
     blocks = pack(Dataset.from_dict({"body": texts}), tokenizer, "body", block_size=4)
-    tokens = [token for text in texts for token in (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)]
+    tokens = joined_tokens(texts, tokenizer)
     assert [token for block in blocks["input_ids"] for token in block] == tokens[: len(tokens) // 4 * 4]
     assert blocks["labels"] == blocks["input_ids"]
     assert blocks.column_names == ["input_ids", "labels"]
 
 
+@settings(max_examples=10, deadline=None)
+@given(num_texts=st.integers(1, 3 * TEXTS_PER_BATCH), block_size=st.integers(2, 40))
+def test_streamed_blocks_are_the_packed_ones(num_texts, block_size):
+    tokenizer = byte_tokenizer()
+    texts = Dataset.from_dict({"text": [f"{i} " * (i % 7) for i in range(num_texts)]})
+    expected = list(pack(texts, tokenizer, "text", block_size))
+    streamed = stream_blocks(texts.to_iterable_dataset(), tokenizer, "text", block_size)
+    for _ in range(2):  # nothing of a pass is left for the next
+        assert list(streamed) == expected
+
+
+def test_no_token_is_lost_between_batches_of_texts():
+    tokenizer = byte_tokenizer()
+    texts = [f"text {i}" for i in range(2500)]
+    blocks = pack(Dataset.from_dict({"text": texts}), tokenizer, "text", block_size=33)
+    tokens = joined_tokens(texts, tokenizer)
+    assert [token for block in blocks["input_ids"] for token in block] == tokens[: len(tokens) // 33 * 33]
+
+
+TEXTS = ["first " * 20, "second " * 20, "third " * 20]
+
+
+def write_texts(folder, suffix, column="text"):
+    """`TEXTS` in files of one kind, in two of them; the pattern that names them."""
+    parts = (TEXTS[:2], TEXTS[2:])
+    for name, texts in zip("ab", parts, strict=True):
+        path = folder / f"{name}{suffix}"
+        rows = Dataset.from_dict({"id": list(range(len(texts))), column: texts})
+        if suffix == ".parquet":
+            rows.to_parquet(path)
+        elif suffix == ".txt":
+            path.write_text("".join(texts))
+        elif suffix == ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            path.write_text(json.dumps(list(rows)))
+    return f"{folder}/*{suffix}"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".parquet"])
+def test_kinds_of_files(tmp_path, suffix, streaming):
+    column = "text" if suffix == ".txt" else "body"
+    pattern = write_texts(tmp_path, suffix, column)
+    fields = {"tokenizer": "bytes", "block_size": 16, "text_column": column, "streaming": streaming}
+    data = load_training_data(DataSection(files=[pattern], **fields), default_tokenizer=None, seed=0)
+    texts = ["".join(TEXTS[:2]), TEXTS[2]] if suffix == ".txt" else TEXTS
+    tokens = joined_tokens(texts, data.tokenizer)
+    blocks = [row["input_ids"] for row in islice(data.train_dataset, len(tokens) // 16)]
+    assert [token for block in blocks for token in block] == tokens[: len(tokens) // 16 * 16]
+    # a folder stands for the files in it, and one file for itself
+    for files in ([str(tmp_path)], [f"{tmp_path}/a{suffix}", f"{tmp_path}/b{suffix}"]):
+        again = load_training_data(DataSection(files=files, **fields), default_tokenizer=None, seed=0)
+        assert [row["input_ids"] for row in islice(again.train_dataset, len(blocks))] == blocks
+
+
+def test_datasets_in_a_local_folder(tmp_path):
+    write_texts(tmp_path, ".jsonl", "body")
+    fields = {"dataset": str(tmp_path), "tokenizer": "bytes", "block_size": 16, "text_column": "body"}
+    whole, streamed = (
+        load_training_data(DataSection(streaming=streaming, **fields), default_tokenizer=None, seed=0)
+        for streaming in (False, True)
+    )
+    rows = [row["input_ids"] for row in islice(streamed.train_dataset, len(whole.train_dataset))]
+    assert rows == whole.train_dataset["input_ids"][:]
+
+
+def test_a_stream_begins_anew_and_never_shows_the_rows_held_back(tmp_path):
+    pattern = write_texts(tmp_path, ".jsonl")
+    fields = {"files": [pattern], "tokenizer": "bytes", "block_size": 16}
+    whole = load_training_data(DataSection(**fields), default_tokenizer=None, seed=0).train_dataset["input_ids"][:]
+    section = DataSection(streaming=True, num_eval_rows=3, **fields)
+    data = load_training_data(section, default_tokenizer=None, seed=0)
+    assert data.eval_dataset["input_ids"][:] == whole[:3]
+    rows = [row["input_ids"] for row in islice(data.train_dataset, 3 * len(whole))]
+    assert rows == (whole[3:] * 4)[: len(rows)]
+
+
 def test_local_files_and_held_back_rows(tmp_path):
     (tmp_path / "a.txt").write_text("a" * 40)
-    (tmp_path / "b.txt").write_text("b" * 40)
-    section = DataSection(files=[f"{tmp_path}/*.txt"], tokenizer="bytes", block_size=16, num_eval_rows=2)
+    (tmp_path / "b").write_text("b" * 40)
+    section = DataSection(files=[f"{tmp_path}/*"], tokenizer="bytes", block_size=16, num_eval_rows=2)
     data = load_training_data(section, default_tokenizer=None, seed=0)
     assert (len(data.train_dataset), len(data.eval_dataset)) == (3, 2)
     assert data.tokenizer.decode(data.train_dataset[0]["input_ids"]) == "a" * 16
@@ -69,21 +154,50 @@ def test_rows_of_different_length_are_padded_for_input_and_labels():
     assert (batch["labels"][0][batch["attention_mask"][0] == 0] == -100).all()
 
 
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"files": ["nowhere/*.txt"]}, r"data.files: no file matches 'nowhere/\*.txt'"),
+        ({"files": ["{folder}/a.txt", "{folder}/none"]}, "data.files: no file matches '.*/none'"),
+        ({"files": ["{folder}/none"]}, "data.files: no file matches '.*/none'"),
+        ({"files": ["{folder}"]}, r"data.files must be of one kind, got .*a\.txt and .*b\.jsonl and "),
+        ({"files": ["{folder}/c.csv"]}, r"data.files must end in .txt, .jsonl, .json, .parquet, got .*c\.csv"),
+        ({"files": ["{folder}/d/empty.jsonl"]}, r"data.files: .*empty\.jsonl is empty"),
+        ({"files": ["{folder}/none.parquet"]}, "none.parquet: not readable: .* no data|there are no rows to read"),
+        ({"files": ["{folder}/b.jsonl"]}, "data.text_column must be one of id, body, null, got 'text'"),
+        ({"files": ["{folder}/b.jsonl"], "text_column": "id"}, "data.text_column='id' must hold text .* got 0"),
+        ({"files": ["{folder}/b.jsonl"], "text_column": "null"}, "data.text_column='null' must hold text .* got None"),
         ({"tokenizer": None}, "data.tokenizer must be given"),
         ({"text_column": "body"}, "data.text_column must be one of text, got 'body'"),
         ({"block_size": 512}, "data.block_size=512 leaves 0 rows"),
         ({"num_eval_rows": 100}, "too few beside data.num_eval_rows=100"),
     ],
 )
-def test_bad_text(tmp_path, fields, message):
+def test_bad_text(tmp_path, fields, message, streaming):
     (tmp_path / "a.txt").write_text("a" * 40)
-    values = {"files": [str(tmp_path / "a.txt")], "tokenizer": "bytes", "block_size": 8, **fields}
+    (tmp_path / "b.jsonl").write_text(json.dumps({"id": 0, "body": "b" * 40, "null": None}))
+    (tmp_path / "c.csv").write_text("text\nc")
+    Dataset.from_dict({"text": []}).to_parquet(tmp_path / "none.parquet")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "empty.jsonl").write_text("")
+    fields = {"files": ["{folder}/a.txt"], "tokenizer": "bytes", "block_size": 8, "streaming": streaming} | fields
+    fields["files"] = [name.format(folder=tmp_path) for name in fields["files"]]
+    if fields["files"] == [str(tmp_path)]:
+        (tmp_path / "d" / "empty.jsonl").unlink()
     with pytest.raises(ValueError, match=message):
-        load_training_data(DataSection(**values), default_tokenizer=None, seed=0)
+        load_training_data(DataSection(**fields), default_tokenizer=None, seed=0)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_broken_files(tmp_path, suffix, streaming):
+    (tmp_path / f"broken{suffix}").write_text('{"text": "a"')
+    section = DataSection(files=[str(tmp_path)], tokenizer="bytes", block_size=8, streaming=streaming)
+    with pytest.raises(ValueError) as error:
+        load_training_data(section, default_tokenizer=None, seed=0)
+    if not streaming:
+        assert f"data.files: {tmp_path}/broken{suffix}: not readable: " in str(error.value)
 
 
 def test_bad_tasks():

@@ -8,22 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from hf_loop.trainer.recipe import load_recipe
 from hf_loop.trainer.run import run_recipe
 
+from .tiny import tiny_model
+
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "training" / "recipes" / "looped" / "text_pretraining.yaml"
+COMMON = ["training.max_steps=4", "training.use_muon=false"]
 # with a learned initial state, which has no gradient in steps whose first loop is cut off
-OVERRIDES = [
-    "model.state_init=learned",
-    "training.max_steps=4",
-    "training.num_backprop_loops=1",
-    "training.activation_checkpointing=true",
-    "training.use_muon=false",
-]
+FROM_SCRATCH = ["model.state_init=learned", "training.num_backprop_loops=1", "training.activation_checkpointing=true"]
+HEALING = ["model.backbone=null", "model.injection=none", "training.distillation_weight=0.5", "data.streaming=true"]
 
 
 def run(*command):
@@ -35,10 +33,17 @@ def run(*command):
     return done.stdout
 
 
-def test_accelerate_launch_on_two_processes_equals_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("variant", [FROM_SCRATCH, HEALING], ids=["from scratch", "healing"])
+def test_accelerate_launch_on_two_processes_equals_one(tmp_path, monkeypatch, variant):
+    if variant is HEALING:
+        config = tiny_model().config.backbone_config
+        config.update({"vocab_size": 257, "num_hidden_layers": 5, "max_position_embeddings": 64})
+        LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+        variant = [*variant, f"model.pretrained={tmp_path / 'base'}"]
+
     def overrides(folder, batch_size):
         fields = [f"output_dir={tmp_path / folder}", f"per_device_train_batch_size={batch_size}", "disable_tqdm=true"]
-        return OVERRIDES + [f"training.{field}" for field in fields]
+        return COMMON + variant + [f"training.{field}" for field in fields]
 
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     launcher += ["--config_file", ROOT / "training" / "accelerate" / "ddp.yaml", ROOT / "training" / "train.py"]

@@ -68,6 +68,18 @@ def test_vectors_and_the_injection_do_not_decay(tmp_path, use_muon):
     assert decay[id(model.model.injection.A_log)] == 0.0
 
 
+@pytest.mark.parametrize("use_muon", [False, True])
+def test_per_loop_lora_goes_to_adamw_and_only_its_matrices_decay(tmp_path, use_muon):
+    model = tiny_model(loop_lora_rank=2, loop_lora_vectors=True)
+    optimizer = make_trainer(tmp_path, model, use_muon=use_muon, weight_decay=0.1).create_optimizer()
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    updates = dict(model.model.loop_lora.named_parameters())
+    assert {name.rpartition("_")[2] for name in updates} == {"A", "B", "weight"}
+    for name, parameter in updates.items():
+        assert groups[id(parameter)]["weight_decay"] == (0.0 if name.endswith("_weight") else 0.1), name
+        assert not groups[id(parameter)].get("use_muon"), name
+
+
 def test_learning_rates_follow_one_schedule(tmp_path):
     trainer = make_trainer(
         tmp_path, tiny_model(), use_muon=True, learning_rate=1e-3, muon_learning_rate=4e-3, max_steps=4

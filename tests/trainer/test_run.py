@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from hf_loop.trainer.data import byte_tokenizer
 from hf_loop.trainer.recipe import ModelSection, load_recipe
-from hf_loop.trainer.run import build_model, run_recipe
+from hf_loop.trainer.run import build_model, check_model, load_teacher, run_recipe
 
 from .tiny import tiny_model
 
@@ -68,14 +68,20 @@ def test_a_run_saves_model_tokenizer_and_recipe(make_recipe, tmp_path):
     assert run_recipe(copy).train_loss == result.train_loss
 
 
-def test_resuming_repeats_the_run(make_recipe, tmp_path):
-    whole = run_recipe(make_recipe())
+# the text makes 42 rows, 38 to train on: 6 steps of 8 read a stream to its end and begin it anew
+STREAM = ("data.streaming=true", "training.max_steps=6", "training.save_steps=4")
+
+
+@pytest.mark.parametrize("overrides", [(), STREAM], ids=["packed", "streaming"])
+def test_resuming_repeats_the_run(make_recipe, tmp_path, overrides):
+    whole = run_recipe(make_recipe(*overrides))
     folder = f"training.output_dir={tmp_path / 'cut'}"
-    run_recipe(make_recipe(folder, "training.save_total_limit=3"))
-    for name in ("checkpoint-4/model.safetensors", "model.safetensors"):
-        (tmp_path / "cut" / name).unlink()
-    (tmp_path / "cut" / "checkpoint-4").rename(tmp_path / "lost")
-    resumed = run_recipe(make_recipe(folder, "training.resume_from_checkpoint=true"))
+    run_recipe(make_recipe(folder, "training.save_total_limit=3", *overrides))
+    last = max((tmp_path / "cut").glob("checkpoint-*"))
+    for path in (last / "model.safetensors", tmp_path / "cut" / "model.safetensors"):
+        path.unlink()
+    last.rename(tmp_path / "lost")
+    resumed = run_recipe(make_recipe(folder, "training.resume_from_checkpoint=true", *overrides))
     assert resumed.eval_loss == whole.eval_loss
     one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("run", "cut"))
     for weight, expected in zip(one.parameters(), other.parameters(), strict=True):
@@ -119,6 +125,53 @@ def test_pretrained_models_are_looped_in_single_precision(tmp_path):
     input_ids = torch.arange(3, 15)[None]
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids, num_loops=1).logits, base.float()(input_ids).logits)
+
+
+@pytest.fixture
+def base_folder(tmp_path):
+    """A plain model with the tokenizer's vocabulary."""
+    config = tiny_model().config.backbone_config
+    config.update({"vocab_size": 257, "num_hidden_layers": 4, "initializer_range": 0.3})
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def pretrained(base_folder, *overrides):
+    return ("model.backbone=null", "model.injection=none", f"model.pretrained={base_folder}", *overrides)
+
+
+def test_the_teacher_is_the_pretrained_model(make_recipe, base_folder, tmp_path):
+    # one loop without injection is the teacher: there is nothing to learn, whatever the labels say
+    recipe = make_recipe(
+        *pretrained(base_folder, "model.core_layers=1-2", "training.distillation_weight=1", "training.max_steps=2"),
+        *("training.loop_sampling=fixed", "training.mean_loops=1"),
+    )
+    assert run_recipe(recipe).train_loss == 0
+    healed, base = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path / "run", base_folder))
+    for weight, expected in zip(healed.parameters(), base.parameters(), strict=True):
+        assert torch.equal(weight, expected)
+    assert not [path for path in (tmp_path / "run").rglob("*") if "teacher" in path.name]
+
+
+@pytest.mark.parametrize(("fields", "dtype"), [((), torch.float32), (("training.bf16=true",), torch.bfloat16)])
+def test_the_teacher_takes_the_type_that_training_computes_in(make_recipe, base_folder, fields, dtype):
+    recipe = make_recipe(*pretrained(base_folder), *fields)
+    assert load_teacher(recipe.model.pretrained, recipe.training).dtype == dtype
+    assert build_model(recipe.model, byte_tokenizer()).dtype == torch.float32
+
+
+def test_layers_of_the_pretrained_model_are_chosen_and_dropped(make_recipe, base_folder):
+    section = make_recipe(*pretrained(base_folder, "model.num_prelude_layers=0", "model.core_layers=2-2")).model
+    check_model(section)
+    model = build_model(section, byte_tokenizer())
+    assert model.model.layer_counts() == (0, 1, 1)
+    for overrides, message in (
+        (("model.core_layers=2-4",), "`core_layers` 2-4 passes the end"),
+        (("model.core_layers=3-2",), "FIRST not above LAST"),
+        (("model.num_prelude_layers=2", "model.core_layers=1-2"), "`num_prelude_layers` 2 overlaps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_model(make_recipe(*pretrained(base_folder, *overrides)).model)
 
 
 class AutoTokenizerStub:

@@ -1,6 +1,8 @@
 """The recipes and launch configurations in `training/`."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ def in_the_repository(monkeypatch):
 
 def test_there_are_recipes():
     names = {path.stem for path in RECIPES}
-    assert {"shell_game", "text_pretraining", "finetune_smollm2"} <= names
+    assert {"shell_game", "text_pretraining", "smollm2_135m", "smollm2_135m_cpu"} <= names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -50,19 +52,35 @@ def test_debug_variant_runs_two_steps(path, tmp_path):
     assert len(tokenizer) <= model.config.vocab_size
 
 
-def test_finetuning_recipe_retrofits_a_checkpoint(tmp_path):
+@pytest.mark.parametrize(("name", "injection_weights"), [("smollm2_135m", 2 * 32 * 32), ("smollm2_135m_cpu", 0)])
+def test_healing_recipes_distill_a_checkpoint(tmp_path, name, injection_weights):
     config = tiny_model().config.backbone_config
     config.update({"vocab_size": 257, "num_hidden_layers": 3, "max_position_embeddings": 64})
     LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
     overrides = [
         f"training.output_dir={tmp_path / 'run'}",
         "training.disable_tqdm=true",
+        "training.distillation_weight=0.5",
         "model.backbone=null",
         f"model.pretrained={tmp_path / 'base'}",
     ]
-    path = ROOT / "training" / "recipes" / "looped" / "finetune_smollm2.yaml"
-    result = run_recipe(load_recipe(path, overrides, debug=True))
-    assert result.num_parameters == LlamaForCausalLM(config).num_parameters() + 2 * 32 * 32
+    recipe = load_recipe(ROOT / "training" / "recipes" / "retrofit" / f"{name}.yaml", overrides, debug=True)
+    result = run_recipe(recipe)
+    assert result.num_parameters == LlamaForCausalLM(config).num_parameters() + injection_weights
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").config.num_core_layers == 1
+
+
+def test_text_of_the_small_healing_recipe(tmp_path):
+    script = ROOT / "training" / "recipes" / "retrofit" / "python_docs.py"
+    subprocess.run([sys.executable, script, tmp_path], check=True)
+    reference = (tmp_path / "topics.txt").read_text()
+    texts = [json.loads(line)["text"] for line in (tmp_path / "docstrings.jsonl").read_text().splitlines()]
+    assert len(texts) > 300
+    words = reference.lower().split()
+    shared = {tuple(words[start : start + 13]) for start in range(len(words) - 12)}
+    for text in "\n\n".join(texts).lower().split("\n\n"):
+        words = text.split()
+        assert not any(tuple(words[start : start + 13]) in shared for start in range(len(words) - 12)), text
 
 
 @pytest.mark.parametrize("path", LAUNCH_CONFIGS, ids=lambda path: path.stem)

@@ -1,0 +1,58 @@
+"""Writes the text that the small healing recipe trains on and the text that it is measured on.
+
+    python training/recipes/retrofit/python_docs.py outputs/python_docs
+
+`docstrings.jsonl` holds the docstrings of Python's standard library, one object a module; `topics.txt` the language
+reference that `help()` shows. A docstring that shares 13 words in a row with the reference is left out, so that
+nothing of what is measured is trained on. Both differ a little between versions of Python.
+"""
+
+import ast
+import json
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+
+
+MIN_CHARACTERS = 80
+SHARED_WORDS = 13
+LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "turtledemo"}
+WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def main(folder: Path) -> None:
+    """Writes both files into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    reference = "\n\n".join(topics[name] for name in sorted(topics))
+    (folder / "topics.txt").write_text(reference, encoding="utf-8")
+    held_out, seen = runs_of_words(reference), set()
+    library = Path(sysconfig.get_paths()["stdlib"])
+    with open(folder / "docstrings.jsonl", "w", encoding="utf-8") as file:
+        for path in sorted(library.rglob("*.py")):
+            if LEFT_OUT.isdisjoint(path.relative_to(library).parts):
+                texts = [text for text in docstrings(path) if text not in seen and not runs_of_words(text) & held_out]
+                seen.update(texts)
+                if texts:
+                    file.write(json.dumps({"text": "\n\n".join(texts)}) + "\n")
+
+
+def docstrings(path: Path) -> Iterator[str]:
+    """The longer docstrings of a source file, each once; none if Python cannot read it."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):
+        return
+    found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, WITH_DOCSTRING)]
+    yield from dict.fromkeys(text for text in found if text and len(text) >= MIN_CHARACTERS)
+
+
+def runs_of_words(text: str) -> set[tuple[str, ...]]:
+    """Every run of `SHARED_WORDS` words, in lower case."""
+    words = text.lower().split()
+    return {tuple(words[start : start + SHARED_WORDS]) for start in range(len(words) - SHARED_WORDS + 1)}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
