@@ -107,7 +107,9 @@ def _draw_panel(
             axes.text(x, y, text, color=color, fontsize=6, horizontalalignment="center", verticalalignment="center")
     best = min(cells, key=lambda cell: cell.perplexity)
     x, y = columns.index(best.last), rows.index(best.first)
-    _fill(axes, x, y, "none", edgecolor="black", linewidth=1.6)
+    # black on white, to be seen on pale and on dark cells
+    _fill(axes, x, y, "none", edgecolor="white", linewidth=4)
+    _fill(axes, x, y, "none", edgecolor="black", linewidth=1.8)
     caption = f"best: {best.first}-{best.last}, {scan.ratio(best):.3f} of the base"
     axes.set_title(f"{UPDATE_NAMES[best.update]}, {best.num_loops} loops\n{caption}", fontsize="medium")
     axes.set(xlim=(-0.6, len(columns) - 0.4), ylim=(-0.6, len(rows) - 0.4))
