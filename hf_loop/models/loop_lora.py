@@ -206,11 +206,18 @@ def check_targets(target_modules: list[str] | None, core_layers: list[nn.Module]
             )
 
 
+def is_plain(weight: torch.Tensor) -> bool:
+    """Whether numbers can be added to a weight: it is not quantized, by its type or as a subclass of tensors."""
+    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype in dtypes
+
+
 def _add_to_weight(key: str, weight: torch.Tensor | None, difference: torch.Tensor) -> torch.Tensor:
     if weight is None:
         raise ValueError(f"the layer has no {key!r}: unload or merge the adapter that stands in its place first")
-    if not weight.is_floating_point() or weight.shape != difference.shape:
-        raise ValueError(f"{key!r} is quantized ({weight.dtype}): a loop's update cannot be merged into it")
+    if not is_plain(weight):
+        kind = weight.dtype if type(weight) is torch.Tensor else type(weight).__name__
+        raise ValueError(f"{key!r} is quantized ({kind}): a loop's update cannot be merged into it")
     # in fp32: in bf16 a small update of a large weight is rounded away
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return (weight.to(dtype) + difference.to(weight.device, dtype)).to(weight.dtype)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..models.loop_lora import LayerLoopLora, LoopLora, parameter_key, vector_parameter_names
+from ..models.loop_lora import LayerLoopLora, LoopLora, is_plain, parameter_key, vector_parameter_names
 from .layer_selection import first_difference
 
 
@@ -75,7 +75,7 @@ def _check_parameters(layer: nn.Module, index: int) -> None:
         is_linear = isinstance(module, nn.Linear)
         vectors = vector_parameter_names(module)
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.is_floating_point():
+            if not is_plain(parameter):
                 raise ValueError(f"`fold` needs weights that are not quantized: {module_name}.{name} of layer {index}")
             if name not in vectors and not (is_linear and name == "weight"):
                 raise ValueError(

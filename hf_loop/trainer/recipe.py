@@ -29,18 +29,23 @@ class ModelSection:
     Attributes:
         backbone: Config of a new backbone: `model_type` and the fields of that model's config. `vocab_size` and the
             special token ids come from the tokenizer where they are not given.
-        pretrained: Folder or Hub name of a pretrained causal language model to loop.
+        pretrained: Folder or Hub name of a pretrained causal language model to loop; or of a looped one, which keeps
+            its layout and goes on training.
         num_prelude_layers: Layers that run once, before the loop. `None` means none, or with `core_layers` those up
             to the core.
         num_coda_layers: Layers that run once, after the loop. `None` as above.
         core_layers: Of a pretrained model, the layers that loop: `FIRST-LAST`, counted from 0. Layers between a given
             prelude or coda and the core are dropped.
-        num_loops: The depth that the saved model uses, and the mean of the training depth.
+        num_loops: The depth that the saved model uses, and the mean of the training depth. `None` means 4, or a looped
+            model's own.
         injection: How the prelude's output enters every loop.
         state_init: What the state starts from. `None` takes `"input"`, or with `pretrained` what keeps one loop equal
             to the pretrained model.
         loop_norm: The norm that closes every loop.
         loop_update: Whether a loop replaces the state or moves it by a part of the way.
+        fold: Of a pretrained model, whether the core's layers are shared between the loops, each the `average` of
+            those it stands for or the `first` of them.
+        loop_lora_rank: Rank of the update that every loop adds to the core; 0 means none.
     """
 
     backbone: dict[str, Any] | None = None
@@ -48,21 +53,25 @@ class ModelSection:
     num_prelude_layers: int | None = None
     num_coda_layers: int | None = None
     core_layers: str | None = None
-    num_loops: int = 4
+    num_loops: int | None = None
     injection: Literal["none", "add", "concat", "diagonal"] = "none"
     state_init: Literal["input", "zeros", "normal", "learned"] | None = None
     loop_norm: Literal["none", "own", "final"] = "none"
     loop_update: Literal["replace", "damped"] = "replace"
+    fold: Literal["average", "first"] | None = None
+    loop_lora_rank: int = 0
 
     def __post_init__(self) -> None:
         _require_one_of("model", self, ("backbone", "pretrained"))
         if self.backbone is not None and "model_type" not in self.backbone:
             raise ValueError("model.backbone must name its model_type, for example model_type: llama")
-        if self.backbone is not None and self.core_layers is not None:
-            raise ValueError(
-                f"model.core_layers chooses among the layers of model.pretrained, got {self.core_layers!r} for a new "
-                "backbone, whose layers between prelude and coda are the core"
-            )
+        for name in ("core_layers", "fold"):
+            value = getattr(self, name)
+            if self.backbone is not None and value is not None:
+                raise ValueError(
+                    f"model.{name} says what becomes of the layers of model.pretrained, got {value!r} for a new "
+                    "backbone, whose layers between prelude and coda are the core"
+                )
 
 
 @dataclass

@@ -29,6 +29,7 @@ from .trainer import LoopTrainer
 
 
 RECIPE_COPY = "recipe.yaml"
+DEFAULT_NUM_LOOPS = 4
 
 
 @dataclass
@@ -100,8 +101,11 @@ def build_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Pr
     """
     if section.pretrained is not None:
         # in single precision whatever the stored type: small updates vanish in 16-bit weights
-        base_model = AutoModelForCausalLM.from_pretrained(section.pretrained, dtype=torch.float32)
-        model = retrofit(base_model, **_layout(section))
+        model = AutoModelForCausalLM.from_pretrained(section.pretrained, dtype=torch.float32)
+        if not _is_looped(model.config):
+            model = retrofit(model, **_layout(section))
+        elif section.num_loops is not None:
+            model.config.num_loops = section.num_loops
     else:
         from_tokenizer = {
             "vocab_size": len(tokenizer),
@@ -137,19 +141,40 @@ def check_model(section: ModelSection) -> None:
     layout = _layout(section)
     if section.pretrained is not None:
         backbone_config = AutoConfig.from_pretrained(section.pretrained)
-        core_layers = layout.pop("core_layers", None)
+        if _is_looped(backbone_config):
+            _refuse_layout(section)
+            return
+        core_layers, fold = layout.pop("core_layers", None), layout.pop("fold", None)
         num_prelude_layers, num_coda_layers = section.num_prelude_layers, section.num_coda_layers
         plan = plan_layers(backbone_config.num_hidden_layers, num_prelude_layers, core_layers, num_coda_layers)
-        backbone_config = select_layers(backbone_config, plan.kept)
+        num_folds = layout["num_loops"] if fold is not None else 1
+        if len(plan.core) % num_folds:
+            raise ValueError(f"model.fold: {len(plan.core)} core layers cannot be shared by {num_folds} loops")
+        kept_core = plan.core[: len(plan.core) // num_folds]
+        backbone_config = select_layers(backbone_config, [*plan.prelude, *kept_core, *plan.coda])
         layout |= {"num_prelude_layers": len(plan.prelude), "num_coda_layers": len(plan.coda)}
     else:
         backbone_config = _backbone_config(section.backbone or {})
     LoopedConfig(backbone_config=backbone_config, **layout)
 
 
+def _is_looped(config: PreTrainedConfig) -> bool:
+    return hasattr(config, "num_loops")
+
+
+def _refuse_layout(section: ModelSection) -> None:
+    for item in fields(ModelSection):
+        value = getattr(section, item.name)
+        if item.name not in ("backbone", "pretrained", "num_loops") and value != item.default:
+            raise ValueError(
+                f"model.{item.name} cannot be chosen, got {value!r}: {section.pretrained} is a looped model already"
+            )
+
+
 def _layout(section: ModelSection) -> dict[str, Any]:
     others = ("backbone", "pretrained")
-    return {name: value for name, value in vars(section).items() if name not in others and value is not None}
+    given = {name: value for name, value in vars(section).items() if name not in others and value is not None}
+    return {"num_loops": DEFAULT_NUM_LOOPS, **given}
 
 
 def _backbone_config(backbone: dict[str, Any]) -> PreTrainedConfig:

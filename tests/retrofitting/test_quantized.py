@@ -50,3 +50,23 @@ def test_a_quantized_model_is_looped_saved_and_loaded(base, injection, tmp_path)
     torch.testing.assert_close(loaded(INPUT_IDS).logits, looped(INPUT_IDS).logits, atol=1e-6, rtol=1e-6)
     if injection == "none":
         assert torch.equal(unroll(looped, 2)(INPUT_IDS).logits, looped(INPUT_IDS).logits)
+
+
+def test_loops_differ_on_quantized_layers(base):
+    quantized = base.model.layers[1].self_attn.q_proj.weight
+    looped = retrofit(base, num_prelude_layers=1, num_coda_layers=1, num_loops=2, loop_lora_rank=4)
+    expected = looped(INPUT_IDS).logits
+    looped.train()(INPUT_IDS, labels=INPUT_IDS).loss.backward()
+    updates = looped.model.loop_lora[0]
+    assert updates.self_attn_q_proj_B.dtype == torch.float32 and updates.self_attn_q_proj_B.grad.all(dim=(1, 2)).all()
+    with torch.no_grad():
+        updates.self_attn_q_proj_B.normal_()
+        assert not torch.allclose(looped.eval()(INPUT_IDS).logits, expected)
+    assert looped.model.backbone.layers[1].self_attn.q_proj.weight is quantized
+    with pytest.raises(ValueError, match="'self_attn.q_proj.weight' is quantized"):
+        unroll(looped, 2)
+
+
+def test_quantized_layers_are_not_folded(base):
+    with pytest.raises(ValueError, match="`fold` needs weights that are not quantized: self_attn.q_proj.weight of"):
+        retrofit(base, num_loops=2, fold="average", loop_lora_rank=4)

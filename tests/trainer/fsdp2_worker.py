@@ -19,9 +19,9 @@ def main() -> None:
     for depth in ({"num_loops": 1}, {"num_loops": 5, "num_backprop_loops": 2}, {"num_loops": 3}):
         for reshard_after_forward in (True, False):
             for checkpointing in (True, False):
-                whole = tiny_model(injection="add").train()
+                whole = tiny_model(injection="add", loop_lora_rank=2, loop_lora_vectors=True).train()
                 whole(input_ids, labels=input_ids, **depth).loss.backward()
-                model = tiny_model(injection="add").train()
+                model = tiny_model(injection="add", loop_lora_rank=2, loop_lora_vectors=True).train()
                 if checkpointing:
                     model.activation_checkpointing_enable()
                 for layer in model.model.backbone.layers:

@@ -7,6 +7,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from hf_loop import retrofit
 from hf_loop.trainer.data import byte_tokenizer
 from hf_loop.trainer.recipe import ModelSection, load_recipe
 from hf_loop.trainer.run import build_model, check_model, load_teacher, run_recipe
@@ -158,6 +159,33 @@ def test_the_teacher_takes_the_type_that_training_computes_in(make_recipe, base_
     recipe = make_recipe(*pretrained(base_folder), *fields)
     assert load_teacher(recipe.model.pretrained, recipe.training).dtype == dtype
     assert build_model(recipe.model, byte_tokenizer()).dtype == torch.float32
+
+
+def test_a_looped_model_goes_on_training_with_its_layout(make_recipe, base_folder, tmp_path):
+    looped = retrofit(base_folder, core_layers="1-1", num_loops=3, loop_lora_rank=2)
+    looped.save_pretrained(tmp_path / "looped")
+    recipe = make_recipe(*pretrained(tmp_path / "looped", "model.num_loops=null", "training.max_steps=1"))
+    run_recipe(recipe)
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    layout = ("num_prelude_layers", "num_coda_layers", "num_loops", "loop_lora_rank")
+    assert all(getattr(trained.config, name) == getattr(looped.config, name) for name in layout)
+    before, after = looped.get_input_embeddings().weight, trained.get_input_embeddings().weight
+    assert before.shape == after.shape
+    assert not torch.equal(before, after)
+    section = make_recipe(*pretrained(tmp_path / "looped", "model.core_layers=0-1")).model
+    with pytest.raises(ValueError, match="model.core_layers cannot be chosen, got '0-1'"):
+        check_model(section)
+
+
+def test_layers_are_folded_with_an_update_for_each_loop(make_recipe, base_folder):
+    fold = ("model.fold=average", "model.num_loops=2", "model.loop_lora_rank=4", "model.num_prelude_layers=0")
+    section = make_recipe(*pretrained(base_folder, *fold, "model.core_layers=0-1")).model
+    check_model(section)
+    model = build_model(section, byte_tokenizer())
+    assert (model.config.num_core_layers, model.config.loop_lora_num_loops) == (1, 2)
+    section = make_recipe(*pretrained(base_folder, *fold, "model.core_layers=0-2")).model
+    with pytest.raises(ValueError, match="3 core layers cannot be shared by 2 loops"):
+        check_model(section)
 
 
 def test_layers_of_the_pretrained_model_are_chosen_and_dropped(make_recipe, base_folder):
