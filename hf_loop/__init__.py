@@ -23,8 +23,11 @@ _HOMES = {
     "LoopedModel": "models",
     "LoopTrainer": "trainer",
     "LoopTrainingArguments": "trainer",
+    "add_loop_lora": "retrofitting",
     "convert": "retrofitting",
+    "load_loop_adapter": "retrofitting",
     "retrofit": "retrofitting",
+    "save_loop_adapter": "retrofitting",
     "unroll": "retrofitting",
 }
 

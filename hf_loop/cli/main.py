@@ -17,6 +17,9 @@ from .train import train
 from .unroll import unroll
 
 
+# the exit code that shells give a process stopped by Ctrl-C
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="hf-loop",
     help="Train, run and measure language models that compute in loops.",
@@ -41,7 +44,10 @@ def main() -> None:
     """The console script: runs a command, with errors as one line (see [`one_line_errors`])."""
     with one_line_errors():
         try:
-            sys.exit(app(standalone_mode=False))
-        except (typer.Abort, KeyboardInterrupt):
+            code = app(standalone_mode=False)
+        except typer.Abort:
+            code = INTERRUPTED
+        # Ctrl-C does not come through as an exception: typer makes it this code
+        if code == INTERRUPTED:
             print("hf-loop: interrupted", file=sys.stderr)
-            sys.exit(130)
+        sys.exit(code)

@@ -145,5 +145,7 @@ def test_an_interruption_keeps_what_was_measured(hf_loop, plain_folder, text_fil
 
     monkeypatch.setattr(ScanPasses, "measure", interrupted)
     arguments = ("scan", plain_folder, "--text", text_file, "--max-tokens", 30, "--output-dir", tmp_path / "out")
-    assert hf_loop(*arguments)[0] == 130
+    code, _, error = hf_loop(*arguments)
+    assert code == 130
+    assert error.endswith("hf-loop: interrupted\n")
     assert len(LayerScan.load(tmp_path / "out" / "scan.json").cells) == 2
