@@ -39,6 +39,7 @@ def retrofit(
     The modules move: no weight is copied, and the model passed in should not be used afterwards. With no layer
     dropped, one loop, the injections `none`, `add` and `concat` and no `loop_norm` the logits equal the original's bit
     for bit. With `diagonal` they do not: its norm gives every token's state the same length, which no weights undo.
+    That is set to the median length of what the core gets in the original, and the direction is the original's.
 
     Args:
         model_or_path (`PreTrainedModel` or `str`): a causal model of a supported backbone, quantized or not, or where
@@ -126,6 +127,8 @@ def retrofit(
     _materialize(looped, base.device, base.dtype)
     if fold is not None:
         fold_layers(core, num_loops, fold, looped.model.loop_lora)
+    if injection == "diagonal":
+        _scale_diagonal(looped)
     _stay_quantized(looped, base)
     looped.generation_config = base.generation_config
     looped.name_or_path = base.name_or_path
@@ -156,6 +159,23 @@ def _materialize(looped: LoopedForCausalLM, device: torch.device, dtype: torch.d
         for parameter in module.parameters(recurse=recurse):
             parameter.data = parameter.data.to(dtype)
         looped._init_weights(module)
+
+
+@torch.no_grad()
+def _scale_diagonal(looped: Any) -> None:
+    """Let the first loop's input have the length that is usual in the original, over tokens of all kinds."""
+    injection = looped.model.injection
+    encoded: list[torch.Tensor] = []
+    handle = injection.register_forward_pre_hook(lambda module, args: encoded.append(args[1]))
+    input_ids = torch.linspace(0, looped.config.vocab_size - 1, 128).long()[None].to(looped.device)
+    was_training = looped.training
+    looped.eval()(input_ids, num_loops=1, use_cache=False)
+    looped.train(was_training)
+    handle.remove()
+    # the median, since the first token of a sequence is often very long
+    length = encoded[0].float().square().mean(-1).sqrt().median()
+    step = torch.nn.functional.softplus(injection.dt_bias.float())
+    injection.norm.weight.copy_(length / step)
 
 
 def _stay_quantized(looped: Any, base: Any) -> None:

@@ -48,6 +48,23 @@ def test_untrained_concat_gives_the_original_at_any_loop_count(base):
     assert torch.equal(looped(INPUT_IDS).logits, expected)
 
 
+@torch.no_grad()
+def test_the_diagonal_injection_starts_as_near_the_original_as_it_can(base):
+    expected = base(INPUT_IDS).logits
+    looped = retrofit(base, num_prelude_layers=1, num_coda_layers=1, injection="diagonal")
+    seen = []
+    looped.model.injection.register_forward_hook(lambda module, args, output: seen.append((args[1], output)))
+    looped(torch.arange(1, 97)[None])
+    encoded, injected = seen[0]
+    # the same direction for every token, and the usual length
+    torch.testing.assert_close(torch.cosine_similarity(encoded, injected, dim=-1), torch.ones(1, 96))
+    ratio = injected.norm(dim=-1) / encoded.norm(dim=-1)
+    assert ratio.median() == pytest.approx(1, rel=0.05)
+    nearness = torch.dist(looped(INPUT_IDS).logits, expected)
+    looped.model.injection.norm.weight.fill_(1)
+    assert nearness < torch.dist(looped(INPUT_IDS).logits, expected)
+
+
 def test_every_new_parameter_is_initialised_and_trains(base):
     base.to(torch.bfloat16).train()
     looped = retrofit(base, num_loops=2, injection="diagonal", state_init="learned", loop_norm="own")
