@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _HOMES = {
+    "FeedbackConfig": "models",
+    "FeedbackForCausalLM": "models",
+    "FeedbackModel": "models",
     "HierarchicalConfig": "models",
     "HierarchicalForCausalLM": "models",
     "HierarchicalModel": "models",

@@ -13,10 +13,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from .configuration_feedback import FeedbackConfig
 from .configuration_hierarchical import HierarchicalConfig
 from .configuration_huginn import HuginnBackboneConfig
 from .configuration_looped import LoopedConfig
 from .configuration_parcae import ParcaeBackboneConfig
+from .modeling_feedback import FeedbackForCausalLM, FeedbackModel, FeedbackPreTrainedModel
 from .modeling_hierarchical import HierarchicalForCausalLM, HierarchicalModel, HierarchicalPreTrainedModel
 from .modeling_huginn import HuginnBackboneForCausalLM, HuginnBackboneModel
 from .modeling_looped import (
@@ -29,7 +31,7 @@ from .modeling_looped import (
 from .modeling_parcae import ParcaeBackboneForCausalLM, ParcaeBackboneModel
 
 
-for _config_class in (LoopedConfig, HierarchicalConfig, HuginnBackboneConfig, ParcaeBackboneConfig):
+for _config_class in (LoopedConfig, FeedbackConfig, HierarchicalConfig, HuginnBackboneConfig, ParcaeBackboneConfig):
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
     _config_class.register_for_auto_class()
 for _auto_class, _model_class in (
@@ -37,6 +39,8 @@ for _auto_class, _model_class in (
     (AutoModelForCausalLM, LoopedForCausalLM),
     (AutoModelForSequenceClassification, LoopedForSequenceClassification),
     (AutoModelForTokenClassification, LoopedForTokenClassification),
+    (AutoModel, FeedbackModel),
+    (AutoModelForCausalLM, FeedbackForCausalLM),
     (AutoModel, HierarchicalModel),
     (AutoModelForCausalLM, HierarchicalForCausalLM),
     # decoders that transformers does not have, as models by themselves
@@ -52,11 +56,16 @@ for _auto_class, _model_class in (
 # Trainer (in label smoothing and in model cards) and lm-eval recognise models by these tables of names, which
 # `register` does not fill; without them label smoothing scores every token against itself instead of the next one
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForCausalLM.__name__
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[FeedbackConfig.model_type] = FeedbackForCausalLM.__name__
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[HierarchicalConfig.model_type] = HierarchicalForCausalLM.__name__
 MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForSequenceClassification.__name__
 MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForTokenClassification.__name__
 
 __all__ = [
+    "FeedbackConfig",
+    "FeedbackForCausalLM",
+    "FeedbackModel",
+    "FeedbackPreTrainedModel",
     "HierarchicalConfig",
     "HierarchicalForCausalLM",
     "HierarchicalModel",

@@ -89,6 +89,7 @@ class BackboneSpec:
         position_rows (`int`): rows of position ids the rotary embedding wants (3 for temporal, height and width).
         head_bias (`bool`): whether the causal head has a bias.
         layers_take_token_ids (`bool`): whether the layers look up embeddings of their own.
+        layer_entry (`str`): the part of a layer that reads its input first, beside the residual.
         model_class (`type`, *optional*): the base model, where it is ours. Code that came with a checkpoint may hold
             the configuration's class twice, so that the Auto classes would not find the model by it.
         high_layers (`str`, *optional*): where a second stack of layers is, after those of `layers`.
@@ -105,6 +106,7 @@ class BackboneSpec:
     position_rows: int = 1
     head_bias: bool = False
     layers_take_token_ids: bool = False
+    layer_entry: str = "input_layernorm"
     model_class: type[PreTrainedModel] | None = None
     high_layers: str | None = None
     low_state: str | None = None
@@ -114,14 +116,14 @@ _LIKE_LLAMA = BackboneSpec()
 
 # every entry is held to the base model, bit for bit, by tests/models/test_backbone.py
 SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
-    "apertus": _LIKE_LLAMA,
+    "apertus": BackboneSpec(layer_entry="attention_layernorm"),
     "arcee": _LIKE_LLAMA,
     "bitnet": _LIKE_LLAMA,
     "cohere": BackboneSpec(finish_logits=_scale_logits),
     "cohere2": BackboneSpec(finish_logits=_scale_logits),
     "deepseek_v3": _LIKE_LLAMA,
     "ernie4_5": _LIKE_LLAMA,
-    "exaone4": _LIKE_LLAMA,
+    "exaone4": BackboneSpec(layer_entry="self_attn"),
     "gemma": _LIKE_LLAMA,
     "gemma2": BackboneSpec(finish_logits=_softcap_logits),
     "gemma3_text": BackboneSpec(finish_logits=_softcap_logits, rotary_per_layer_type=True),
@@ -146,8 +148,8 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
     "nanochat": BackboneSpec(enter=_norm_embeddings, finish_logits=_softcap_logits),
     "nemotron": _LIKE_LLAMA,
     "olmo": _LIKE_LLAMA,
-    "olmo2": _LIKE_LLAMA,
-    "olmo3": BackboneSpec(rotary_per_layer_type=True),
+    "olmo2": BackboneSpec(layer_entry="self_attn"),
+    "olmo3": BackboneSpec(rotary_per_layer_type=True, layer_entry="self_attn"),
     "olmo_hybrid": _LIKE_LLAMA,
     "olmoe": _LIKE_LLAMA,
     "parcae_backbone": BackboneSpec(
@@ -254,6 +256,7 @@ class Backbone:
         use_cache: bool,
         input_ids: torch.Tensor | None = None,
         block_sequence_ids: torch.Tensor | None = None,
+        and_mask_function: Callable | None = None,
         **kwargs,
     ) -> LayerInputs:
         """Positions and masks, made once for all layer calls of a forward pass.
@@ -267,17 +270,14 @@ class Backbone:
             input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): the tokens, where the layers embed them too.
             block_sequence_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): block of every token; those of a
                 block see each other in both directions, -1 sees the past alone.
+            and_mask_function (`Callable`, *optional*): a further condition on what a token sees, as transformers'
+                masks take it.
 
         Raises:
             ValueError: the layers need the tokens, and there are none.
         """
         if self.spec.layers_take_token_ids:
-            if input_ids is None:
-                raise ValueError(
-                    f"a {self.config.model_type} backbone needs `input_ids`: its layers embed the tokens too, so that "
-                    "`inputs_embeds` are not enough"
-                )
-            kwargs["token_ids"] = input_ids
+            kwargs["token_ids"] = self.check_token_ids(input_ids)
         masks = attention_mask
         if not isinstance(attention_mask, dict):
             masks = create_masks_for_generate(
@@ -287,11 +287,26 @@ class Backbone:
                 past_key_values=past_key_values,
                 position_ids=position_ids,
                 block_sequence_ids=block_sequence_ids,
+                and_mask_function=and_mask_function,
             )
-        position_embeddings = self._rotate(hidden_states, position_ids)
+        position_embeddings = self.rotate(hidden_states, position_ids)
         return LayerInputs(position_ids, position_embeddings, masks, past_key_values, use_cache, kwargs)
 
-    def _rotate(self, hidden_states: torch.Tensor, position_ids: torch.Tensor):
+    def check_token_ids(self, input_ids: torch.Tensor | None) -> torch.Tensor:
+        """The tokens, for layers that embed them too.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if input_ids is None:
+            raise ValueError(
+                f"a {self.config.model_type} backbone needs `input_ids`: its layers embed the tokens too, so that "
+                "`inputs_embeds` are not enough"
+            )
+        return input_ids
+
+    def rotate(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        """Rotary cosines and sines of positions `[B, T]`, by layer type where they differ."""
         rotary_emb: Any = self.model.rotary_emb
         if rotary_emb is None:
             return None
@@ -309,6 +324,7 @@ class Backbone:
         hidden_states: torch.Tensor,
         inputs: LayerInputs,
         layer: Any = None,
+        cache_view: Any = None,
     ) -> torch.Tensor:
         """One call of layer `index`, reading and writing cache slot `slot`.
 
@@ -318,6 +334,7 @@ class Backbone:
             hidden_states (`torch.Tensor` of shape `[B, T, D]`): the layer's input.
             inputs (`LayerInputs`): positions, masks and cache, from `prepare`.
             layer (`nn.Module`, *optional*): a view of the layer to call in its place.
+            cache_view (*optional*): what the layer is to see of the cache, in place of its slot.
 
         Returns:
             `torch.Tensor` of shape `[B, T, D]`.
@@ -330,7 +347,8 @@ class Backbone:
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = slot
-        cache_view = None if inputs.past_key_values is None else CacheSlot(inputs.past_key_values, slot)
+        if cache_view is None and inputs.past_key_values is not None:
+            cache_view = CacheSlot(inputs.past_key_values, slot)
         masks, rotary = inputs.masks, inputs.position_embeddings
         output = layer(
             hidden_states,

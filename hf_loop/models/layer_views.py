@@ -39,8 +39,17 @@ class LinearUpdate(NamedTuple):
 
 # parameter name -> difference `[d]`, for a module with vectors for parameters, such as a norm
 VectorUpdates = dict[str, torch.Tensor]
+
+
+class LeadingRows(NamedTuple):
+    """What a module is given in place of the first rows `[B, f, D]` of its input."""
+
+    rows: torch.Tensor
+
+
+Update = LinearUpdate | VectorUpdates | LeadingRows
 # dotted name of a module inside the layer -> its update
-LayerUpdates = dict[str, LinearUpdate | VectorUpdates]
+LayerUpdates = dict[str, Update]
 
 
 def updated_view(module: nn.Module, updates: LayerUpdates) -> nn.Module:
@@ -73,11 +82,23 @@ def updated_view(module: nn.Module, updates: LayerUpdates) -> nn.Module:
     return view
 
 
-def _updated_leaf(module: nn.Module, update: LinearUpdate | VectorUpdates) -> nn.Module:
+def _updated_leaf(module: nn.Module, update: Update) -> nn.Module:
     view = _shallow_copy(module)
-    is_linear = isinstance(update, LinearUpdate)
-    view.__dict__["forward"] = _linear_forward(module, update) if is_linear else _vector_forward(module, update)
+    if isinstance(update, LinearUpdate):
+        view.__dict__["forward"] = _linear_forward(module, update)
+    elif isinstance(update, LeadingRows):
+        view.__dict__["forward"] = _leading_rows_forward(module, update)
+    else:
+        view.__dict__["forward"] = _vector_forward(module, update)
     return view
+
+
+def _leading_rows_forward(module: nn.Module, update: LeadingRows) -> Callable[..., Any]:
+    def forward(hidden_states: torch.Tensor, *args, **kwargs):
+        rest = hidden_states[:, update.rows.shape[1] :]
+        return module.forward(torch.cat([update.rows, rest], dim=1), *args, **kwargs)
+
+    return forward
 
 
 def _linear_forward(module: nn.Module, update: LinearUpdate) -> Callable[..., torch.Tensor]:
@@ -134,4 +155,4 @@ def _rebind(function: Any, module: nn.Module, view: nn.Module) -> Callable[..., 
     )
 
 
-__all__ = ["LayerUpdates", "LinearUpdate", "VectorUpdates", "updated_view"]
+__all__ = ["LayerUpdates", "LeadingRows", "LinearUpdate", "VectorUpdates", "updated_view"]

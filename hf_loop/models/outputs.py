@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Outputs of the looped models: transformers' own, with what the loops did."""
+"""Outputs of the models: transformers' own, with what the loops did and what memory is left."""
 
 from dataclasses import dataclass
 
@@ -51,3 +51,27 @@ class LoopedCausalLMOutputWithPast(CausalLMOutputWithPast):
     num_loops: torch.Tensor | None = None
     loop_states: tuple[torch.Tensor, ...] | None = None
     loop_logits: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class FeedbackModelOutputWithPast(BaseModelOutputWithPast):
+    """
+    Args:
+        feedback (`torch.FloatTensor` of shape `(rows, num_hidden_layers, feedback_length, hidden_size)`, *optional*):
+            Without a cache, the memory of every row, or document of packed rows, after its last complete block; zero
+            for a row without one.
+    """
+
+    feedback: torch.Tensor | None = None
+
+
+@dataclass
+class FeedbackCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """
+    Args:
+        feedback (`torch.FloatTensor` of shape `(rows, num_hidden_layers, feedback_length, hidden_size)`, *optional*):
+            Without a cache, the memory of every row, or document of packed rows, after its last complete block; zero
+            for a row without one.
+    """
+
+    feedback: torch.Tensor | None = None

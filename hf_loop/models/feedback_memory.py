@@ -1,0 +1,210 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the layers of the feedback model carry from block to block, in one forward pass and in a cache."""
+
+from typing import Any, NamedTuple
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from .feedback_plan import BlockPlan
+
+
+class LayerMemory(NamedTuple):
+    """What one layer carries from round to round.
+
+    Args:
+        keys, values (`torch.Tensor` of shape `[R, H, f + W, head_dim]`, *optional*): those of the feedback memory,
+            then those of the past tokens.
+        feedback (`torch.Tensor` of shape `[R, f, D]`, *optional*): the feedback memory, once there is one.
+    """
+
+    keys: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    feedback: torch.Tensor | None = None
+
+    def map(self, function) -> "LayerMemory":
+        """The same with `function` applied to every tensor."""
+        return LayerMemory(*(None if tensor is None else function(tensor) for tensor in self))
+
+
+class BlockView:
+    """What one layer call sees of the cache: keys and values `[feedback memory | past and present tokens | tail]`.
+
+    Made for one layer call and thrown away; `keys` and `values` then are what the layer carries on.
+
+    Args:
+        memory (`LayerMemory`): what the layer carries. Where gradient is recorded it is left as it is, since a block
+            that was run before may need it once more; otherwise it is written to.
+        plan (`BlockPlan`): the round.
+    """
+
+    def __init__(self, memory: LayerMemory, plan: BlockPlan):
+        self.memory = memory
+        self.plan = plan
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        self.keys, all_keys = self._write(self.memory.keys, key_states)
+        self.values, all_values = self._write(self.memory.values, value_states)
+        return all_keys, all_values
+
+    def is_recording_past(self, layer_idx):
+        return False
+
+    def _write(self, buffer: torch.Tensor | None, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        plan = self.plan
+        lead, tokens, tail = states.split(plan.row_counts, dim=2)
+        missing = plan.feedback_length + plan.capacity - (0 if buffer is None else buffer.shape[2])
+        if missing > 0:
+            room = tokens.new_zeros(*tokens.shape[:2], missing, tokens.shape[3])
+            buffer = room if buffer is None else torch.cat([buffer, room], dim=2)
+        write = _write_copy if torch.is_grad_enabled() else _write_in_place
+        buffer = write(buffer, lead, tokens, plan)
+        return buffer, buffer if plan.num_tail == 0 else torch.cat([buffer, tail], dim=2)
+
+
+def _write_copy(buffer: Any, lead: torch.Tensor, tokens: torch.Tensor, plan: BlockPlan) -> torch.Tensor:
+    feedback, past = buffer.split([plan.feedback_length, plan.capacity], dim=2)
+    feedback = _new_lead(feedback, lead, plan)
+    if plan.first_slot is None:
+        return torch.cat([feedback, past.scatter(2, *_scattered(past, tokens, plan))], dim=2)
+    end = plan.first_slot + plan.num_tokens
+    return torch.cat([feedback, past[:, :, : plan.first_slot], tokens, past[:, :, end:]], dim=2)
+
+
+def _write_in_place(buffer: Any, lead: torch.Tensor, tokens: torch.Tensor, plan: BlockPlan) -> torch.Tensor:
+    if plan.num_lead:
+        buffer[:, :, : plan.num_lead] = _new_lead(buffer[:, :, : plan.num_lead], lead, plan)
+    past = buffer[:, :, plan.feedback_length :]
+    if plan.first_slot is None:
+        past.scatter_(2, *_scattered(past, tokens, plan))
+    else:
+        past[:, :, plan.first_slot : plan.first_slot + plan.num_tokens] = tokens
+    return buffer
+
+
+def _new_lead(feedback: torch.Tensor, lead: torch.Tensor, plan: BlockPlan) -> torch.Tensor:
+    if not plan.num_lead:
+        return feedback
+    # the rows of memory of a sequence that has no token now are at no place
+    return lead if plan.first_slot is not None else torch.where(plan.has_tokens[..., None], lead, feedback)
+
+
+def _scattered(past: torch.Tensor, tokens: torch.Tensor, plan: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index and values of a scatter that writes the tokens; what is no token writes what its slot holds already."""
+    index = plan.slots[:, None, :, None].expand(-1, past.shape[1], -1, past.shape[3])
+    return index, torch.where(plan.is_token[:, None, :, None], tokens, past.gather(2, index))
+
+
+class FeedbackCacheLayer(CacheLayerMixin):
+    """One layer's share of the cache: its [`LayerMemory`], and how far each row has come.
+
+    `DynamicCache(config=model.config)` is made of these. The counts are the same for all layers and kept by the first.
+
+    Attributes:
+        num_tokens (`list[int]`, *optional*): real tokens that every row has had, also before a memory was loaded.
+        num_loaded (`list[int]`, *optional*): those of them that came with a loaded memory, which lie before the first
+            column of the attention mask.
+        has_feedback (`list[bool]`, *optional*): rows that have a memory.
+        keys_are_stale (`list[bool]`, *optional*): rows whose memory has changed since its keys were made.
+        cumulative_length (`int`): columns seen, padding included.
+    """
+
+    _layer_type = "feedback_attention"
+    is_sliding = False
+
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.feedback: torch.Tensor | None = None
+        self.num_tokens: list[int] | None = None
+        self.num_loaded: list[int] | None = None
+        self.has_feedback: list[bool] | None = None
+        self.keys_are_stale: list[bool] | None = None
+        self.cumulative_length = 0
+
+    @property
+    def memory(self) -> LayerMemory:
+        """What the layer carries."""
+        return LayerMemory(self.keys, self.values, self.feedback)
+
+    def store(self, memory: LayerMemory, num_columns: int) -> None:
+        """Take over what the layer carries after `num_columns` more columns."""
+        self.keys, self.values, self.feedback = memory
+        self.cumulative_length += num_columns
+        self.is_initialized = True
+        if memory.keys is not None:
+            self.device, self.dtype = memory.keys.device, memory.keys.dtype
+
+    def lazy_initialization(self, key_states, value_states):
+        raise ValueError("a feedback cache is filled by the feedback model alone")
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        raise ValueError("a feedback cache is filled by the feedback model alone")
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cumulative_length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.cumulative_length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise ValueError("a feedback memory cannot be cropped: what it has compressed cannot be taken out again")
+
+    def reset(self) -> None:
+        self.__init__()
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._map_rows(lambda tensor: tensor.index_select(0, indices.to(tensor.device)), lambda: indices.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        def rows() -> list[int]:
+            return [row for row in range(len(self.num_tokens or [])) for _ in range(repeats)]
+
+        self._map_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0), rows)
+
+    def _map_rows(self, map_tensor, make_rows) -> None:
+        self.keys, self.values, self.feedback = self.memory.map(map_tensor)
+        if self.num_tokens is not None:
+            rows = make_rows()
+            for name in ("num_tokens", "num_loaded", "has_feedback", "keys_are_stale"):
+                setattr(self, name, [getattr(self, name)[row] for row in rows])
+
+    def memory_state(self) -> dict[str, torch.Tensor]:
+        """Everything that continuing needs, as tensors."""
+        state = {"keys": self.keys, "values": self.values, "feedback": self.feedback}
+        if self.num_tokens is not None:
+            state["num_tokens"] = torch.tensor(self.num_tokens)
+            state["has_feedback"] = torch.tensor(self.has_feedback)
+            state["keys_are_stale"] = torch.tensor(self.keys_are_stale)
+        return {name: tensor for name, tensor in state.items() if tensor is not None}
+
+    def load_memory_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from a [`~FeedbackCacheLayer.memory_state`], with what comes next in the first column."""
+        self.store(LayerMemory(state.get("keys"), state.get("values"), state.get("feedback")), num_columns=0)
+        if "num_tokens" in state:
+            self.num_tokens = state["num_tokens"].tolist()
+            self.num_loaded = state["num_tokens"].tolist()
+            self.has_feedback = state["has_feedback"].tolist()
+            self.keys_are_stale = state["keys_are_stale"].tolist()
+
+
+__all__ = ["BlockView", "FeedbackCacheLayer", "LayerMemory"]

@@ -1,0 +1,153 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A model's memory as a file: kept when the process ends, and refused by every other model.
+
+A memory is a cache whose size does not grow with what was read. The file holds what every layer carries, with the
+version of the format and a fingerprint of the model, without which the numbers mean nothing.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from transformers import Cache, DynamicCache
+
+
+FORMAT, FORMAT_VERSION = "hf_loop.memory", "1"
+# values of every weight that enter the fingerprint
+NUM_SAMPLES = 64
+# fields of a configuration that change nothing about what a memory means
+IGNORED_FIELDS = {
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "pad_token_id",
+    "transformers_version",
+    "use_cache",
+}
+
+
+class MemoryMixin:
+    """`save_memory`, `load_memory` and `fingerprint`, for models whose cache layers have a `memory_state`."""
+
+    config: Any
+    device: Any
+
+    def save_memory(self, past_key_values: Cache, path: str | os.PathLike) -> None:
+        """Write a memory to a file, which appears whole or not at all.
+
+        Args:
+            past_key_values (`Cache`): what `forward` or `generate` returned.
+            path (`str` or `os.PathLike`): the file to write, in the safetensors format.
+
+        Raises:
+            ValueError: the cache is not a memory of this family, or is empty.
+        """
+        layers: Any = past_key_values.layers
+        if not layers or any(not hasattr(layer, "memory_state") for layer in layers):
+            raise ValueError(
+                f"`past_key_values` must be a cache that a {self.config.model_type} model has filled, got "
+                f"{type(past_key_values).__name__}"
+            )
+        tensors = {
+            f"layers.{index}.{name}": tensor.detach().to("cpu").contiguous().clone()
+            for index, layer in enumerate(layers)
+            for name, tensor in layer.memory_state().items()
+        }
+        if not tensors:
+            raise ValueError("`past_key_values` holds no memory yet: nothing was read with it")
+        metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "fingerprint": self.fingerprint()}
+        metadata["model_type"] = self.config.model_type
+        target = Path(path)
+        descriptor, temporary = tempfile.mkstemp(dir=target.absolute().parent, prefix=f"{target.name}.")
+        os.close(descriptor)
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    def load_memory(self, path: str | os.PathLike) -> Cache:
+        """Read a memory that this model wrote.
+
+        What it has read lies before the first token that comes next: `generate(new_ids, past_key_values=memory)` takes
+        the new tokens alone.
+
+        Args:
+            path (`str` or `os.PathLike`): the file.
+
+        Returns:
+            `Cache`: to be given to `forward` or `generate` as `past_key_values`.
+
+        Raises:
+            ValueError: the file is no memory, of another version of the format, or of another model.
+        """
+        if not Path(path).is_file():
+            raise ValueError(f"`path` must be a memory file, got {str(path)!r}, which is no file")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            tensors = load_file(path, device=str(self.device))
+        except SafetensorError as error:
+            raise ValueError(f"`path` must be a memory file, and {str(path)!r} cannot be read: {error}") from error
+        expected = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "model_type": self.config.model_type,
+            "fingerprint": self.fingerprint(),
+        }
+        for name, value in expected.items():
+            if metadata.get(name) != value:
+                raise ValueError(
+                    f"{str(path)!r} is no memory of this model: its {name} is {metadata.get(name)!r}, and must be "
+                    f"{value!r}"
+                )
+        cache = DynamicCache(config=self.config)
+        layers: Any = cache.layers
+        for index, layer in enumerate(layers):
+            prefix = f"layers.{index}."
+            state = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+            layer.load_memory_state(state)
+        return cache
+
+    def fingerprint(self: Any) -> str:
+        """A digest of the configuration and of values out of every weight: another model has another one, and so have
+        the same weights in another dtype, whose memory would differ too."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(json.dumps(_without_ignored(self.config.to_dict()), sort_keys=True, default=str).encode())
+        for name, parameter in sorted(self.named_parameters()):
+            digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+            values = parameter.detach().flatten()
+            places = torch.linspace(0, len(values) - 1, min(NUM_SAMPLES, len(values)), dtype=torch.float64).long()
+            digest.update(values[places.to(values.device)].to("cpu", torch.float32).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _without_ignored(fields: Any) -> Any:
+    if not isinstance(fields, dict):
+        return fields
+    return {name: _without_ignored(value) for name, value in fields.items() if name not in IGNORED_FIELDS}
+
+
+__all__ = ["MemoryMixin"]

@@ -1,0 +1,422 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The feedback language model (TransformerFAM, https://huggingface.co/papers/2404.09173): blocks and a memory.
+
+    for every block:  for every layer l:  [F_l ; block] = layer_l([F_l ; block]), see `feedback_plan.py`
+    logits = head(norm(block))
+
+With no memory and every block kept, this is the backbone.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import auto_docstring, can_return_tuple, logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY, capture_outputs
+
+from .backbone import (
+    Backbone,
+    LayerInputs,
+    adopt_backbone,
+    backbone_spec,
+    compute_logits,
+    make_backbone,
+    next_positions,
+)
+from .configuration_feedback import FeedbackConfig
+from .feedback_masks import block_masks
+from .feedback_memory import BlockView, LayerMemory
+from .feedback_plan import BlockPlan, plan_block
+from .feedback_state import FeedbackState, start_state
+from .layer_views import LayerUpdates, LeadingRows, updated_view
+from .memory_generation import MemoryGenerationMixin
+from .modeling_recurrent import RecurrentPreTrainedModel
+from .outputs import FeedbackCausalLMOutputWithPast, FeedbackModelOutputWithPast
+from .token_rows import Round, arrange_rows, gather_outputs, plan_rounds
+from .weighted_loss import weighted_causal_lm_loss
+
+
+logger = logging.get_logger(__name__)
+
+
+# trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
+class FeedbackPreTrainedModel(RecurrentPreTrainedModel):
+    """What the feedback model and its head share."""
+
+    config_class = FeedbackConfig
+    config: FeedbackConfig
+    family_tags = ("transformerfam", "feedback-memory", "long-context")
+    # flash attention has no mask by which rows of memory see a block in both directions
+    _supports_flash_attn = False
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, FeedbackModel) and module.config.feedback_length:
+            init.normal_(module.feedback_embedding, std=module.config.initializer_range)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
+    ):
+        # a layer that is checkpointed by itself is not handed its memory, so it is blocks that are
+        if enable and every_n_layers != 1:
+            raise ValueError(
+                f"`every_n_layers` must be 1, as it is blocks that are checkpointed, got {every_n_layers}"
+            )
+        options = getattr(gradient_checkpointing_func, "keywords", None) or {}
+        if enable and options.get("use_reentrant", False):
+            raise ValueError("`use_reentrant` must be False, as every layer runs once per block, got True")
+        for module in self.modules():
+            if isinstance(module, FeedbackModel):
+                module.gradient_checkpointing = enable
+                module._gradient_checkpointing_func = gradient_checkpointing_func
+
+    def adopt(self, backbone: PreTrainedModel) -> None:
+        """Record attentions wherever the backbone can; hidden states are put together from the blocks instead."""
+        adopt_backbone(self, backbone)
+        can_record = self._can_record_outputs or {}
+        recorded = {name: what for name, what in can_record.items() if name != "hidden_states"}
+        self._can_record_outputs = _CAN_RECORD_REGISTRY[self] = recorded
+        # the schedule is decided on the host, by how far every row has come
+        self._can_compile_fullgraph = False
+
+
+# trf-ignore: TRF057 as above
+class FeedbackModel(FeedbackPreTrainedModel):
+    """The backbone's layers on a schedule of blocks with a feedback memory, without a head.
+
+    Args:
+        config (`FeedbackConfig`): the backbone and the blocks.
+
+    Raises:
+        ValueError: the backbone's layers embed the tokens too, which rows of memory are not.
+    """
+
+    gradient_checkpointing = False
+    # whether something hands this model's memory on to the next training step, as `random_state_passing` wants it
+    has_state_passing = False
+
+    def __init__(self, config: FeedbackConfig):
+        super().__init__(config)
+        self.backbone = make_backbone(config.backbone_config)
+        self.adopt(self.backbone)
+        self.feedback_embedding: Any = None
+        # CODEPATH: without a memory this is block sliding-window attention, the baseline
+        if config.feedback_length:
+            if backbone_spec(config.backbone_config).layers_take_token_ids:
+                raise ValueError(
+                    f"`feedback_length` must be 0 for a {config.backbone_config.model_type} backbone, got "
+                    f"{config.feedback_length}: its layers embed the tokens too, and rows of memory are none"
+                )
+            shape = (config.feedback_length, config.hidden_size)
+            # CODEPATH: the paper compares learned vectors for the first layer with such for every layer
+            if config.feedback_init == "prefix":
+                shape = (config.num_hidden_layers, *shape)
+            # a prompt is read from the second block on only, so no gradient reaches it where blocks stop it
+            is_trained = not config.stop_gradient or config.feedback_init == "prefix"
+            self.feedback_embedding = nn.Parameter(torch.zeros(shape), requires_grad=is_trained)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.backbone.set_input_embeddings(value)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        initial_feedback: torch.Tensor | None = None,
+        **kwargs,
+    ) -> FeedbackModelOutputWithPast:
+        r"""
+        attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+            0 at padding, which counts for no block. Without a mask and a cache, positions that start anew within a
+            row begin a document with a memory of its own.
+        initial_feedback (`torch.FloatTensor` of shape `(num_layers, feedback_length, hidden_size)`, *optional*):
+            The memory that every row starts from, in place of the learned one. One layer's, `(1, ...)`, with
+            `feedback_source="top"`.
+
+        Raises:
+            ValueError: the mask is not one of padding, the cache is not of this model, or a memory is given for rows
+                that have one.
+        """
+        config = self.config
+        backbone = Backbone(self.backbone)
+        inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
+        batch_size, length = inputs_embeds.shape[:2]
+        rows = arrange_rows(batch_size, length, attention_mask, position_ids, has_cache=past_key_values is not None)
+        if past_key_values is None and use_cache and len(rows.lengths) == batch_size:
+            past_key_values = DynamicCache(config=config)
+            rows = arrange_rows(batch_size, length, attention_mask, position_ids, has_cache=True)
+        state = start_state(config, len(rows.lengths), self.feedback_embedding, initial_feedback, past_key_values)
+        self.warn_of_missing_state_passing()
+
+        if position_ids is None:
+            position_ids = next_positions(inputs_embeds, past_key_values)
+        position_ids = self.shift_positions(position_ids.expand(batch_size, -1), state)
+        per_token = {"states": backbone.enter(inputs_embeds), "positions": position_ids}
+        if backbone.spec.layers_take_token_ids:
+            per_token["token_ids"] = backbone.check_token_ids(input_ids)
+        per_token = {name: rows.take(tensor) for name, tensor in per_token.items()}
+        # put together from the blocks here; `output_attentions` gives those of the layer calls, block by block
+        output_hidden_states = bool(kwargs.pop("output_hidden_states", config.output_hidden_states))
+
+        rounds, outputs = [], []
+        for round_ in plan_rounds(rows.lengths, state.num_tokens, config.block_size, past_key_values is not None):
+            state.shrink(len(round_.counts))
+            tensors = {name: round_.take(tensor) for name, tensor in per_token.items()}
+            rounds.append(round_)
+            outputs.append(self.run_round(backbone, round_, state, output_hidden_states, **tensors, **kwargs))
+        layer_states = [
+            gather_outputs(rounds, list(states), rows, inputs_embeds.shape) for states in zip(*outputs, strict=True)
+        ]
+        last_hidden_state = backbone.norm(layer_states[-1])
+        if self.training and self.feedback_embedding is not None and not state.was_read:
+            # distributed training waits for a gradient of every parameter, also where all rows are short
+            last_hidden_state = last_hidden_state + 0.0 * self.feedback_embedding.sum()
+        if past_key_values is not None:
+            state.store(past_key_values, rows, length)
+        return FeedbackModelOutputWithPast(
+            last_hidden_state=last_hidden_state,
+            past_key_values=past_key_values,
+            hidden_states=(*layer_states[:-1], last_hidden_state) if output_hidden_states else None,
+            feedback=state.final_feedback(rows.order) if past_key_values is None else None,
+        )
+
+    def shift_positions(self, position_ids: torch.Tensor, state: FeedbackState) -> torch.Tensor:
+        """Positions `[B, T]` after what a loaded memory has seen, and in training by a random offset."""
+        if any(state.num_loaded):
+            position_ids = position_ids + torch.tensor(state.num_loaded, device=position_ids.device)[:, None]
+        limit = self.config.random_position_offset
+        if self.training and limit and torch.rand(()) < 0.5:
+            position_ids = position_ids + torch.randint(limit + 1, ()).to(position_ids.device)
+        return position_ids
+
+    def warn_of_missing_state_passing(self) -> None:
+        """`random_state_passing` takes a callback: say so where a model is trained without."""
+        if self.training and self.config.random_state_passing and not self.has_state_passing:
+            logger.warning_once(
+                f"`random_state_passing` is {self.config.random_state_passing}, but no training step gets the memory "
+                "of the one before: give the Trainer `callbacks=[hf_loop.RandomStatePassing()]`."
+            )
+
+    def run_round(
+        self,
+        backbone: Backbone,
+        round_: Round,
+        state: FeedbackState,
+        all_layers: bool,
+        states: torch.Tensor,
+        positions: torch.Tensor,
+        **kwargs,
+    ) -> list[torch.Tensor]:
+        """Run the tokens `[R, n, D]` of one round through all layers and let `state` advance.
+
+        Returns:
+            `list[torch.Tensor]` of shape `[R, n, D]`: the tokens' states after the last layer; with `all_layers` also
+            those before, first of all the input.
+        """
+        config = self.config
+        capacity = state.capacity(config.feedback_length)
+        plan = plan_block(config, round_, capacity, state.has_feedback, state.keys_are_stale, states.device)
+        row_positions = self.row_positions(round_, plan, positions)
+        masks = block_masks(config, backbone, round_, plan, states.dtype)
+        inputs = LayerInputs(row_positions, backbone.rotate(states, row_positions), masks, None, True, kwargs)
+        memories = state.memories
+        # CODEPATH: an ablation of the paper, which advises against it
+        if config.stop_gradient:
+            memories = [memory.map(torch.Tensor.detach) for memory in memories]
+        run = self.run_layers
+        if self.gradient_checkpointing and self.training:
+            outputs, memories = self._gradient_checkpointing_func(
+                run, backbone, states, memories, plan, inputs, all_layers
+            )
+        else:
+            outputs, memories = run(backbone, states, memories, plan, inputs, all_layers)
+        state.advance(memories, round_, plan)
+        return outputs
+
+    def row_positions(self, round_: Round, plan: BlockPlan, positions: torch.Tensor) -> torch.Tensor:
+        """Positions `[R, lead + n + tail]`: a memory is directly before the block that reads it, where the last
+        tokens of the block that it was made of are; recurrent memory tokens are also written directly after it."""
+        if not plan.num_lead and not plan.num_tail:
+            return positions
+        block_size, device = self.config.block_size, positions.device
+        filled = torch.tensor([seen % block_size for seen in round_.seen], device=device)[:, None]
+        start = positions[:, :1] - filled
+        memory = torch.arange(plan.feedback_length, device=device)
+        lead = (start - plan.feedback_length + memory)[:, : plan.num_lead]
+        tail = (start + block_size + memory)[:, : plan.num_tail]
+        return torch.cat([lead, positions, tail], dim=1)
+
+    def run_layers(
+        self,
+        backbone: Backbone,
+        tokens: torch.Tensor,
+        memories: list[LayerMemory],
+        plan: BlockPlan,
+        inputs: LayerInputs,
+        all_layers: bool,
+    ) -> tuple[list[torch.Tensor], list[LayerMemory]]:
+        """The layers over one round: tokens `[R, n, D]` and memories in, both as they are afterwards out."""
+        config, is_from_layer = self.config, self.config.feedback_source == "layer"
+        # what enters the first layer: the last layer's output for the block before, or the learned vectors
+        entry: Any = memories[0].feedback
+        if entry is None and plan.num_lead:
+            entry = self.feedback_embedding.to(tokens.dtype).expand(len(tokens), -1, -1)
+        lead: Any = entry if plan.num_lead else tokens[:, :0]
+        tail: Any = entry if plan.num_tail else tokens[:, :0]
+        outputs, new_memories = [tokens] if all_layers else [], []
+        for index, memory in enumerate(memories):
+            if is_from_layer and plan.num_lead:
+                lead = lead_rows(lead, memory.feedback, plan)
+            rows, layer = torch.cat([lead, tokens, tail], dim=1), backbone.layers[index]
+            # CODEPATH: the first memory is nothing but what it attends to, as in the paper
+            if config.zero_first_residual and is_from_layer and plan.num_lead and plan.any_first:
+                updates: LayerUpdates = {backbone.spec.layer_entry: LeadingRows(lead)}
+                layer = updated_view(layer, updates)
+                rows = torch.cat([lead.masked_fill(plan.is_first, 0), tokens, tail], dim=1)
+            view = BlockView(memory, plan)
+            rows = backbone.run_layer(index, index, rows, inputs, layer, view)
+            if view.keys is None:
+                raise ValueError(
+                    f"layer {index} of the {backbone.config.model_type} backbone did not take its memory: switch "
+                    "checkpointing on by `gradient_checkpointing_enable` of this model, not of the backbone"
+                )
+            lead, tokens, tail = rows.split(plan.row_counts, dim=1)
+            feedback = memory.feedback
+            if is_from_layer and plan.num_lead and plan.any_completes:
+                feedback = lead if feedback is None else torch.where(plan.completes, lead, feedback)
+            new_memories.append(LayerMemory(view.keys, view.values, feedback))
+            if all_layers or index == len(memories) - 1:
+                outputs.append(tokens)
+        if plan.num_tail:
+            feedback = torch.where(plan.completes, backbone.norm(tail), entry)
+            new_memories[0] = new_memories[0]._replace(feedback=feedback)
+        return outputs, new_memories
+
+
+def lead_rows(travelling: torch.Tensor, feedback: torch.Tensor | None, plan: BlockPlan) -> torch.Tensor:
+    """The rows of memory `[R, f, D]` that a layer is given: its own memory, or in a row's first block what comes from
+    the layer below."""
+    if feedback is None:
+        return travelling
+    return torch.where(plan.is_first, travelling, feedback) if plan.any_first else feedback
+
+
+# trf-ignore: TRF057 as above
+class FeedbackForCausalLM(FeedbackPreTrainedModel, MemoryGenerationMixin):
+    """The feedback model with the backbone's language-model head.
+
+    Args:
+        config (`FeedbackConfig`): the backbone and the blocks.
+
+    Example:
+
+    ```python
+    >>> import hf_loop
+
+    >>> model = hf_loop.retrofit("HuggingFaceTB/SmolLM2-135M", "feedback", block_size=512)
+    >>> outputs = model.generate(**inputs, return_dict_in_generate=True)
+    >>> model.save_memory(outputs.past_key_values, "memory.safetensors")
+    ```
+    """
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: FeedbackConfig):
+        super().__init__(config)
+        self.model = FeedbackModel(config)
+        self.adopt(self.model.backbone)
+        spec = backbone_spec(config.backbone_config)
+        self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{spec.embed_tokens}.weight"}
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=spec.head_bias)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        loss_weights: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        initial_feedback: torch.Tensor | None = None,
+        **kwargs,
+    ) -> FeedbackCausalLMOutputWithPast:
+        r"""
+        attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+            0 at padding, which counts for no block. Without a mask and a cache, positions that start anew within a
+            row begin a document with a memory of its own.
+        loss_weights (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            The weight of every label in the loss, 1 if not given.
+        initial_feedback (`torch.FloatTensor` of shape `(num_layers, feedback_length, hidden_size)`, *optional*):
+            The memory that every row starts from, in place of the learned one. One layer's, `(1, ...)`, with
+            `feedback_source="top"`.
+
+        Raises:
+            ValueError: the mask is not one of padding, the cache is not of this model, or a memory is given for rows
+                that have one.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            initial_feedback=initial_feedback,
+            **kwargs,
+        )
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = compute_logits(self.model.backbone.config, self.lm_head, hidden_states)
+
+        loss = None
+        if labels is not None:
+            vocab_size = self.config.vocab_size
+            if loss_weights is None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+            else:
+                loss = weighted_causal_lm_loss(logits, labels, loss_weights, vocab_size=vocab_size, **kwargs)
+        return FeedbackCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            feedback=outputs.feedback,
+        )
+
+
+__all__ = ["FeedbackForCausalLM", "FeedbackModel", "FeedbackPreTrainedModel"]
