@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Cache
 
 from .configuration_feedback import FeedbackConfig
@@ -46,8 +47,9 @@ class FeedbackState:
     keys_are_stale: list[bool]
     is_learned: bool = True
     was_read: bool = False
-    # memories of rows that have run out, shortest rows last
+    # the memories of rows that have run out, and whether they had one; the shortest rows are the last
     ended: list[list[torch.Tensor | None]] = field(default_factory=list)
+    ended_with: list[bool] = field(default_factory=list)
 
     def capacity(self, feedback_length: int) -> int:
         """Slots for past tokens, beside the `feedback_length` of the memory."""
@@ -61,6 +63,7 @@ class FeedbackState:
         self.ended.insert(
             0, [None if memory.feedback is None else memory.feedback[num_rows:] for memory in self.memories]
         )
+        self.ended_with = [*self.has_feedback[num_rows:], *self.ended_with]
         self.memories = [memory.map(lambda tensor: tensor[:num_rows]) for memory in self.memories]
         self.has_feedback = self.has_feedback[:num_rows]
         self.keys_are_stale = self.keys_are_stale[:num_rows]
@@ -85,19 +88,15 @@ class FeedbackState:
             order (`list[int]`): which row of the batch, or document, each row is.
         """
         parts = [[memory.feedback for memory in self.memories], *self.ended]
-        known = [tensor for tensor in parts[0] if tensor is not None]
-        if not known or not any(self.has_feedback):
+        stacks = [torch.stack(known, dim=1) for part in parts if (known := [t for t in part if t is not None])]
+        if not any(self.has_feedback):
             return None
-        rows = []
-        for part in parts:
-            tensors = [tensor for tensor in part if tensor is not None]
-            if tensors:
-                rows.append(torch.stack(tensors, dim=1))
-        feedback = torch.cat(rows)
-        # rows that ended before their first block was complete have none
-        missing = len(order) - len(feedback)
-        feedback = torch.cat([feedback, feedback.new_zeros(missing, *feedback.shape[1:])]) if missing else feedback
-        return feedback[torch.tensor(order, device=feedback.device).argsort()]
+        feedback = torch.cat(stacks)
+        # of rows whose first block was not complete there is nothing, or what nobody has read
+        have = [*self.has_feedback, *self.ended_with]
+        feedback = nn.functional.pad(feedback, (0, 0, 0, 0, 0, 0, 0, len(have) - len(feedback)))
+        is_known = torch.tensor(have, device=feedback.device)[:, None, None, None]
+        return feedback.masked_fill(~is_known, 0)[torch.tensor(order, device=feedback.device).argsort()]
 
     def store(self, cache: Cache, rows: TokenRows, num_columns: int) -> None:
         """Leave everything in the cache after `num_columns` more columns."""

@@ -287,7 +287,8 @@ class FeedbackModel(FeedbackPreTrainedModel):
         config, is_from_layer = self.config, self.config.feedback_source == "layer"
         # what enters the first layer: the last layer's output for the block before, or the learned vectors
         entry: Any = memories[0].feedback
-        if entry is None and plan.num_lead:
+        # CODEPATH: a prompt enters the first layer in the first block of a row, whatever the other rows have by then
+        if is_from_layer and plan.num_lead and config.feedback_init == "prompt":
             entry = self.feedback_embedding.to(tokens.dtype).expand(len(tokens), -1, -1)
         lead: Any = entry if plan.num_lead else tokens[:, :0]
         tail: Any = entry if plan.num_tail else tokens[:, :0]
