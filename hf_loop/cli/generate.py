@@ -1,11 +1,12 @@
-"""`hf-loop generate`: one prompt, continued at several loop counts."""
+"""`hf-loop generate`: one prompt, continued at several loop counts, or with a memory that is kept."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .load import LayerRange, default_device, load_model, load_tokenizer
-from .options import Coda, Core, Loops, Prelude, parse_loops
+from .load import LayerRange, default_device, load_recurrent_model, load_tokenizer
+from .options import Coda, Core, Prelude, parse_loops
 
 
 if TYPE_CHECKING:
@@ -16,52 +17,102 @@ if TYPE_CHECKING:
 MIN_COLUMN_WIDTH = 18
 
 
+DEFAULT_LOOPS = "1,2,4,8"
+
+
 def generate(
     model: Annotated[str, typer.Argument(help="A model folder, a repository on the Hub, or a .gguf file.")],
     prompt: Annotated[str, typer.Argument(help="The text to continue.")],
-    loops: Loops = "1,2,4,8",
+    loops: Annotated[
+        str | None, typer.Option(help="Loop counts, separated by commas.", show_default=DEFAULT_LOOPS)
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of each continuation.")] = 32,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 takes the most likely token; above 0 samples with this temperature.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of sampling, the same for each loop count.")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Send the prompt through the chat template.")] = False,
+    memory: Annotated[
+        Path | None, typer.Option(help="Go on from this memory of a model that has one; the prompt comes after it.")
+    ] = None,
+    save_memory: Annotated[
+        Path | None, typer.Option(help="Keep the memory of prompt and continuation in this file.")
+    ] = None,
     prelude: Prelude = None,
     coda: Coda = None,
     core: Core = None,
 ) -> None:
-    """Continue a prompt at several loop counts, side by side."""
-    loop_counts = parse_loops(loops)
+    """Continue a prompt at several loop counts, side by side, or with a memory."""
+    loop_counts = parse_loops(loops or DEFAULT_LOOPS)
     layers = LayerRange(prelude, coda, core)
+    if memory is not None and not memory.is_file():
+        raise ValueError(f"--memory: there is no file {memory}.")
+    if save_memory is not None and not save_memory.absolute().parent.is_dir():
+        raise ValueError(f"--save-memory: there is no folder {save_memory.parent}.")
 
     from rich.console import Console
-    from transformers import set_seed
 
     console = Console()
     with console.status(f"loading {model}"):
         tokenizer = load_tokenizer(model)
         # transformers annotates the `self` of generate as a protocol of its own, which no model fits
-        language_model: Any = load_model(model, layers).to(default_device())
-    input_ids, attention_mask = (tensor.to(language_model.device) for tensor in _encode(tokenizer, prompt, chat))
+        language_model: Any = load_recurrent_model(model, layers).to(default_device())
+    has_loops, has_memory = hasattr(language_model.config, "num_loops"), hasattr(language_model, "load_memory")
+    if loops is not None and not has_loops:
+        raise ValueError(f"--loops: {model} is a {language_model.config.model_type} model, which has no loops.")
+    if not has_memory and (memory is not None or save_memory is not None):
+        option = "--save-memory" if memory is None else "--memory"
+        raise ValueError(f"{option}: {model} is a {language_model.config.model_type} model, which keeps no memory.")
+    past_key_values = None if memory is None else language_model.load_memory(memory)
+    # the beginning of a text is in the memory already
+    inputs = _encode(tokenizer, prompt, chat, is_start=memory is None)
+    sampling = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0, "temperature": temperature or None}
     continuations = {}
-    for num_loops in loop_counts:
-        with console.status(f"{num_loops} loops"):
-            # the same random numbers for each count, so that only the depth differs
-            set_seed(seed)
-            output = language_model.generate(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                num_loops=num_loops,
-                max_new_tokens=max_new_tokens,
-                do_sample=temperature > 0,
-                temperature=temperature if temperature > 0 else None,
-            )
-        texts = tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
-        continuations[num_loops] = texts[0].strip()
-    console.print(_side_by_side(continuations, console.width))
+    for num_loops in loop_counts if has_loops else [None]:
+        with console.status(f"{num_loops} loops" if num_loops else "reading and writing"):
+            tokens, cache = _continue(language_model, inputs, past_key_values, seed, num_loops, sampling)
+        continuations[num_loops] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    if save_memory is not None:
+        language_model.save_memory(cache, save_memory)
+    if has_loops:
+        console.print(_side_by_side(continuations, console.width))
+    else:
+        console.print(continuations[None], markup=False, highlight=False, soft_wrap=True)
 
 
-def _side_by_side(continuations: dict[int, str], width: int) -> "Table":
+def _continue(
+    model: Any,
+    inputs: "tuple[torch.Tensor, torch.Tensor]",
+    past_key_values: Any,
+    seed: int,
+    num_loops: int | None,
+    sampling: dict[str, Any],
+) -> "tuple[torch.Tensor, Any]":
+    """The new tokens `[T]`, and the cache after all of them."""
+    import torch
+    from transformers import set_seed
+
+    input_ids, attention_mask = (tensor.to(model.device) for tensor in inputs)
+    # the same random numbers for each loop count, so that only the depth differs
+    set_seed(seed)
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        past_key_values=past_key_values,
+        return_dict_in_generate=True,
+        **sampling,
+        **({} if num_loops is None else {"num_loops": num_loops}),
+    )
+    cache = output.past_key_values
+    if num_loops is None:
+        # `generate` does not read the token that it wrote last, and a memory without it would miss a word
+        with torch.no_grad():
+            unread = output.sequences[:, cache.get_seq_length() :]
+            cache = model(input_ids=unread, past_key_values=cache, use_cache=True).past_key_values
+    return output.sequences[0, input_ids.shape[1] :], cache
+
+
+def _side_by_side(continuations: dict[Any, str], width: int) -> "Table":
     """One column for each loop count, or one row for each where the terminal is too narrow for columns."""
     from rich.table import Table
     from rich.text import Text
@@ -79,14 +130,16 @@ def _side_by_side(continuations: dict[int, str], width: int) -> "Table":
     return table
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool) -> "tuple[torch.Tensor, torch.Tensor]":
+def _encode(
+    tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool, is_start: bool
+) -> "tuple[torch.Tensor, torch.Tensor]":
     if chat:
         if tokenizer.chat_template is None:
             raise ValueError("--chat: this model's tokenizer has no chat template.")
         messages = [{"role": "user", "content": prompt}]
         prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     # a chat template writes the special tokens itself
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=is_start and not chat)
     if inputs["input_ids"].shape[1] == 0:
         raise ValueError("The prompt is empty.")
     return inputs["input_ids"], inputs["attention_mask"]

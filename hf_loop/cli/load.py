@@ -1,9 +1,9 @@
-"""Loading a looped model, or making one from a plain checkpoint, for the commands that run a model."""
+"""Loading a recurrent model, or making a looped one from a plain checkpoint, for the commands that run a model."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import register
 from ..layer_ranges import LayerPlan, parse_layer_range, plan_layers
@@ -67,15 +67,30 @@ def load_model(name: str, layers: LayerRange | None = None) -> "LoopedForCausalL
         ValueError: If a weight file is truncated, or `layers` is given for a model that is looped already.
         OSError: If there is no such model.
     """
+    model: Any = load_recurrent_model(name, layers)
+    if not hasattr(model.config, "num_loops"):
+        raise ValueError(f"{name} is a {model.config.model_type} model, which does not run in loops.")
+    return model
+
+
+def load_recurrent_model(name: str, layers: LayerRange | None = None) -> "PreTrainedModel":
+    """Loads a causal language model of any family; a plain checkpoint is looped, as in [`load_model`].
+
+    Raises:
+        ValueError: If a weight file is truncated, or `layers` is given for a model that is recurrent already.
+        OSError: If there is no such model.
+    """
     from transformers import AutoModelForCausalLM
 
+    from ..models.configuration_recurrent import RecurrentConfig
     from ..retrofitting import retrofit
 
     layers = layers or LayerRange()
     config = load_config(name)
-    if hasattr(config, "num_loops"):
+    if isinstance(config, RecurrentConfig):
         if layers.is_given:
-            raise ValueError(f"{name} is a looped model already; its layer range cannot be chosen.")
+            family = config.model_type.removesuffix("_lm")
+            raise ValueError(f"{name} is a {family} model already; its layer range cannot be chosen.")
         return AutoModelForCausalLM.from_pretrained(name).eval()
     # a range that does not fit is found before the weights are read
     layers.plan(config.get_text_config().num_hidden_layers)

@@ -4,6 +4,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
@@ -15,11 +16,20 @@ from transformers.models.auto.modeling_auto import (
 
 from .configuration_feedback import FeedbackConfig
 from .configuration_hierarchical import HierarchicalConfig
+from .configuration_hrm import HrmBackboneConfig
 from .configuration_huginn import HuginnBackboneConfig
 from .configuration_looped import LoopedConfig
 from .configuration_parcae import ParcaeBackboneConfig
+from .configuration_sleep import SleepConfig
 from .modeling_feedback import FeedbackForCausalLM, FeedbackModel, FeedbackPreTrainedModel
 from .modeling_hierarchical import HierarchicalForCausalLM, HierarchicalModel, HierarchicalPreTrainedModel
+from .modeling_hierarchical_puzzle import (
+    HierarchicalCarry,
+    HierarchicalForPuzzle,
+    HierarchicalPuzzleModel,
+    HierarchicalPuzzleOutput,
+)
+from .modeling_hrm import HrmBackboneModel
 from .modeling_huginn import HuginnBackboneForCausalLM, HuginnBackboneModel
 from .modeling_looped import (
     LoopedForCausalLM,
@@ -29,9 +39,18 @@ from .modeling_looped import (
     LoopedPreTrainedModel,
 )
 from .modeling_parcae import ParcaeBackboneForCausalLM, ParcaeBackboneModel
+from .modeling_sleep import SleepForCausalLM, SleepModel, SleepPreTrainedModel
 
 
-for _config_class in (LoopedConfig, FeedbackConfig, HierarchicalConfig, HuginnBackboneConfig, ParcaeBackboneConfig):
+for _config_class in (
+    LoopedConfig,
+    FeedbackConfig,
+    HierarchicalConfig,
+    SleepConfig,
+    HrmBackboneConfig,
+    HuginnBackboneConfig,
+    ParcaeBackboneConfig,
+):
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
     _config_class.register_for_auto_class()
 for _auto_class, _model_class in (
@@ -43,6 +62,10 @@ for _auto_class, _model_class in (
     (AutoModelForCausalLM, FeedbackForCausalLM),
     (AutoModel, HierarchicalModel),
     (AutoModelForCausalLM, HierarchicalForCausalLM),
+    # the class of heads that predict every position from all of them
+    (AutoModelForMaskedLM, HierarchicalForPuzzle),
+    (AutoModel, SleepModel),
+    (AutoModelForCausalLM, SleepForCausalLM),
     # decoders that transformers does not have, as models by themselves
     (AutoModel, HuginnBackboneModel),
     (AutoModelForCausalLM, HuginnBackboneForCausalLM),
@@ -58,6 +81,7 @@ for _auto_class, _model_class in (
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForCausalLM.__name__
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[FeedbackConfig.model_type] = FeedbackForCausalLM.__name__
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[HierarchicalConfig.model_type] = HierarchicalForCausalLM.__name__
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[SleepConfig.model_type] = SleepForCausalLM.__name__
 MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForSequenceClassification.__name__
 MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForTokenClassification.__name__
 
@@ -66,10 +90,16 @@ __all__ = [
     "FeedbackForCausalLM",
     "FeedbackModel",
     "FeedbackPreTrainedModel",
+    "HierarchicalCarry",
     "HierarchicalConfig",
     "HierarchicalForCausalLM",
+    "HierarchicalForPuzzle",
     "HierarchicalModel",
     "HierarchicalPreTrainedModel",
+    "HierarchicalPuzzleModel",
+    "HierarchicalPuzzleOutput",
+    "HrmBackboneConfig",
+    "HrmBackboneModel",
     "HuginnBackboneConfig",
     "HuginnBackboneForCausalLM",
     "HuginnBackboneModel",
@@ -82,4 +112,8 @@ __all__ = [
     "ParcaeBackboneConfig",
     "ParcaeBackboneForCausalLM",
     "ParcaeBackboneModel",
+    "SleepConfig",
+    "SleepForCausalLM",
+    "SleepModel",
+    "SleepPreTrainedModel",
 ]

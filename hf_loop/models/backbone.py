@@ -31,6 +31,7 @@ from transformers.masking_utils import create_masks_for_generate
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .cache_views import CacheSlot
+from .modeling_hrm import HrmBackboneModel
 from .modeling_huginn import HuginnBackboneModel
 from .modeling_parcae import ParcaeBackboneModel, scale_and_softcap
 
@@ -45,6 +46,10 @@ def _scale_embeddings(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
 
 def _scale_by_config(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
     return embeddings * model.embedding_scale
+
+
+def _enter_hrm(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
+    return model.enter(embeddings)
 
 
 def _norm_embeddings(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
@@ -181,6 +186,11 @@ TWO_STACK_BACKBONES: dict[str, BackboneSpec] = {
         enter=_scale_by_config,
         low_state="z_L_init",
     ),
+}
+
+# layers that attend in both directions, which the hierarchical puzzle model runs, and no other
+PUZZLE_BACKBONES: dict[str, BackboneSpec] = {
+    "hrm_backbone": BackboneSpec(enter=_enter_hrm, model_class=HrmBackboneModel),
 }
 
 
@@ -450,6 +460,8 @@ def _check_parts(config: PreTrainedConfig, spec: BackboneSpec, model: PreTrained
 
 
 def _missing_parts(config: PreTrainedConfig) -> str:
+    if config.model_type in PUZZLE_BACKBONES:
+        return "its layers see all positions, as HierarchicalForPuzzle runs them"
     with torch.device("meta"):
         try:
             model = AutoModel.from_config(config)

@@ -11,21 +11,22 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Configuration of the hierarchical language model: two stacks of backbone layers on two clocks."""
+"""Configuration of the hierarchical models, of language and of puzzles: stacks of backbone layers on two clocks."""
 
-from typing import Literal
+from typing import Any, Literal, Self
 
 from .checks import check_positive_int, strict
 from .configuration_recurrent import RecurrentConfig
+from .hierarchical_presets import preset_fields
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 @strict
 class HierarchicalConfig(RecurrentConfig):
     r"""
-    A hierarchical language model carries a slow state and a fast one. In each of `num_loops` slow cycles the fast
-    stack updates the fast state `low_cycles` times, then the slow stack updates the slow state once
-    (https://huggingface.co/papers/2506.21734).
+    A hierarchical model carries a slow state and a fast one. In each of `num_loops` slow cycles the fast stack
+    updates the fast state `low_cycles` times, then the slow stack updates the slow state once
+    (https://huggingface.co/papers/2506.21734). The fields from `halting` on are those of [`HierarchicalForPuzzle`].
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
@@ -39,12 +40,16 @@ class HierarchicalConfig(RecurrentConfig):
             Updates of the fast state in each slow cycle.
         shared_stack (`bool`, *optional*, defaults to `False`):
             Whether one stack of all layers updates both states (https://huggingface.co/papers/2510.04871).
+        num_latent_states (`int`, *optional*, defaults to 2):
+            2, or 1 for a single state, which the shared stack updates `low_cycles` times in every cycle
+            (https://huggingface.co/papers/2512.14693).
         injection (`str`, *optional*, defaults to `"none"`):
             How the input `x` enters the fast stack: `"add"` (in every update) or `"none"` (through the slow state
             alone, as in https://huggingface.co/papers/2605.20613).
         state_init (`str`, *optional*, defaults to `"input"`):
-            The slow state before the first cycle: `"input"` (`x` itself) or `"zeros"`. The fast state starts at zero,
-            or where the backbone keeps a vector for it, there.
+            The states before the first cycle. `"input"` and `"zeros"` are of the slow one: `x` itself, or zero; the
+            fast state then starts at zero, or where the backbone keeps a vector for it, there. `"random"` starts both
+            at vectors drawn once, kept with the weights and not trained, the same at every position.
         stack_norm (`str`, *optional*, defaults to `"weightless"`):
             The norm at the end of every stack call: `"none"`, `"weightless"` (an RMS norm without gains) or `"final"`
             (the backbone's final norm, which then is not applied once more before the head).
@@ -56,6 +61,23 @@ class HierarchicalConfig(RecurrentConfig):
             all slow ones.
         backprop_low_cycles (`list[int]`, *optional*):
             For `"last_k"`, fast calls with gradient in the last slow cycles, in their order; earlier cycles have one.
+        halting (`str`, *optional*, defaults to `"none"`):
+            What says after a segment that a row is done: `"q_learning"` (a value of halting above that of going on,
+            2506.21734), `"binary"` (a logit of being solved above zero, 2510.04871), `"fixed_point"` (the slow state
+            changed by less than `fixed_point_tolerance` of its length) or `"none"`.
+        max_segments (`int`, *optional*, defaults to 16):
+            Segments after which a row is done in any case.
+        fixed_point_tolerance (`float`, *optional*, defaults to 0.02):
+            For `halting="fixed_point"`.
+        cell_loss (`str`, *optional*, defaults to `"softmax"`):
+            Cross entropy of a `"softmax"` or of a `"stablemax"`, which replaces the exponential by `x + 1` above zero
+            and `1 / (1 - x)` below.
+        num_puzzles (`int`, *optional*, defaults to 0):
+            Puzzles (in the sense of 2506.21734: tasks of their own) that have a learned embedding. 0 is no embedding.
+        num_puzzle_tokens (`int`, *optional*, defaults to 0):
+            Positions before the cells that the embedding of the puzzle is spread over.
+        puzzle_embedding_size (`int`, *optional*):
+            Numbers in it, `hidden_size` if not given; those that the positions hold beyond it are zero.
 
     Raises:
         ValueError: a field is out of range or does not fit another one.
@@ -73,7 +95,7 @@ class HierarchicalConfig(RecurrentConfig):
     """
 
     model_type = "hierarchical_lm"
-    keys_to_ignore_at_inference = ["past_key_values", "num_loops"]
+    keys_to_ignore_at_inference = ["past_key_values", "num_loops", "carry"]
     remote_classes = {
         "AutoConfig": "configuration_hierarchical.HierarchicalConfig",
         "AutoModel": "modeling_hierarchical.HierarchicalModel",
@@ -83,21 +105,49 @@ class HierarchicalConfig(RecurrentConfig):
     num_loops: int = 2
     low_cycles: int = 3
     shared_stack: bool = False
+    num_latent_states: Literal[1, 2] = 2
     injection: Literal["none", "add"] = "none"
-    state_init: Literal["input", "zeros"] = "input"
+    state_init: Literal["input", "zeros", "random"] = "input"
     stack_norm: Literal["none", "weightless", "final"] = "weightless"
     embedding_scale: float | int = 1.0
     gradient: Literal["full", "last_cycle", "one_step", "last_k"] = "full"
     backprop_low_cycles: list[int] | None = None
+    halting: Literal["none", "q_learning", "binary", "fixed_point"] = "none"
+    max_segments: int = 16
+    fixed_point_tolerance: float | int = 0.02
+    cell_loss: Literal["softmax", "stablemax"] = "softmax"
+    num_puzzles: int = 0
+    num_puzzle_tokens: int = 0
+    puzzle_embedding_size: int | None = None
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> Self:
+        """The configuration of a published model, of the size and schedule that its authors give.
+
+        Args:
+            name (`str`): `"hrm"`, `"trm"`, `"urm"`, `"hrm_text"`, or `"plain"`, the transformer that HRM's authors
+                compare with, which runs its layers once.
+            overrides: fields of this configuration or of the backbone's to set otherwise. `intermediate_size` follows
+                `hidden_size` as the papers have it.
+
+        Raises:
+            ValueError: there is no such preset, or a field is refused.
+        """
+        fields = preset_fields(name)
+        own = {key: overrides.pop(key) for key in list(overrides) if key in cls.__dataclass_fields__}
+        return cls(**fields.schedule | own, backbone_config=fields.backbone(overrides))
 
     def __setattr__(self, key, value):
-        if key == "low_cycles":
+        if key in ("low_cycles", "max_segments"):
             check_positive_int(key, value)
         super().__setattr__(key, value)
 
     def validate_architecture(self):
         """Refuse layers that make no two stacks, and schedules that lose the input or its gradient."""
         has_two_stacks = hasattr(self.backbone_config, "num_layers_per_stack")
+        self.check_puzzle_fields()
+        if self.num_latent_states == 1 and not self.shared_stack:
+            raise ValueError("`num_latent_states=1` needs `shared_stack=True`: there is no second state to update")
         if has_two_stacks and self.shared_stack:
             raise ValueError(f"`shared_stack` must be False: a {self.backbone_config.model_type} backbone has two")
         if not has_two_stacks and not self.shared_stack and self.backbone_config.num_hidden_layers % 2:
@@ -121,6 +171,31 @@ class HierarchicalConfig(RecurrentConfig):
         if self.backprop_low_cycles is not None and min(self.backprop_low_cycles, default=0) < 0:
             raise ValueError(f"`backprop_low_cycles` must not be negative, got {self.backprop_low_cycles}")
 
+    def check_puzzle_fields(self):
+        """Refuse embeddings without a place or a size, and a tolerance that nothing meets."""
+        if self.fixed_point_tolerance <= 0:
+            raise ValueError(f"`fixed_point_tolerance` must be above 0, got {self.fixed_point_tolerance}")
+        if (
+            self.num_puzzles < 0
+            or self.num_puzzle_tokens < 0
+            or (self.num_puzzles > 0) != (self.num_puzzle_tokens > 0)
+        ):
+            raise ValueError(
+                "`num_puzzles` and `num_puzzle_tokens` must both be 0 or both be positive, got "
+                f"{self.num_puzzles} and {self.num_puzzle_tokens}"
+            )
+        size, room = self.puzzle_embedding_size, self.num_puzzle_tokens * self.hidden_size
+        if size is not None and not 0 < size <= room:
+            raise ValueError(
+                f"`puzzle_embedding_size` {size} does not fit in {self.num_puzzle_tokens} `num_puzzle_tokens` of "
+                f"{self.hidden_size} numbers"
+            )
+
+    @property
+    def num_calls(self) -> int:
+        """Stack calls of one slow cycle."""
+        return self.low_cycles + self.num_latent_states - 1
+
     @property
     def num_stack_layers(self) -> int:
         """Layers that one stack call runs."""
@@ -136,7 +211,7 @@ class HierarchicalConfig(RecurrentConfig):
 
     def num_slots(self, num_loops: int) -> int:
         """Cache slots of a forward pass with `num_loops` slow cycles."""
-        return num_loops * (self.low_cycles + 1) * self.num_stack_layers
+        return num_loops * self.num_calls * self.num_stack_layers
 
     @property
     def layer_types(self) -> list[str]:
@@ -144,7 +219,7 @@ class HierarchicalConfig(RecurrentConfig):
         layer_types = self.backbone_config.layer_types
         low = layer_types[: self.num_stack_layers]
         high = low if self.shared_stack else layer_types[self.num_stack_layers :]
-        return (low * self.low_cycles + high) * self.num_loops
+        return (low * self.low_cycles + high * (self.num_latent_states - 1)) * self.num_loops
 
 
 __all__ = ["HierarchicalConfig"]

@@ -20,12 +20,13 @@ from typing import Any, Self
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .checks import check_positive_int, strict
+from .configuration_hrm import HrmBackboneConfig
 from .configuration_huginn import HuginnBackboneConfig
 from .configuration_parcae import ParcaeBackboneConfig
 
 
 # decoders that transformers does not have; here, so that a configuration finds them where hf_loop is not installed
-for _config_class in (HuginnBackboneConfig, ParcaeBackboneConfig):
+for _config_class in (HrmBackboneConfig, HuginnBackboneConfig, ParcaeBackboneConfig):
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
 
 # read and written through to the backbone, under the names the rest of the ecosystem asks the outer config for

@@ -120,6 +120,7 @@ class FeedbackCacheLayer(CacheLayerMixin):
             column of the attention mask.
         has_feedback (`list[bool]`, *optional*): rows that have a memory.
         keys_are_stale (`list[bool]`, *optional*): rows whose memory has changed since its keys were made.
+        schedule (`dict`, *optional*): the blocks of the model that filled the cache.
         cumulative_length (`int`): columns seen, padding included.
     """
 
@@ -133,6 +134,7 @@ class FeedbackCacheLayer(CacheLayerMixin):
         self.num_loaded: list[int] | None = None
         self.has_feedback: list[bool] | None = None
         self.keys_are_stale: list[bool] | None = None
+        self.schedule: dict[str, Any] | None = None
         self.cumulative_length = 0
 
     @property

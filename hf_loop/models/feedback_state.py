@@ -26,6 +26,10 @@ from .feedback_plan import BlockPlan
 from .token_rows import Round, TokenRows
 
 
+# fields that decide where a cache has which token, and what its memory is
+SCHEDULE = ("block_size", "num_memory_segments", "feedback_length", "feedback_source")
+
+
 @dataclass
 class FeedbackState:
     """Changed from round to round by the forward pass that made it.
@@ -171,6 +175,8 @@ def _check_start(config: FeedbackConfig, start: torch.Tensor | None) -> None:
 
 def _cache_layers(config: FeedbackConfig, cache: Cache) -> list[Any]:
     layers: Any = cache.layers
+    if cache.offloading:
+        raise ValueError("`past_key_values` must not be offloaded: a feedback memory does not grow, and stays")
     if cache.layer_class_to_replicate is not None and not layers:
         layers.extend(FeedbackCacheLayer() for _ in range(config.num_hidden_layers))
     # by name, since code that came with a checkpoint may hold the class twice
@@ -180,4 +186,9 @@ def _cache_layers(config: FeedbackConfig, cache: Cache) -> list[Any]:
             "`past_key_values` must be a cache of this model, as `DynamicCache(config=model.config)` makes it; got "
             f"{type(cache).__name__} with {len(layers)} layers of type {', '.join(map(str, kinds))}"
         )
+    # a cache goes on under the blocks that it was filled with: slots and memories of others would be read wrongly
+    schedule = {name: getattr(config, name) for name in SCHEDULE}
+    if layers[0].schedule not in (None, schedule):
+        raise ValueError(f"`past_key_values` was filled with {layers[0].schedule}, and this model has {schedule}")
+    layers[0].schedule = schedule
     return layers

@@ -34,6 +34,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .backbone import (
+    PUZZLE_BACKBONES,
     TWO_STACK_BACKBONES,
     Backbone,
     BackboneSpec,
@@ -47,6 +48,7 @@ from .cache_views import check_num_slots
 from .checks import check_positive_int
 from .configuration_hierarchical import HierarchicalConfig
 from .generation import LoopedGenerationMixin
+from .modeling_hrm import truncated_normal_
 from .modeling_recurrent import RecurrentPreTrainedModel
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
 
@@ -62,21 +64,28 @@ class HierarchicalPreTrainedModel(RecurrentPreTrainedModel):
     config: HierarchicalConfig
     family_tags = ("hierarchical-reasoning-model", "recurrent-depth")
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if getattr(module, "initial_states", None) is not None:
+            truncated_normal_(module.initial_states, 1.0)
+
     def initialize_weights(self):
         super().initialize_weights()
         # `hrm_text` freezes its starting state where it initialises it, which loading leaves out below our class
         for module in self.modules():
-            if isinstance(module, HierarchicalModel) and (state := module.low_state_parameter()) is not None:
+            if isinstance(module, HierarchicalStacks) and (state := module.low_state_parameter()) is not None:
                 state.requires_grad_(False)
 
 
-def stack_spec(config: PreTrainedConfig) -> BackboneSpec:
-    """Where the parts of a backbone are, which may have two stacks of its own.
+def stack_spec(config: PreTrainedConfig, bidirectional: bool = False) -> BackboneSpec:
+    """Where the parts of a backbone are, which may have two stacks of its own, or layers that are never causal.
 
     Raises:
         ValueError: the architecture is not supported.
     """
-    return TWO_STACK_BACKBONES.get(config.model_type) or backbone_spec(config)
+    special = TWO_STACK_BACKBONES | PUZZLE_BACKBONES if bidirectional else TWO_STACK_BACKBONES
+    return special.get(config.model_type) or backbone_spec(config)
 
 
 def carries_gradient(
@@ -88,7 +97,7 @@ def carries_gradient(
         config (`HierarchicalConfig`): its `gradient` and `backprop_low_cycles` decide.
         num_loops (`int`): slow cycles of the forward pass.
         cycle (`int`): the slow cycle, from 0.
-        call (`int`): the stack call in it, from 0; the last, `low_cycles`, is the slow stack's.
+        call (`int`): the stack call in it, from 0; with two states the last, `low_cycles`, is the slow stack's.
         num_backprop_loops (`int`, *optional*): slow cycles, counted from the last, that any gradient reaches.
     """
     if num_backprop_loops is not None and cycle < num_loops - num_backprop_loops:
@@ -116,27 +125,37 @@ def prefix_blocks(config: HierarchicalConfig, token_type_ids: torch.Tensor | Non
 
 
 # trf-ignore: TRF057 as above
-class HierarchicalModel(HierarchicalPreTrainedModel):
-    """The backbone's layers on the hierarchical schedule, without a head.
+class HierarchicalStacks(HierarchicalPreTrainedModel):
+    """The backbone and what runs its layers on the hierarchical schedule, in one direction or in both.
 
     Args:
         config (`HierarchicalConfig`): the backbone and the schedule.
     """
 
+    # whether positions see each other in both directions
+    is_bidirectional = False
+
     def __init__(self, config: HierarchicalConfig):
         super().__init__(config)
-        self.backbone = make_backbone(config.backbone_config, stack_spec(config.backbone_config))
+        self.backbone = make_backbone(config.backbone_config, self.spec)
         adopt_backbone(self, self.backbone)
+        # CODEPATH: HRM and its puzzle successors start at vectors that were drawn once; others need none
+        if config.state_init == "random":
+            self.register_buffer("initial_states", torch.empty(config.num_latent_states, config.hidden_size))
         # CODEPATH: HRM-Text ends every stack call with a norm; HRM's and TRM's layers end with one themselves
         if config.stack_norm == "weightless":
             eps = getattr(config.backbone_config, "rms_norm_eps", 1e-6)
             self.stack_norm = nn.RMSNorm(config.hidden_size, eps=eps, elementwise_affine=False)
-        self.post_init()
+
+    @property
+    def spec(self) -> BackboneSpec:
+        """Where the parts of the backbone are."""
+        return stack_spec(self.config.backbone_config, self.is_bidirectional)
 
     def init_parallel_plans(self):
         super().init_parallel_plans()
         # FSDP would gather the weights of a layer again in every cycle: keep them
-        spec = stack_spec(self.config.backbone_config)
+        spec = self.spec
         plan = dict(self._fsdp_plan or {})
         for layers in (spec.layers, spec.high_layers):
             if f"backbone.{layers}.*" in plan:
@@ -148,6 +167,96 @@ class HierarchicalModel(HierarchicalPreTrainedModel):
 
     def set_input_embeddings(self, value):
         self.backbone.set_input_embeddings(value)
+
+    def low_state_parameter(self) -> torch.Tensor | None:
+        """The backbone's own start of the fast state, `[D]`."""
+        name = self.spec.low_state
+        return None if name is None else getattr(self.backbone, name)
+
+    def make_initial_states(self, encoded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The slow and the fast state before the first cycle, each `[B, T, D]`; of one state, no fast one."""
+        has_low = self.config.num_latent_states == 2
+        if self.config.state_init == "random":
+            vectors = self.initial_states.to(encoded)
+            return vectors[0].expand_as(encoded), vectors[1].expand_as(encoded) if has_low else None
+        zeros = torch.zeros_like(encoded)
+        start = self.low_state_parameter()
+        low = zeros if start is None else start.to(dtype=encoded.dtype, device=encoded.device).expand_as(encoded)
+        return (encoded if self.config.state_init == "input" else zeros), low if has_low else None
+
+    def run_cycles(
+        self,
+        backbone: Backbone,
+        states: tuple[torch.Tensor, torch.Tensor | None],
+        encoded: torch.Tensor,
+        inputs: LayerInputs,
+        num_loops: int,
+        num_backprop_loops: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """All slow cycles.
+
+        Args:
+            backbone (`Backbone`): the opened backbone.
+            states (`tuple`): the slow and the fast state, each `[B, T, D]`; of one state, `None` for the second.
+            encoded (`torch.Tensor` of shape `[B, T, D]`): the first layers' input.
+            inputs (`LayerInputs`): positions, masks and cache.
+            num_loops (`int`): slow cycles to run.
+            num_backprop_loops (`int`, *optional*): how many of the last ones gradient may reach.
+
+        Returns:
+            `tuple`: the states after the last cycle.
+        """
+        # slots: fast call l of cycle h, layer i -> (h * num_calls + l) * n + i; the slow call follows the last fast
+        # one. They grow at the end with the number of cycles
+        config = self.config
+        num_layers, low_cycles, num_calls = config.num_stack_layers, config.low_cycles, config.num_calls
+        is_shared = config.shared_stack
+        first_high_layer = 0 if is_shared else num_layers
+        is_injected = config.injection == "add"
+        high, low = states
+        for cycle in range(num_loops):
+            for call in range(num_calls):
+                slot = (cycle * num_calls + call) * num_layers
+                carries = carries_gradient(config, num_loops, cycle, call, num_backprop_loops)
+                with nullcontext() if carries else torch.no_grad():
+                    # the stacks may be on two devices
+                    state = high if low is None else low.to(high.device) + high
+                    if call == low_cycles:
+                        high = self.run_stack(backbone, first_high_layer, slot, state, inputs)
+                        continue
+                    state = state + encoded.to(state.device) if is_injected else state
+                    updated = self.run_stack(backbone, 0, slot, state, inputs)
+                    high, low = (updated, None) if low is None else (high, updated)
+        return high, low
+
+    def run_stack(
+        self, backbone: Backbone, first_layer: int, first_slot: int, state: torch.Tensor, inputs: LayerInputs
+    ) -> torch.Tensor:
+        """One call of the stack that begins with `first_layer`, `[B, T, D]`."""
+        for index in range(self.config.num_stack_layers):
+            state = backbone.run_layer(first_layer + index, first_slot + index, state, inputs)
+        stack_norm = self.config.stack_norm
+        if stack_norm == "weightless":
+            return self.stack_norm(state)
+        return backbone.norm(state) if stack_norm == "final" else state
+
+    def finish(self, backbone: Backbone, high: torch.Tensor) -> torch.Tensor:
+        """What the head reads of the slow state: through the final norm, unless every stack call ended with it."""
+        is_normed = self.config.stack_norm == "final"
+        return high if is_normed else backbone.norm(high)
+
+
+# trf-ignore: TRF057 as above
+class HierarchicalModel(HierarchicalStacks):
+    """The backbone's layers on the hierarchical schedule, causal, without a head.
+
+    Args:
+        config (`HierarchicalConfig`): the backbone and the schedule.
+    """
+
+    def __init__(self, config: HierarchicalConfig):
+        super().__init__(config)
+        self.post_init()
 
     @merge_with_config_defaults
     @capture_outputs
@@ -182,7 +291,7 @@ class HierarchicalModel(HierarchicalPreTrainedModel):
         if num_backprop_loops is not None:
             check_positive_int("num_backprop_loops", num_backprop_loops)
 
-        backbone = Backbone(self.backbone, stack_spec(config.backbone_config))
+        backbone = Backbone(self.backbone, self.spec)
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
         if past_key_values is not None:
             check_num_slots(past_key_values, config.num_slots(num_loops), num_loops)
@@ -206,57 +315,13 @@ class HierarchicalModel(HierarchicalPreTrainedModel):
         scale = config.embedding_scale
         if scale != 1:
             encoded = encoded * scale
-        high, low = self.make_initial_states(encoded)
-
-        # slots: fast call l of cycle h, layer i -> (h * (low_cycles + 1) + l) * n + i; the slow call follows the last
-        # fast one. They grow at the end with the number of cycles
-        num_layers, low_cycles = config.num_stack_layers, config.low_cycles
-        is_shared = config.shared_stack
-        first_high_layer = 0 if is_shared else num_layers
-        is_injected = config.injection == "add"
-        is_normed = config.stack_norm == "final"
-        for cycle in range(num_loops):
-            for call in range(low_cycles + 1):
-                slot = (cycle * (low_cycles + 1) + call) * num_layers
-                carries = carries_gradient(config, num_loops, cycle, call, num_backprop_loops)
-                with nullcontext() if carries else torch.no_grad():
-                    # the stacks may be on two devices
-                    state = low.to(high.device) + high
-                    if call == low_cycles:
-                        high = self.run_stack(backbone, first_high_layer, slot, state, inputs)
-                    else:
-                        state = state + encoded.to(state.device) if is_injected else state
-                        low = self.run_stack(backbone, 0, slot, state, inputs)
-
+        states = self.make_initial_states(encoded)
+        high, _ = self.run_cycles(backbone, states, encoded, inputs, num_loops, num_backprop_loops)
         return LoopedModelOutputWithPast(
-            last_hidden_state=high if is_normed else backbone.norm(high),
+            last_hidden_state=self.finish(backbone, high),
             past_key_values=past_key_values,
             num_loops=torch.full((inputs_embeds.shape[0],), num_loops, device=inputs_embeds.device),
         )
-
-    def low_state_parameter(self) -> torch.Tensor | None:
-        """The backbone's own start of the fast state, `[D]`."""
-        name = stack_spec(self.config.backbone_config).low_state
-        return None if name is None else getattr(self.backbone, name)
-
-    def make_initial_states(self, encoded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The slow and the fast state before the first cycle, each `[B, T, D]`."""
-        zeros = torch.zeros_like(encoded)
-        state_init = self.config.state_init
-        start = self.low_state_parameter()
-        low = zeros if start is None else start.to(dtype=encoded.dtype, device=encoded.device).expand_as(encoded)
-        return (encoded if state_init == "input" else zeros), low
-
-    def run_stack(
-        self, backbone: Backbone, first_layer: int, first_slot: int, state: torch.Tensor, inputs: LayerInputs
-    ) -> torch.Tensor:
-        """One call of the stack that begins with `first_layer`, `[B, T, D]`."""
-        for index in range(self.config.num_stack_layers):
-            state = backbone.run_layer(first_layer + index, first_slot + index, state, inputs)
-        stack_norm = self.config.stack_norm
-        if stack_norm == "weightless":
-            return self.stack_norm(state)
-        return backbone.norm(state) if stack_norm == "final" else state
 
 
 # trf-ignore: TRF057 as above
@@ -376,4 +441,4 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin
         )
 
 
-__all__ = ["HierarchicalForCausalLM", "HierarchicalModel", "HierarchicalPreTrainedModel"]
+__all__ = ["HierarchicalForCausalLM", "HierarchicalModel", "HierarchicalPreTrainedModel", "HierarchicalStacks"]

@@ -1,9 +1,20 @@
 """Turns pretrained models into recurrent ones, and back, and loads those that others published."""
 
 from .conversion import convert
+from .families import retrofit
+from .feedback import retrofit_feedback
 from .loop_adapter import add_loop_lora, load_loop_adapter, save_loop_adapter
-from .looped import retrofit
+from .looped import retrofit_looped
 from .unrolling import unroll
 
 
-__all__ = ["add_loop_lora", "convert", "load_loop_adapter", "retrofit", "save_loop_adapter", "unroll"]
+__all__ = [
+    "add_loop_lora",
+    "convert",
+    "load_loop_adapter",
+    "retrofit",
+    "retrofit_feedback",
+    "retrofit_looped",
+    "save_loop_adapter",
+    "unroll",
+]

@@ -1,12 +1,10 @@
-"""A looped model out of a pretrained decoder, by moving its modules."""
+"""A looped model out of a pretrained decoder."""
 
 import copy
-import os
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..layer_ranges import plan_layers
 from ..models import LoopedConfig, LoopedForCausalLM
@@ -14,11 +12,11 @@ from ..models.backbone import backbone_spec
 from ..models.loop_lora import check_targets
 from .folding import check_foldable, fold_layers, full_rank
 from .layer_selection import keep_layers
+from .moving import materialize, move_into
 
 
-def retrofit(
-    model_or_path: PreTrainedModel | str | os.PathLike,
-    family: Literal["looped"] = "looped",
+def retrofit_looped(
+    base: PreTrainedModel,
     *,
     num_prelude_layers: int | None = None,
     num_coda_layers: int | None = None,
@@ -34,17 +32,15 @@ def retrofit(
     loop_lora_target_modules: list[str] | None = None,
     loop_lora_vectors: bool | None = None,
 ) -> LoopedForCausalLM:
-    """Run the layers of a pretrained causal model on a looped schedule.
+    """Run the layers of a pretrained causal model on a looped schedule: [`retrofit`] of the family `"looped"`.
 
-    The modules move: no weight is copied, and the model passed in should not be used afterwards. With no layer
-    dropped, one loop, the injections `none`, `add` and `concat` and no `loop_norm` the logits equal the original's bit
-    for bit. With `diagonal` they do not: its norm gives every token's state the same length, which no weights undo.
-    That is set to the median length of what the core gets in the original, and the direction is the original's.
+    With no layer dropped, one loop, the injections `none`, `add` and `concat` and no `loop_norm` the logits equal the
+    original's bit for bit. With `diagonal` they do not: its norm gives every token's state the same length, which no
+    weights undo. That is set to the median length of what the core gets in the original, and the direction is the
+    original's.
 
     Args:
-        model_or_path (`PreTrainedModel` or `str`): a causal model of a supported backbone, quantized or not, or where
-            to load one from.
-        family (`str`): the kind of recurrent model; `"looped"`.
+        base (`PreTrainedModel`): a causal model of a supported backbone, quantized or not.
         num_prelude_layers (`int`, *optional*): layers that run once before the core, the first ones.
         num_coda_layers (`int`, *optional*): layers that run once after the core, the last ones.
         core_layers (`str`, *optional*): the layers of the core, `FIRST-LAST` counted from 0, both ends included; by
@@ -71,17 +67,8 @@ def retrofit(
         `LoopedForCausalLM`, on the device and in the dtype of the original.
 
     Raises:
-        ValueError: the family or the architecture is not supported, the ranges of layers do not fit, or an option is
-            refused by [`LoopedConfig`].
+        ValueError: the ranges of layers do not fit, or an option is refused by [`LoopedConfig`].
     """
-    if family != "looped":
-        raise ValueError(f"`family` must be 'looped', got {family!r}")
-    base: Any = model_or_path
-    if not isinstance(base, PreTrainedModel):
-        base = AutoModelForCausalLM.from_pretrained(base)
-    if isinstance(base, LoopedForCausalLM):
-        raise ValueError("`model_or_path` is a looped model already")
-    _check_causal(base)
     plan = plan_layers(base.config.num_hidden_layers, num_prelude_layers, core_layers, num_coda_layers)
     layers = getattr(base.base_model, backbone_spec(base.config).layers)
     core = [layers[index] for index in plan.core]
@@ -110,55 +97,25 @@ def retrofit(
         kept_core = plan.core[: len(core) // num_loops]
     keep_layers(base.base_model, [*plan.prelude, *kept_core, *plan.coda])
 
-    # a configuration that becomes part of another forgets which attention function was chosen
-    attn_implementation = base.config._attn_implementation
-    config = LoopedConfig(
-        backbone_config=base.config,
-        num_prelude_layers=len(plan.prelude),
-        num_coda_layers=len(plan.coda),
-        dtype=base.dtype,
-        **schedule,
-    )
-    config._attn_implementation = attn_implementation
-    with torch.device("meta"):
-        looped: Any = LoopedForCausalLM(config)
-    looped.model.backbone = base.base_model
-    looped.lm_head = base.get_output_embeddings()
-    _materialize(looped, base.device, base.dtype)
+    layout = {"num_prelude_layers": len(plan.prelude), "num_coda_layers": len(plan.coda)}
+    looped: Any = move_into(LoopedForCausalLM, base, layout | schedule, not_quantized=["model.injection"])
+    _materialize(looped, base)
     if fold is not None:
         fold_layers(core, num_loops, fold, looped.model.loop_lora)
     if injection == "diagonal":
         _scale_diagonal(looped)
-    _stay_quantized(looped, base)
-    looped.generation_config = base.generation_config
-    looped.name_or_path = base.name_or_path
-    return looped.train(base.training)
+    return looped
 
 
-def _check_causal(base: PreTrainedModel) -> None:
-    """Refuse what is no decoder with a head, such as an encoder or a bare decoder."""
-    backbone_spec(base.config)
-    if base.get_output_embeddings() is None or base.base_model is base:
-        raise ValueError(
-            f"`model_or_path` must be a causal language model, got {type(base).__name__}, which has no head over the "
-            "vocabulary"
-        )
-
-
-def _materialize(looped: LoopedForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
+def _materialize(looped: LoopedForCausalLM, base: PreTrainedModel) -> None:
     """Give the modules that the original did not have their initial weights."""
-    new_modules: list[nn.Module] = [looped.model.injection, looped.model]
+    materialize(looped, looped.model.injection, base)
+    if looped.config.state_init == "learned":
+        materialize(looped, looped.model, base, recurse=False)
     if looped.config.loop_norm == "own":
-        new_modules.append(looped.model.loop_norm)
-    if looped.model.loop_lora is not None:
-        new_modules.extend(looped.model.loop_lora)
-    for module in new_modules:
-        recurse = module is not looped.model
-        if recurse or looped.config.state_init == "learned":
-            module.to_empty(device=device, recurse=recurse)
-        for parameter in module.parameters(recurse=recurse):
-            parameter.data = parameter.data.to(dtype)
-        looped._init_weights(module)
+        materialize(looped, looped.model.loop_norm, base)
+    for updates in looped.model.loop_lora or []:
+        materialize(looped, updates, base)
 
 
 @torch.no_grad()
@@ -176,22 +133,3 @@ def _scale_diagonal(looped: Any) -> None:
     length = encoded[0].float().square().mean(-1).sqrt().median()
     step = torch.nn.functional.softplus(injection.dt_bias.float())
     injection.norm.weight.copy_(length / step)
-
-
-def _stay_quantized(looped: Any, base: Any) -> None:
-    """Let a quantized original's looped model be saved, loaded and trained as the quantized model that it is."""
-    if getattr(base, "hf_quantizer", None) is None:
-        return
-    looped.hf_quantizer = base.hf_quantizer
-    looped.quantization_method = getattr(base, "quantization_method", None)
-    looped.is_quantized = True
-    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
-        if hasattr(base, name):
-            setattr(looped, name, getattr(base, name))
-    quantization_config = base.config.quantization_config
-    looped.config.quantization_config = quantization_config
-    # the new parts are not quantized: without this, loading would look for quantized weights of the injection
-    kept = list(getattr(base.hf_quantizer, "modules_to_not_convert", None) or [])
-    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
-        if hasattr(quantization_config, name):
-            setattr(quantization_config, name, [*kept, "model.injection"])

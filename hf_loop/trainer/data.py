@@ -12,11 +12,18 @@ from datasets.exceptions import DatasetGenerationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..tasks import coin_flips, shell_game
-from .recipe import DataSection, check_keys
+from ..tasks import associative_recall, coin_flips, passkey, passkey_text, shell_game
+from .answer_rows import SEGMENT_MARK, WeightedCollator, pack_answers, repeat_segments
+from .sections import TEXT_TASKS, DataSection, check_keys
 
 
-TASKS = {"coin_flips": coin_flips, "shell_game": shell_game}
+TASKS: dict[str, Callable[..., Any]] = {
+    "associative_recall": associative_recall,
+    "coin_flips": coin_flips,
+    "passkey": passkey,
+    "passkey_text": passkey_text,
+    "shell_game": shell_game,
+}
 # by suffix, the loader of `datasets` that reads the file; a name without one is text
 FILE_KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", "": "text"}
 # of a stream, texts that are tokenized together
@@ -54,18 +61,17 @@ def load_training_data(data: DataSection, default_tokenizer: str | None, seed: i
             evaluation.
     """
     if data.task is not None:
-        return _task_data(data, seed)
-    name = data.tokenizer or default_tokenizer
-    if name is None:
-        raise ValueError("data.tokenizer must be given when the model is not pretrained ('bytes' needs no files)")
-    tokenizer = (
-        byte_tokenizer() if name == "bytes" else cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name))
-    )
+        return _task_data(data, default_tokenizer, seed)
+    tokenizer = _load_tokenizer(data, default_tokenizer)
     texts = _load_text(data)
     check_text_column(texts, data.text_column)
     if isinstance(texts, IterableDataset):
         return _streamed(data, texts, tokenizer)
-    blocks = pack(texts, tokenizer, data.text_column, data.block_size)
+    if data.answer_column is None:
+        blocks = pack(texts, tokenizer, data.text_column, data.block_size)
+    else:
+        check_text_column(texts, data.answer_column, "answer_column")
+        blocks = pack_answers(texts, tokenizer, data.text_column, data.answer_column, data.block_size)
     num_train_rows = len(blocks) - data.num_eval_rows
     if num_train_rows < 1:
         raise ValueError(
@@ -73,7 +79,12 @@ def load_training_data(data: DataSection, default_tokenizer: str | None, seed: i
             f"too few beside data.num_eval_rows={data.num_eval_rows}"
         )
     eval_dataset = blocks.select(range(num_train_rows, len(blocks))) if data.num_eval_rows else None
-    return TrainingData(tokenizer, blocks.select(range(num_train_rows)), eval_dataset, collator=None)
+    train_dataset = blocks.select(range(num_train_rows))
+    if not data.repeated_segment:
+        return TrainingData(tokenizer, train_dataset, eval_dataset, collator=None)
+    mark = tokenizer(SEGMENT_MARK, add_special_tokens=False)["input_ids"]
+    train_dataset = repeat_segments(train_dataset, mark, data.repeated_segment, data.repeated_segment_weight, seed)
+    return TrainingData(tokenizer, train_dataset, eval_dataset, WeightedCollator(tokenizer))
 
 
 def pack(texts: Dataset, tokenizer: PreTrainedTokenizerBase, text_column: str, block_size: int) -> Dataset:
@@ -141,8 +152,8 @@ def block_cutter(
     return cut
 
 
-def check_text_column(texts: Dataset | IterableDataset, text_column: str) -> None:
-    """Refuses a dataset without texts in `text_column`.
+def check_text_column(texts: Dataset | IterableDataset, text_column: str, key: str = "text_column") -> None:
+    """Refuses a dataset without texts in `text_column`, which is the value of `data.<key>`.
 
     Raises:
         ValueError: There are no rows, or the column is missing; the message names those that are there.
@@ -151,7 +162,7 @@ def check_text_column(texts: Dataset | IterableDataset, text_column: str) -> Non
     if first is None:
         raise ValueError("data: there are no rows to read")
     if text_column not in first:
-        raise ValueError(f"data.text_column must be one of {', '.join(first)}, got {text_column!r}")
+        raise ValueError(f"data.{key} must be one of {', '.join(first)}, got {text_column!r}")
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -226,14 +237,28 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     return files
 
 
-def _task_data(data: DataSection, seed: int) -> TrainingData:
+def _load_tokenizer(data: DataSection, default_tokenizer: str | None) -> PreTrainedTokenizerBase:
+    name = data.tokenizer or default_tokenizer
+    if name is None:
+        raise ValueError("data.tokenizer must be given when the model is not pretrained ('bytes' needs no files)")
+    if name == "bytes":
+        return byte_tokenizer()
+    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name))
+
+
+def _task_data(data: DataSection, default_tokenizer: str | None, seed: int) -> TrainingData:
     if data.task not in TASKS:
         raise ValueError(f"data.task must be one of {', '.join(TASKS)}, got {data.task!r}")
     make_rows = TASKS[data.task]
     # the first two parameters are the numbers of rows, and the run's seed is the task's
-    options = [name for name in list(inspect.signature(make_rows).parameters)[2:] if name != "seed"]
+    options = [name for name in list(inspect.signature(make_rows).parameters)[2:] if name not in ("seed", "tokenizer")]
     check_keys("data.task_options", data.task_options, options)
-    splits, tokenizer = make_rows(data.num_train_rows, max(1, data.num_eval_rows), seed=seed, **data.task_options)
+    num_rows = data.num_train_rows, max(1, data.num_eval_rows)
+    if data.task in TEXT_TASKS:
+        tokenizer = _load_tokenizer(data, default_tokenizer)
+        splits = make_rows(*num_rows, tokenizer, seed=seed, **data.task_options)
+    else:
+        splits, tokenizer = make_rows(*num_rows, seed=seed, **data.task_options)
     return TrainingData(
         tokenizer,
         splits["train"],

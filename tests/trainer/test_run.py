@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from hf_loop import retrofit
 from hf_loop.trainer.data import byte_tokenizer
+from hf_loop.trainer.looped_run import build_model, check_model, load_teacher
 from hf_loop.trainer.recipe import ModelSection, load_recipe
-from hf_loop.trainer.run import build_model, check_model, load_teacher, run_recipe
+from hf_loop.trainer.run import run_recipe
 
 from .tiny import tiny_model
 

@@ -30,6 +30,7 @@ def in_the_repository(monkeypatch):
 def test_there_are_recipes():
     names = {path.stem for path in RECIPES}
     assert {"shell_game", "text_pretraining", "smollm2_135m", "smollm2_135m_cpu"} <= names
+    assert {"passkey", "smollm2_135m_lora"} <= names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -45,10 +46,16 @@ def test_debug_variant_runs_two_steps(path, tmp_path):
     run_recipe(recipe)
     state = json.loads((output_dir / "trainer_state.json").read_text())
     assert state["global_step"] == 2
-    assert len([entry for entry in state["log_history"] if "mean_loops" in entry]) == 2
+    assert len([entry for entry in state["log_history"] if "loss" in entry]) == 2
     model, tokenizer = AutoModelForCausalLM.from_pretrained(output_dir), AutoTokenizer.from_pretrained(output_dir)
-    assert model.config.model_type == "looped_lm"
-    assert model.config.num_loops == yaml.safe_load(path.read_text())["model"]["num_loops"]
+    section = yaml.safe_load(path.read_text())["model"]
+    if section.get("family") == "feedback":
+        assert model.config.model_type == "feedback_lm"
+        assert model.config.random_state_passing == section["feedback"].get("random_state_passing", 0)
+    else:
+        assert len([entry for entry in state["log_history"] if "mean_loops" in entry]) == 2
+        assert model.config.model_type == "looped_lm"
+        assert model.config.num_loops == section["num_loops"]
     assert len(tokenizer) <= model.config.vocab_size
 
 
@@ -70,12 +77,35 @@ def test_healing_recipes_distill_a_checkpoint(tmp_path, name, injection_weights)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").config.num_core_layers == 1
 
 
+def test_lora_recipe_gives_a_checkpoint_a_memory(tmp_path):
+    config = tiny_model().config.backbone_config
+    config.update({"vocab_size": 257, "max_position_embeddings": 64})
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    overrides = [
+        f"training.output_dir={tmp_path / 'run'}",
+        "training.disable_tqdm=true",
+        "model.backbone=null",
+        f"model.pretrained={tmp_path / 'base'}",
+    ]
+    path = ROOT / "training" / "recipes" / "feedback" / "smollm2_135m_lora.yaml"
+    result = run_recipe(load_recipe(path, overrides, debug=True))
+    assert result.num_parameters == LlamaForCausalLM(config).num_parameters() + 4 * 32
+    model, base = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("run", "base"))
+    weights = dict(model.model.backbone.named_parameters())
+    changed = {name for name, weight in base.model.named_parameters() if not weight.equal(weights[name])}
+    # merged into the linear maps, and nothing else moved
+    assert changed == {name for name in weights if name.endswith("proj.weight")}
+
+
 def test_text_of_the_small_healing_recipe(tmp_path):
     script = ROOT / "training" / "recipes" / "retrofit" / "python_docs.py"
     subprocess.run([sys.executable, script, tmp_path], check=True)
     reference = (tmp_path / "topics.txt").read_text()
     texts = [json.loads(line)["text"] for line in (tmp_path / "docstrings.jsonl").read_text().splitlines()]
     assert len(texts) > 300
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert "\n\n".join(row["answer"] for row in answers) == "\n\n".join(texts)
+    assert all(row["question"].startswith("What is ") for row in answers)
     words = reference.lower().split()
     shared = {tuple(words[start : start + 13]) for start in range(len(words) - 12)}
     for text in "\n\n".join(texts).lower().split("\n\n"):

@@ -2,16 +2,16 @@
 
     python training/recipes/retrofit/python_docs.py outputs/python_docs
 
-`docstrings.jsonl` holds the docstrings of Python's standard library, one object a module; `topics.txt` the language
-reference that `help()` shows. A docstring that shares 13 words in a row with the reference is left out, so that
-nothing of what is measured is trained on. Both differ a little between versions of Python.
+`docstrings.jsonl` holds the docstrings of Python's standard library, one object a module, and `answers.jsonl` the same
+docstrings one by one, each as the answer to a question; `topics.txt` the language reference that `help()` shows. A
+docstring that shares 13 words in a row with the reference is left out, so that nothing of what is measured is trained
+on. All three differ a little between versions of Python.
 """
 
 import ast
 import json
 import sys
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -23,29 +23,40 @@ WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDe
 
 
 def main(folder: Path) -> None:
-    """Writes both files into `folder`."""
+    """Writes the files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     reference = "\n\n".join(topics[name] for name in sorted(topics))
     (folder / "topics.txt").write_text(reference, encoding="utf-8")
     held_out, seen = runs_of_words(reference), set()
     library = Path(sysconfig.get_paths()["stdlib"])
-    with open(folder / "docstrings.jsonl", "w", encoding="utf-8") as file:
+    with (
+        open(folder / "docstrings.jsonl", "w", encoding="utf-8") as file,
+        open(folder / "answers.jsonl", "w", encoding="utf-8") as answers,
+    ):
         for path in sorted(library.rglob("*.py")):
             if LEFT_OUT.isdisjoint(path.relative_to(library).parts):
-                texts = [text for text in docstrings(path) if text not in seen and not runs_of_words(text) & held_out]
+                found = docstrings(path)
+                texts = [text for text in found if text not in seen and not runs_of_words(text) & held_out]
                 seen.update(texts)
                 if texts:
                     file.write(json.dumps({"text": "\n\n".join(texts)}) + "\n")
+                for text in texts:
+                    question = f"What is {found[text]} in {path.relative_to(library).as_posix()}?\n\n"
+                    answers.write(json.dumps({"question": question, "answer": text}) + "\n")
 
 
-def docstrings(path: Path) -> Iterator[str]:
-    """The longer docstrings of a source file, each once; none if Python cannot read it."""
+def docstrings(path: Path) -> dict[str, str]:
+    """The longer docstrings of a source file, each once with the name it describes; none if Python cannot read it."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError):
-        return
-    found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, WITH_DOCSTRING)]
-    yield from dict.fromkeys(text for text in found if text and len(text) >= MIN_CHARACTERS)
+        return {}
+    found: dict[str, str] = {}
+    for node in ast.walk(tree):
+        text = ast.get_docstring(node) if isinstance(node, WITH_DOCSTRING) else None
+        if text and len(text) >= MIN_CHARACTERS:
+            found.setdefault(text, getattr(node, "name", "the module"))
+    return found
 
 
 def runs_of_words(text: str) -> set[tuple[str, ...]]:

@@ -1,0 +1,59 @@
+"""The figure that shows perplexity along a text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .block_perplexity import BlockCurve
+from .plots import COLORS
+
+
+LINE_STYLES = ("-", "--", ":")
+
+
+def plot_block_curves(
+    curves: Sequence[BlockCurve],
+    path: str | Path,
+    *,
+    reference: BlockCurve | None = None,
+    title: str | None = None,
+) -> None:
+    """Draws perplexity over the place in the text into an image file.
+
+    Args:
+        curves (`Sequence[BlockCurve]`): Curves of the same texts and blocks.
+        path (`str` or `Path`): The file; its ending picks the format (`.png`, `.svg`, `.pdf`).
+        reference (`BlockCurve`, *optional*): Draw every perplexity over this curve's at the same block: texts differ
+            more from block to block than models do.
+        title (`str`, *optional*): The figure's title.
+
+    Raises:
+        ValueError: If there are no curves, or they are not of the same blocks.
+    """
+    if not curves:
+        raise ValueError("curves is empty; there is nothing to draw.")
+    sizes = {(curve.block_size, len(curve.num_predicted)) for curve in [*curves, *([reference] if reference else [])]}
+    if len(sizes) > 1:
+        raise ValueError(f"curves must be of the same blocks, got (block_size, blocks) {sorted(sizes)}.")
+
+    # the object interface with the Agg canvas needs no display and leaves pyplot's global state alone
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.4, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    divisors = [1.0] * len(curves[0].num_predicted) if reference is None else reference.perplexities()
+    ends = [curve_block * curves[0].block_size for curve_block in range(1, len(divisors) + 1)]
+    for index, curve in enumerate(curves):
+        values = [value / divisor for value, divisor in zip(curve.perplexities(), divisors, strict=True)]
+        style = LINE_STYLES[index // len(COLORS) % len(LINE_STYLES)]
+        label = f"{curve.label} ({curve.perplexity:.2f})"
+        axes.plot(ends, values, style, color=COLORS[index % len(COLORS)], linewidth=1.3, label=label)
+    axes.set_xlabel("tokens read")
+    axes.set_ylabel("perplexity" if reference is None else f"perplexity over that of: {reference.label}")
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small", title="perplexity of the whole in brackets", title_fontsize="small")
+    if title is not None:
+        axes.set_title(title)
+    figure.savefig(path)

@@ -1,0 +1,198 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Configuration of the sleep language model: a transformers decoder that reads in windows and keeps fast weights."""
+
+from typing import Literal
+
+from .checks import check_positive_int, strict
+from .configuration_recurrent import RecurrentConfig
+
+
+# layers whose state is a fast weight, and layers with no state that would outlive a window
+FAST_WEIGHT_LAYER_TYPE = "linear_attention"
+SUPPORTED_LAYER_TYPES = {FAST_WEIGHT_LAYER_TYPE, "full_attention", "sliding_attention", "conv"}
+
+
+# trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
+@strict
+class SleepConfig(RecurrentConfig):
+    r"""
+    A sleep language model (https://huggingface.co/papers/2605.26099) reads its input in windows. A token attends to
+    its own window alone. When a window is full the model sleeps: the window runs through the layers `num_sleep_passes`
+    times, which writes it into the fast weights of linear-attention layers, and its keys and values are dropped.
+
+    With one pass and a window as long as the input this is the backbone.
+
+    Args:
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the decoder whose layers are run: one with linear-attention layers that follow the gated
+            delta rule (`qwen3_next`, `qwen3_5_text`, `olmo_hybrid`), or any other in the README's table, which is
+            then given fast-weight layers. Defaults to Llama's. Fields such as `vocab_size` or `hidden_size` may also
+            be given directly when this is a dictionary or left out; they are read and written through to it.
+        sleep_window (`int`, *optional*, defaults to 1024):
+            Tokens in a window.
+        num_sleep_passes (`int`, *optional*, defaults to 2):
+            Passes over a full window, unless the call says otherwise. The first is the one that predicts its tokens.
+        eviction (`str`, *optional*, defaults to `"hard"`):
+            What a sleep does to keys and values: `"hard"` (drops them all) or `"sliding"` (keeps those of the last
+            `sleep_window - 1` tokens as the last pass left them; every token then sees `sleep_window` tokens).
+        sleep_layers (`list[int]`, *optional*):
+            `[start, end]`: the backbone layers from `start` up to, not including, `end` run in every pass; those
+            before run once and those after run once more on the result of the last pass. All layers by default.
+        reset_conv (`bool`, *optional*, defaults to `True`):
+            Whether short convolutions start anew in every pass, so that the fast weights alone cross its border.
+        position_mode (`str`, *optional*):
+            Where positions are counted from: `"restart"` (the window) or `"absolute"` (the text). The first by default
+            with hard eviction, the second with sliding eviction, which needs it.
+        fast_weight_layers (`list[int]`, *optional*):
+            Backbone layers that a fast-weight layer is inserted after. None by default where the backbone has linear
+            attention, otherwise every fourth layer.
+        fast_weight_rule (`str`, *optional*, defaults to `"gated_delta"`):
+            How inserted layers write: `"hebbian"`, `"delta"`, `"gated_delta"` or `"oja"`, see `fast_weights.py`.
+        fast_weight_num_heads (`int`, *optional*):
+            Heads of an inserted layer, as many as attention has by default.
+        fast_weight_head_dim (`int`, *optional*):
+            Channels of one head's keys and values, `hidden_size // fast_weight_num_heads` by default.
+        num_backprop_windows (`int`, *optional*):
+            Windows that gradient crosses in training: counted from the last, the fast weights are detached after every
+            so many windows. All by default.
+
+    Raises:
+        ValueError: a field is out of range, the backbone has layers that cannot sleep, or nothing would be left of a
+            window after a sleep.
+
+    Example:
+
+    ```python
+    >>> from transformers import LlamaConfig
+    >>> from hf_loop import SleepConfig, SleepForCausalLM
+
+    >>> config = SleepConfig(backbone_config=LlamaConfig(num_hidden_layers=8), sleep_window=512, num_sleep_passes=4)
+    >>> config.memory_layers
+    [3, 7]
+    >>> model = SleepForCausalLM(config)
+    ```
+    """
+
+    model_type = "sleep_lm"
+    remote_classes = {
+        "AutoConfig": "configuration_sleep.SleepConfig",
+        "AutoModel": "modeling_sleep.SleepModel",
+        "AutoModelForCausalLM": "modeling_sleep.SleepForCausalLM",
+    }
+
+    sleep_window: int = 1024
+    num_sleep_passes: int = 2
+    eviction: Literal["hard", "sliding"] = "hard"
+    sleep_layers: list[int] | None = None
+    reset_conv: bool = True
+    position_mode: Literal["restart", "absolute"] | None = None
+    fast_weight_layers: list[int] | None = None
+    fast_weight_rule: Literal["hebbian", "delta", "gated_delta", "oja"] = "gated_delta"
+    fast_weight_num_heads: int | None = None
+    fast_weight_head_dim: int | None = None
+    num_backprop_windows: int | None = None
+
+    def __setattr__(self, key, value):
+        optional = {"fast_weight_num_heads", "fast_weight_head_dim", "num_backprop_windows"}
+        if key in ("sleep_window", "num_sleep_passes") or (key in optional and value is not None):
+            check_positive_int(key, value)
+        super().__setattr__(key, value)
+
+    def validate_architecture(self):
+        """Refuse layers that cannot sleep, ranges outside the backbone, and models that would keep nothing."""
+        num_layers = self.backbone_config.num_hidden_layers
+        others = set(self._backbone_layer_types) - SUPPORTED_LAYER_TYPES
+        if others:
+            raise ValueError(
+                f"`backbone_config.layer_types` must be among {', '.join(sorted(SUPPORTED_LAYER_TYPES))}, got "
+                f"{', '.join(sorted(others))} of a {self.backbone_config.model_type} backbone"
+            )
+        if self.sleep_layers is not None:
+            start, end = self.sleep_layers if len(self.sleep_layers) == 2 else (0, 0)
+            if not 0 <= start < end <= num_layers:
+                raise ValueError(
+                    f"`sleep_layers` must be [start, end] with 0 <= start < end <= {num_layers}, the layers of the "
+                    f"backbone, got {self.sleep_layers}"
+                )
+        memory_layers = self.memory_layers
+        if memory_layers != sorted(set(memory_layers)) or any(not 0 <= index < num_layers for index in memory_layers):
+            raise ValueError(
+                f"`fast_weight_layers` must be different layers of the backbone, 0 to {num_layers - 1}, in rising "
+                f"order, got {memory_layers}"
+            )
+        start, end = self.sleep_range
+        writers = [*memory_layers, *self._linear_layers]
+        if not any(start <= index < end for index in writers):
+            raise ValueError(
+                f"no fast weights would take in a window: `fast_weight_layers` {memory_layers} has none of the layers "
+                f"{start} to {end - 1} that sleep, and no linear attention is among them"
+            )
+        if self.eviction == "sliding" and self.position_mode == "restart":
+            raise ValueError(
+                "`position_mode` must be 'absolute' with `eviction='sliding'`: what is kept of a window would change "
+                "its place relative to the next one, got 'restart'"
+            )
+
+    def validate_layer_type(self):
+        """The backbone checks its own; ours name the kind of cache."""
+
+    @property
+    def _backbone_layer_types(self) -> list[str]:
+        return getattr(self.backbone_config, "layer_types", None) or []
+
+    @property
+    def _linear_layers(self) -> list[int]:
+        layer_types = self._backbone_layer_types
+        return [index for index, layer_type in enumerate(layer_types) if layer_type == FAST_WEIGHT_LAYER_TYPE]
+
+    @property
+    def memory_layers(self) -> list[int]:
+        """Backbone layers that a fast-weight layer follows."""
+        if self.fast_weight_layers is not None:
+            return self.fast_weight_layers
+        if self._linear_layers:
+            return []
+        num_layers = self.backbone_config.num_hidden_layers
+        return list(range(3, num_layers, 4)) or [num_layers - 1]
+
+    @property
+    def sleep_range(self) -> tuple[int, int]:
+        """The first backbone layer that runs in every pass, and the first after them."""
+        if self.sleep_layers is None:
+            return 0, self.backbone_config.num_hidden_layers
+        return self.sleep_layers[0], self.sleep_layers[1]
+
+    @property
+    def restarts_positions(self) -> bool:
+        """Whether positions are counted from the start of the window."""
+        return (self.position_mode or ("restart" if self.eviction == "hard" else "absolute")) == "restart"
+
+    # the passes thread their states through the same slots: one for the open window, then one per layer
+    @property
+    def num_hidden_layers(self) -> int:
+        """Cache slots: the open window, the backbone's layers, the inserted ones."""
+        return 1 + self.backbone_config.num_hidden_layers + len(self.memory_layers)
+
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, value: int):
+        raise ValueError(f"`num_hidden_layers` follows from the backbone and the inserted layers, got {value}")
+
+    @property
+    def layer_types(self) -> list[str]:
+        """Kind of cache of every slot."""
+        return ["sleep_window"] + ["sleep_state"] * (self.num_hidden_layers - 1)
+
+
+__all__ = ["SleepConfig"]

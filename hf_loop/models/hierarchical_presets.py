@@ -1,0 +1,113 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Published hierarchical models by name: the sizes and schedules of their papers and released configurations."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What makes a model of `HierarchicalConfig`.
+
+    Args:
+        schedule (`dict`): fields of the configuration itself.
+        layers (`dict`): fields of the backbone's configuration.
+    """
+
+    schedule: dict[str, Any]
+    layers: dict[str, Any]
+
+    def backbone(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        """The fields of the backbone's configuration, some of them set otherwise; widths follow the sizes."""
+        fields = self.layers | overrides
+        if fields["model_type"] == "hrm_backbone":
+            fields.setdefault("intermediate_size", gated_width(fields["hidden_size"]))
+            if "num_attention_heads" in overrides:
+                fields["num_key_value_heads"] = overrides.get("num_key_value_heads", fields["num_attention_heads"])
+            if fields.get("token_mixer") == "mlp":
+                if "max_position_embeddings" not in overrides:
+                    raise ValueError(
+                        "`token_mixer='mlp'` needs `max_position_embeddings`: the cells and the puzzle tokens of a row"
+                    )
+                fields.setdefault("mixer_intermediate_size", gated_width(fields["max_position_embeddings"]))
+                if "position_embedding" not in overrides:
+                    fields["position_embedding"] = "none"
+        return fields
+
+
+def gated_width(size: int, expansion: float = 4) -> int:
+    """Width of a gated MLP with the weights of a plain one `expansion` times as wide, in multiples of 256."""
+    return -(round(expansion * size * 2 / 3) // -256) * 256
+
+
+# vocabulary of 9x9 Sudoku: padding, blank, nine digits
+_LAYERS: dict[str, Any] = {
+    "model_type": "hrm_backbone",
+    "vocab_size": 11,
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_PUZZLE: dict[str, Any] = {
+    "injection": "add",
+    "state_init": "random",
+    "stack_norm": "none",
+    "cell_loss": "stablemax",
+    "num_puzzles": 1,
+    "num_puzzle_tokens": 1,
+}
+_SHARED: dict[str, Any] = {"shared_stack": True, "gradient": "last_cycle", "halting": "binary"}
+
+PRESETS: dict[str, Preset] = {
+    "hrm": Preset(
+        _PUZZLE | {"num_loops": 2, "low_cycles": 2, "gradient": "one_step", "halting": "q_learning"},
+        _LAYERS | {"num_hidden_layers": 8},
+    ),
+    "trm": Preset(
+        _PUZZLE | _SHARED | {"num_loops": 3, "low_cycles": 6, "num_puzzle_tokens": 16},
+        _LAYERS | {"num_hidden_layers": 2},
+    ),
+    "urm": Preset(
+        _PUZZLE | _SHARED | {"num_loops": 2, "low_cycles": 6, "num_latent_states": 1},
+        _LAYERS | {"num_hidden_layers": 4, "convolution_size": 2},
+    ),
+    # the state is the input, read once: no recurrence within a segment
+    "plain": Preset(
+        _PUZZLE
+        | {"num_loops": 1, "low_cycles": 1, "num_latent_states": 1, "shared_stack": True, "state_init": "zeros"}
+        | {"max_segments": 1},
+        _LAYERS | {"num_hidden_layers": 8},
+    ),
+    "hrm_text": Preset(
+        {"num_loops": 2, "low_cycles": 3, "stack_norm": "final", "gradient": "last_k", "backprop_low_cycles": [2]},
+        {"model_type": "hrm_text"},
+    ),
+}
+
+
+def preset_fields(name: str) -> Preset:
+    """The preset of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"`name` must be one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name]
+
+
+__all__ = ["PRESETS", "preset_fields"]

@@ -1,0 +1,387 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The hierarchical puzzle model (HRM, TRM, URM): every cell is predicted, from all cells, in segments.
+
+A segment is one run of the schedule that `modeling_hierarchical.py` describes. The states that it ends with, the
+carry, are where the next one starts, without gradient: training makes a step after each (deep supervision, see
+`hf_loop.trainer.DeepSupervisionTrainer`). A head on the first position says whether the row is done.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils import auto_docstring, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .backbone import Backbone, LayerInputs, adopt_backbone
+from .checks import check_positive_int
+from .configuration_hierarchical import HierarchicalConfig
+from .generation_puzzle import PuzzleSolvingMixin
+from .modeling_hierarchical import HierarchicalPreTrainedModel, HierarchicalStacks
+from .modeling_hrm import truncated_normal_
+from .puzzle_loss import puzzle_loss
+
+
+# a row that starts is far from done: the head's first guess is e^-5
+HALT_BIAS = -5.0
+
+
+@dataclass
+class HierarchicalCarry(ModelOutput):
+    """
+    Where the next segment starts. A row with `steps` 0 starts anew, whatever its states are: to put a new puzzle into
+    a row, set its `steps` to 0.
+
+    Args:
+        high (`torch.Tensor` of shape `(batch_size, puzzle_tokens + cells, hidden_size)`):
+            The slow state, or the only one.
+        steps (`torch.LongTensor` of shape `(batch_size,)`):
+            Segments that the row has run.
+        low (`torch.Tensor` of the shape of `high`, *optional*):
+            The fast state, where there are two.
+    """
+
+    high: torch.Tensor | None = None
+    steps: torch.Tensor | None = None
+    low: torch.Tensor | None = None
+
+    def map(self, function) -> "HierarchicalCarry":
+        """The carry with every tensor replaced by what `function` makes of it."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return HierarchicalCarry(**{name: function(tensor) for name, tensor in named.items() if tensor is not None})
+
+
+@dataclass
+class HierarchicalSegmentOutput(ModelOutput):
+    """
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, puzzle_tokens + cells, hidden_size)`):
+            What the heads read.
+        carry (`HierarchicalCarry`):
+            Where the next segment starts.
+        change (`torch.Tensor` of shape `(batch_size,)`):
+            Length of the slow state's change over the segment, as a share of its own.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    carry: HierarchicalCarry | None = None
+    change: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class HierarchicalPuzzleOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.Tensor`, *optional*):
+            Of the last segment, with labels.
+        logits (`torch.Tensor` of shape `(batch_size, cells, vocab_size)`):
+            Of the last segment.
+        halt_logits (`torch.Tensor` of shape `(batch_size, 1)` or `(batch_size, 2)`, *optional*):
+            Of the last segment: with `halting="q_learning"` the values of halting and of going on; with `"binary"`
+            and `"fixed_point"` a number that is above zero where the row is done.
+        carry (`HierarchicalCarry`):
+            Where the next segment starts, without gradient.
+        segment_logits, segment_halt_logits (`tuple`, *optional*, with `output_segments=True`):
+            The same after every segment.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    halt_logits: torch.Tensor | None = None
+    carry: HierarchicalCarry | None = None
+    segment_logits: tuple[torch.Tensor, ...] | None = None
+    segment_halt_logits: tuple[torch.Tensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+# trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
+class HierarchicalPuzzleModel(HierarchicalStacks):
+    """One segment, without heads.
+
+    Args:
+        config (`HierarchicalConfig`): the backbone and the schedule.
+
+    Raises:
+        ValueError: the backbone's layers cannot attend in both directions.
+    """
+
+    is_bidirectional = True
+
+    def __init__(self, config: HierarchicalConfig):
+        super().__init__(config)
+        backbone_config = config.backbone_config
+        others = set(getattr(backbone_config, "layer_types", None) or []) - {"full_attention"}
+        if others or self.spec.layers_take_token_ids or self.spec.position_rows > 1:
+            reason = f"layers of {', '.join(sorted(others))}" if others else "layers that need more than a state"
+            raise ValueError(
+                f"`backbone_config.model_type` {backbone_config.model_type!r} has {reason}, which cannot run in both "
+                "directions"
+            )
+        # CODEPATH: a model of one task needs no embedding that says which
+        if config.num_puzzles:
+            size = config.puzzle_embedding_size or config.hidden_size
+            self.puzzle_embeddings = nn.Embedding(config.num_puzzles, size)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        # the backbone sees to its own: what is left is the puzzles'
+        if isinstance(module, nn.Embedding):
+            init.zeros_(module.weight)
+
+    def embed_puzzle(self, cells: torch.Tensor, puzzle_ids: torch.Tensor | None) -> torch.Tensor:
+        """The puzzle's embedding, spread over its tokens, before those of the cells `[B, T, D]`."""
+        # CODEPATH: as where it is made
+        if not self.config.num_puzzles:
+            return cells
+        if puzzle_ids is None:
+            puzzle_ids = torch.zeros(cells.shape[0], dtype=torch.long, device=cells.device)
+        embedding = self.puzzle_embeddings(puzzle_ids).to(cells)
+        room = self.config.num_puzzle_tokens * cells.shape[-1]
+        embedding = nn.functional.pad(embedding, (0, room - embedding.shape[-1]))
+        return torch.cat([embedding.view(cells.shape[0], -1, cells.shape[-1]), cells], dim=1)
+
+    def start_states(
+        self, encoded: torch.Tensor, carry: HierarchicalCarry | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The states of the carry, where it has run, and the initial ones elsewhere."""
+        initial = self.make_initial_states(encoded)
+        if carry is None:
+            return initial
+        if carry.high.shape != encoded.shape:
+            raise ValueError(f"`carry` is of shape {tuple(carry.high.shape)}, the batch of {tuple(encoded.shape)}")
+        is_new = (carry.steps == 0)[:, None, None]
+        high, low = (
+            None if start is None else torch.where(is_new, start, going_on.to(start))
+            for start, going_on in zip(initial, (carry.high, carry.low))
+        )
+        return high, low
+
+    @merge_with_config_defaults
+    @capture_outputs
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        puzzle_ids: torch.Tensor | None = None,
+        carry: HierarchicalCarry | None = None,
+        num_loops: int | None = None,
+        num_backprop_loops: int | None = None,
+        **kwargs,
+    ) -> HierarchicalSegmentOutput:
+        r"""
+        puzzle_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Which puzzle's embedding a row has, the first if not given.
+        carry (`HierarchicalCarry`, *optional*):
+            Where the segment starts, at the initial states if not given.
+        num_loops (`int`, *optional*):
+            Slow cycles to run, `config.num_loops` if not given.
+        num_backprop_loops (`int`, *optional*):
+            How many of the last slow cycles gradient may reach, all that `config.gradient` lets it if not given.
+
+        Raises:
+            ValueError: a loop count is not a positive integer, or the carry does not fit the batch.
+        """
+        num_loops = self.config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
+        if num_backprop_loops is not None:
+            check_positive_int("num_backprop_loops", num_backprop_loops)
+        backbone = Backbone(self.backbone, self.spec)
+        encoded = self.embed_puzzle(backbone.embed(input_ids), puzzle_ids)
+        encoded = backbone.enter(encoded) * self.config.embedding_scale
+        positions = torch.arange(encoded.shape[1], device=encoded.device)[None]
+        # every position sees every other: no mask, and no causal order where there is none
+        kwargs |= {"is_causal": False}
+        kwargs.pop("use_cache", None)
+        inputs = LayerInputs(positions, backbone.rotate(encoded, positions), None, None, False, kwargs)
+
+        states = self.start_states(encoded, carry)
+        high, low = self.run_cycles(backbone, states, encoded, inputs, num_loops, num_backprop_loops)
+        start = states[0].detach()
+        steps = torch.zeros(len(encoded), dtype=torch.long, device=encoded.device) if carry is None else carry.steps
+        return HierarchicalSegmentOutput(
+            last_hidden_state=self.finish(backbone, high),
+            carry=HierarchicalCarry(high=high.detach(), steps=steps + 1, low=None if low is None else low.detach()),
+            change=(high.detach() - start).flatten(1).norm(dim=1) / start.flatten(1).norm(dim=1).clamp(min=1e-12),
+        )
+
+
+# trf-ignore: TRF057 as above
+class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
+    """The puzzle model with a head that predicts every cell, and one that says when it is done.
+
+    Args:
+        config (`HierarchicalConfig`): the backbone and the schedule.
+
+    Example:
+
+    ```python
+    >>> from hf_loop import HierarchicalConfig, HierarchicalForPuzzle
+
+    >>> model = HierarchicalForPuzzle(HierarchicalConfig.from_preset("trm", vocab_size=6, hidden_size=64))
+    >>> outputs = model(input_ids, num_segments=4)
+    >>> outputs = model(input_ids, carry=outputs.carry)  # the fifth
+    ```
+    """
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: HierarchicalConfig):
+        super().__init__(config)
+        self.model = HierarchicalPuzzleModel(config)
+        adopt_backbone(self, self.model.backbone)
+        spec = self.model.spec
+        self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{spec.embed_tokens}.weight"}
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=spec.head_bias)
+        # CODEPATH: a fixed point is measured, and without halting nothing is asked
+        if config.halting in ("q_learning", "binary"):
+            self.halt_head = nn.Linear(config.hidden_size, 2 if config.halting == "q_learning" else 1)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if module is self.lm_head:
+            truncated_normal_(module.weight, module.in_features**-0.5)
+        elif module is getattr(self, "halt_head", None):
+            init.zeros_(module.weight)
+            init.constant_(module.bias, HALT_BIAS)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        num_segments: int = 1,
+        carry: HierarchicalCarry | None = None,
+        puzzle_ids: torch.Tensor | None = None,
+        num_loops: int | None = None,
+        num_backprop_loops: int | None = None,
+        output_segments: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> HierarchicalPuzzleOutput:
+        r"""
+        labels (`torch.LongTensor` of shape `(batch_size, cells)`, *optional*):
+            The token of every cell, -100 where none is asked for.
+        num_segments (`int`, *optional*, defaults to 1):
+            Segments to run. Gradient reaches the last one only.
+        carry (`HierarchicalCarry`, *optional*):
+            Where to start, at the initial states if not given.
+        puzzle_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Which puzzle's embedding a row has, the first if not given.
+        num_loops (`int`, *optional*):
+            Slow cycles in a segment, `config.num_loops` if not given.
+        num_backprop_loops (`int`, *optional*):
+            How many of the last slow cycles gradient may reach, all that `config.gradient` lets it if not given.
+        output_segments (`bool`, *optional*, defaults to `False`):
+            Whether to return the logits after every segment.
+        num_items_in_batch (`int`, *optional*):
+            Labelled cells of all batches of a training step, which `Trainer` counts.
+
+        Raises:
+            ValueError: a count is not a positive integer, the carry does not fit the batch, or there is an
+                `attention_mask`.
+        """
+        check_positive_int("num_segments", num_segments)
+        if kwargs.pop("attention_mask", None) is not None:
+            raise ValueError(
+                "a puzzle has no `attention_mask`: every cell is read, and padding is a token like others"
+            )
+        options = {
+            "input_ids": input_ids,
+            "puzzle_ids": puzzle_ids,
+            "num_loops": self.config.num_loops if num_loops is None else num_loops,
+            "num_backprop_loops": num_backprop_loops,
+            **kwargs,
+        }
+        all_logits, all_halt_logits = [], []
+        for segment in range(num_segments):
+            is_last = segment == num_segments - 1
+            with nullcontext() if is_last else torch.no_grad():
+                outputs = self.model(carry=carry, **options)
+                if is_last or output_segments:
+                    all_logits.append(self.read_cells(outputs))
+                    all_halt_logits.append(self.read_halting(outputs))
+            carry = outputs.carry
+        logits, halt_logits = all_logits[-1], all_halt_logits[-1]
+
+        loss = None
+        if labels is not None:
+            has_head = self.config.halting in ("q_learning", "binary")
+            loss = puzzle_loss(
+                logits,
+                labels,
+                self.config.cell_loss,
+                halt_logits if has_head else None,
+                self.continue_targets(carry, options),
+                num_items_in_batch,
+            )
+        return HierarchicalPuzzleOutput(
+            loss=loss,
+            logits=logits,
+            halt_logits=halt_logits,
+            carry=carry,
+            segment_logits=tuple(all_logits) if output_segments else None,
+            segment_halt_logits=tuple(all_halt_logits) if output_segments and halt_logits is not None else None,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def read_cells(self, outputs: HierarchicalSegmentOutput) -> torch.Tensor:
+        """Logits of the cells, `[B, T, V]`."""
+        backbone_config = self.model.backbone.config
+        hidden_states = outputs.last_hidden_state[:, self.config.num_puzzle_tokens :]
+        return self.model.spec.finish_logits(backbone_config, self.lm_head(hidden_states))
+
+    def read_halting(self, outputs: HierarchicalSegmentOutput) -> torch.Tensor | None:
+        """`halt_logits` in single precision, `[B, 1]` or `[B, 2]`."""
+        # CODEPATH: as where the head is made
+        if self.config.halting == "fixed_point":
+            return (self.config.fixed_point_tolerance / outputs.change.float().clamp(min=1e-12)).log()[:, None]
+        if self.config.halting == "none":
+            return None
+        return self.halt_head(outputs.last_hidden_state[:, 0]).float()
+
+    def continue_targets(self, carry: HierarchicalCarry, options: dict) -> torch.Tensor | None:
+        """What going on is worth `[B]`, in training with Q-learning: the better choice after one more segment.
+
+        After the last segment there is no choice but to halt (2506.21734; neither a replay buffer nor a second
+        network).
+        """
+        # CODEPATH: the others learn whether a row is solved, and nothing else
+        if self.config.halting != "q_learning" or not self.training:
+            return None
+        with torch.no_grad():
+            halt, go_on = self.read_halting(self.model(carry=carry, **options)).unbind(1)
+            is_last = carry.steps >= self.config.max_segments
+            return torch.where(is_last, halt, torch.maximum(halt, go_on)).sigmoid()
+
+
+__all__ = [
+    "HierarchicalCarry",
+    "HierarchicalForPuzzle",
+    "HierarchicalPuzzleModel",
+    "HierarchicalPuzzleOutput",
+]

@@ -1,0 +1,343 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The sleep language model: windows of tokens, fast weights that cross their borders, passes that write them.
+
+    S = 0
+    for each window of sleep_window tokens:
+        h, S = layers(embed(window), S);   logits = head(norm(h))
+        num_sleep_passes - 1 times:  h, S = layers(h, S)
+        drop the keys and values of the window
+
+(https://huggingface.co/papers/2605.26099, Algorithm 1.) What distinguishes a window with labels there, one pass whose
+hidden states are read, from one without, N passes whose hidden states are not, needs no switch here: the pass that
+predicts is the first of the N, and what is labelled reads it. The window the input ends in is consolidated only where
+a cache will need it.
+
+With one pass over one window this is the backbone itself, bit for bit.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import auto_docstring, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import (
+    _CAN_RECORD_REGISTRY,
+    capture_outputs,
+    resolve_hidden_states_indices,
+    selected_hidden_states,
+)
+
+from .backbone import Backbone, adopt_backbone, backbone_spec, compute_logits, make_backbone
+from .checks import check_positive_int
+from .configuration_sleep import SleepConfig
+from .fast_weight_layer import FastWeightLayer, ShortConvolution, ZeroLinear
+from .generation_sleep import SleepGenerationMixin
+from .modeling_recurrent import RecurrentPreTrainedModel
+from .sleep_cache import check_sleep_cache, read_window, sleep_rows
+from .sleep_passes import Place, SleepPasses
+from .sleep_states import LayerState
+from .token_rows import Round, arrange_rows, gather_outputs, plan_rounds
+
+
+# lengths of packed documents, which windows cut differently
+_PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+
+
+# trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
+class SleepPreTrainedModel(RecurrentPreTrainedModel):
+    """What the sleep model and its head share."""
+
+    config_class = SleepConfig
+    config: SleepConfig
+    family_tags = ("sleep-consolidation", "fast-weights")
+    # here, since `PreTrainedModel` comes before the generation mixin: `generate` refuses to take tokens back
+    _is_stateful = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, (FastWeightLayer, ShortConvolution, ZeroLinear)):
+            module.reset_parameters()
+
+    def adopt(self, backbone: PreTrainedModel) -> None:
+        """Record attentions wherever the backbone can; hidden states are put together from the windows instead."""
+        adopt_backbone(self, backbone)
+        can_record = self._can_record_outputs or {}
+        recorded = {name: what for name, what in can_record.items() if name != "hidden_states"}
+        self._can_record_outputs = _CAN_RECORD_REGISTRY[self] = recorded
+        # where a row is in its window decides on the host what runs
+        self._can_compile_fullgraph = False
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
+    ):
+        # a checkpointed layer of transformers drops the cache, which is where it would find the fast weights: windows
+        # are checkpointed instead
+        if enable and every_n_layers != 1:
+            raise ValueError(
+                f"`every_n_layers` must be 1, as it is windows that are checkpointed, got {every_n_layers}"
+            )
+        options = getattr(gradient_checkpointing_func, "keywords", None) or {}
+        if enable and options.get("use_reentrant", False):
+            raise ValueError("`use_reentrant` must be False, as every layer runs once per window, got True")
+        for module in self.modules():
+            if isinstance(module, SleepModel):
+                module.gradient_checkpointing = enable
+                module._gradient_checkpointing_func = gradient_checkpointing_func
+
+
+# trf-ignore: TRF057 as above
+class SleepModel(SleepPreTrainedModel):
+    """The backbone's layers on the sleep schedule, without a head.
+
+    Args:
+        config (`SleepConfig`): the backbone and the schedule.
+    """
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Any = None
+
+    def __init__(self, config: SleepConfig):
+        super().__init__(config)
+        if backbone_spec(config.backbone_config).layers_take_token_ids:
+            raise ValueError(
+                f"`backbone_config.model_type` {config.backbone_config.model_type!r} cannot sleep: its layers embed "
+                "the tokens themselves, which a second pass has no tokens for"
+            )
+        self.backbone = make_backbone(config.backbone_config)
+        # CODEPATH: hybrids keep fast weights in layers of their own, attention-only decoders in inserted ones
+        self.memory_layers = nn.ModuleList([FastWeightLayer(config) for _ in config.memory_layers])
+        self.adopt(self.backbone)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.backbone.set_input_embeddings(value)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        num_sleep_passes: int | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        r"""
+        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Where they restart within a row, without a mask and without a cache, a new document begins, with fast
+            weights of its own. Positions themselves are counted from the window or the row, see `position_mode`.
+        num_sleep_passes (`int`, *optional*):
+            Passes over a full window, `config.num_sleep_passes` if not given.
+
+        Raises:
+            ValueError: the number of passes is not a positive integer, the mask is not one of padding, or the cache
+                is not a sleep model's or has another number of rows.
+        """
+        num_passes = self._check_num_passes(num_sleep_passes)
+        backbone = Backbone(self.backbone)
+        inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
+        batch_size, length, _ = inputs_embeds.shape
+        rows = arrange_rows(batch_size, length, attention_mask, position_ids, has_cache=past_key_values is not None)
+        if past_key_values is None and use_cache and len(rows.lengths) == batch_size:
+            past_key_values = DynamicCache(config=self.config)
+            rows = arrange_rows(batch_size, length, attention_mask, position_ids, has_cache=True)
+        # put together from the windows here; `output_attentions` gives those of the layer calls, pass by pass
+        wanted_states = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
+        selection = selected_hidden_states(wanted_states)
+        all_layers = selection is not None or bool(wanted_states)
+        passes = self._passes(backbone, all_layers, kwargs)
+        hidden_states = backbone.enter(inputs_embeds)
+        if past_key_values is None:
+            rounds = list(plan_rounds(rows.lengths, [0] * len(rows.lengths), self.config.sleep_window, False))
+            outputs = self._read_all(passes, rounds, rows.take(hidden_states), num_passes)
+        else:
+            check_sleep_cache(past_key_values, self.config)
+            rounds, outputs = read_window(passes, past_key_values, rows, hidden_states, num_passes)
+        layer_states = [
+            gather_outputs(rounds, list(states), rows, hidden_states.shape) for states in zip(*outputs, strict=True)
+        ]
+        # nothing was read where all tokens are padding
+        last_hidden_state = backbone.norm(layer_states[-1] if layer_states else hidden_states)
+        all_states: Any = (*layer_states[:-1], last_hidden_state) if all_layers else None
+        if selection is not None:
+            chosen = resolve_hidden_states_indices(self, selection, len(all_states))
+            all_states = cast(Any, tuple(state if index in chosen else None for index, state in enumerate(all_states)))
+        return BaseModelOutputWithPast(
+            last_hidden_state=last_hidden_state, past_key_values=past_key_values, hidden_states=all_states
+        )
+
+    def _read_all(
+        self, passes: SleepPasses, rounds: list[Round], tokens: torch.Tensor, num_passes: int
+    ) -> list[list[torch.Tensor]]:
+        """All windows of rows `[R, N, D]` that start together, without a cache: the outputs of `wake` in each."""
+        every = self.config.num_backprop_windows
+        states = passes.empty_states()
+        outputs = []
+        for number, round_ in enumerate(rounds):
+            states = [state.first_rows(len(round_.counts)) for state in states]
+            if every is not None and number > 0 and (len(rounds) - number) % every == 0:
+                states = [state.detach() for state in states]
+            # nothing comes after the last window that would read what a sleep writes
+            passes_here = num_passes if number < len(rounds) - 1 else 0
+            if self.gradient_checkpointing and self.training:
+                read, states = self._gradient_checkpointing_func(
+                    _window_step, passes, round_, passes_here, round_.take(tokens), states
+                )
+            else:
+                read, states = _window_step(passes, round_, passes_here, round_.take(tokens), states)
+            outputs.append(read)
+        return outputs
+
+    @torch.no_grad()
+    def sleep(self, past_key_values: Cache, num_passes: int | None = None) -> None:
+        """Write what is in the open windows into the fast weights now, and drop their keys and values.
+
+        The next token of every row starts a window. A row whose window is empty, because it has just filled and
+        slept, stays as it is.
+
+        Args:
+            past_key_values (`Cache`): the cache, which is changed.
+            num_passes (`int`, *optional*): passes, `config.num_sleep_passes` if not given.
+
+        Raises:
+            ValueError: the number of passes is not a positive integer, or the cache is not a sleep model's.
+        """
+        num_passes = self._check_num_passes(num_passes, "num_passes")
+        check_sleep_cache(past_key_values, self.config)
+        window: Any = past_key_values.layers[0]
+        rows = [row for row, filled in enumerate(window.filled) if filled > 0]
+        sleep_rows(self._passes(Backbone(self.backbone), False, {}), past_key_values, rows, num_passes)
+
+    def _passes(self, backbone: Backbone, all_layers: bool, kwargs: dict[str, Any]) -> SleepPasses:
+        kwargs = {name: value for name, value in kwargs.items() if name not in _PACKING_ARGUMENTS}
+        return SleepPasses(self.config, backbone, self.memory_layers, all_layers, kwargs)
+
+    def _check_num_passes(self, num_passes: int | None, name: str = "num_sleep_passes") -> int:
+        return self.config.num_sleep_passes if num_passes is None else check_positive_int(name, num_passes)
+
+
+def _window_step(
+    passes: SleepPasses, round_: Round, num_passes: int, hidden_states: torch.Tensor, states: list[LayerState]
+) -> tuple[list[torch.Tensor], list[LayerState]]:
+    """One window of rows that start together, predicted and, unless `num_passes` is 0, slept over."""
+    num_rows, num_tokens = len(round_.counts), round_.num_tokens
+    # rows that end here are padded on the right, where nothing that counts comes after
+    kept = [max(state.num_columns() for state in states)] * num_rows
+    seen = [round_.seen[0]] * num_rows
+    outputs, core_output, states = passes.wake(hidden_states, states, Place([0] * num_rows, kept, seen))
+    if num_passes:
+        place = Place([num_tokens] * num_rows, kept, [count + num_tokens for count in seen])
+        states = passes.sleep(core_output, states, place, num_passes)
+    return outputs, states
+
+
+# trf-ignore: TRF057 as above
+class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin):
+    """The sleep model with the backbone's language-model head.
+
+    Args:
+        config (`SleepConfig`): the backbone and the schedule.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoModelForCausalLM
+    >>> import hf_loop
+
+    >>> model = AutoModelForCausalLM.from_pretrained("me/sleeper")
+    >>> output = model.generate(**document, num_sleep_passes=4, return_dict_in_generate=True)
+    >>> model.sleep(output.past_key_values)
+    ```
+    """
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: SleepConfig):
+        super().__init__(config)
+        self.model = SleepModel(config)
+        self.adopt(self.model.backbone)
+        spec = backbone_spec(config.backbone_config)
+        self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{spec.embed_tokens}.weight"}
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=spec.head_bias)
+        self.post_init()
+
+    def sleep(self, past_key_values: Cache, num_passes: int | None = None) -> None:
+        """Write what is in the open windows of a cache into its fast weights now; see `SleepModel.sleep`."""
+        self.model.sleep(past_key_values, num_passes)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_sleep_passes: int | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        r"""
+        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Where they restart within a row, without a mask and without a cache, a new document begins, with fast
+            weights of its own. Positions themselves are counted from the window or the row, see `position_mode`.
+        num_sleep_passes (`int`, *optional*):
+            Passes over a full window, `config.num_sleep_passes` if not given.
+
+        Raises:
+            ValueError: the number of passes is not a positive integer, the mask is not one of padding, or the cache
+                is not a sleep model's or has another number of rows.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            num_sleep_passes=num_sleep_passes,
+            **kwargs,
+        )
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = compute_logits(self.model.backbone.config, self.lm_head, hidden_states)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = ["SleepForCausalLM", "SleepModel", "SleepPreTrainedModel"]

@@ -1,0 +1,102 @@
+"""What every family does to a pretrained model: look at it, and move its modules into a model of its own."""
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ..models.backbone import backbone_spec
+from ..models.modeling_recurrent import RecurrentPreTrainedModel
+
+
+def open_base(model_or_path: PreTrainedModel | str | os.PathLike) -> PreTrainedModel:
+    """The pretrained model, loaded where a path is given.
+
+    Args:
+        model_or_path (`PreTrainedModel` or `str`): a causal model of a supported backbone, quantized or not, or where
+            to load one from.
+
+    Raises:
+        ValueError: it is recurrent already, its architecture is not supported, or it is no decoder with a head, such
+            as an encoder or a bare decoder.
+    """
+    base: Any = model_or_path
+    if not isinstance(base, PreTrainedModel):
+        base = AutoModelForCausalLM.from_pretrained(base)
+    if isinstance(base, RecurrentPreTrainedModel):
+        raise ValueError(f"`model_or_path` is a {base.config.model_type.removesuffix('_lm')} model already")
+    backbone_spec(base.config)
+    if base.get_output_embeddings() is None or base.base_model is base:
+        raise ValueError(
+            f"`model_or_path` must be a causal language model, got {type(base).__name__}, which has no head over the "
+            "vocabulary"
+        )
+    return base
+
+
+def move_into(
+    model_class: type[PreTrainedModel], base: PreTrainedModel, fields: dict[str, Any], not_quantized: list[str]
+) -> PreTrainedModel:
+    """A model of `model_class` around the modules of `base`, which is not changed where this is refused.
+
+    The parts that `base` does not have are still without memory (on the device "meta"), see [`materialize`].
+
+    Args:
+        model_class (`type`): a family's class with a language-model head.
+        base (`PreTrainedModel`): the pretrained model, which should not be used afterwards.
+        fields (`dict`): the fields of the family's configuration, beside the backbone's.
+        not_quantized (`list[str]`): names of the new parts with linear maps, which a quantized checkpoint holds as
+            they are.
+
+    Raises:
+        ValueError: the configuration or the model refuses a field.
+    """
+    # a configuration that becomes part of another forgets which attention function was chosen
+    attn_implementation = base.config._attn_implementation
+    config_class: Any = model_class.config_class
+    config = config_class(backbone_config=base.config, dtype=base.dtype, **fields)
+    config._attn_implementation = attn_implementation
+    with torch.device("meta"):
+        model: Any = model_class(config)
+    model.model.backbone = base.base_model
+    model.lm_head = base.get_output_embeddings()
+    _stay_quantized(model, base, not_quantized)
+    model.generation_config = base.generation_config
+    model.name_or_path = base.name_or_path
+    return model.train(base.training)
+
+
+def materialize(model: PreTrainedModel, module: nn.Module, base: PreTrainedModel, recurse: bool = True) -> None:
+    """Give a part of `model` that `base` does not have its initial weights, where those of `base` are.
+
+    Args:
+        model (`PreTrainedModel`): what [`move_into`] made.
+        module (`nn.Module`): the part.
+        base (`PreTrainedModel`): decides the device and the dtype.
+        recurse (`bool`): whether all of the part's own parts are new too.
+    """
+    module.to_empty(device=base.device, recurse=recurse)
+    for parameter in module.parameters(recurse=recurse):
+        parameter.data = parameter.data.to(base.dtype)
+    model._init_weights(module)
+
+
+def _stay_quantized(model: Any, base: Any, not_quantized: list[str]) -> None:
+    """Let a quantized original's model be saved, loaded and trained as the quantized model that it is."""
+    if getattr(base, "hf_quantizer", None) is None:
+        return
+    model.hf_quantizer = base.hf_quantizer
+    model.quantization_method = getattr(base, "quantization_method", None)
+    model.is_quantized = True
+    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if hasattr(base, name):
+            setattr(model, name, getattr(base, name))
+    quantization_config = base.config.quantization_config
+    model.config.quantization_config = quantization_config
+    # without this, loading would look for quantized weights of the new parts
+    kept = list(getattr(base.hf_quantizer, "modules_to_not_convert", None) or [])
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if not_quantized and hasattr(quantization_config, name):
+            setattr(quantization_config, name, [*kept, *not_quantized])

@@ -1,0 +1,126 @@
+"""What the tasks that are laid out in blocks of tokens share: lengths, the split of rows, and datasets made fast."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+
+IGNORE_INDEX = -100
+# one row in so many is a test row
+TEST_SHARE = 8
+MANY_CODES = 1_000_000
+
+
+def row_lengths(
+    num_rows: int, min_blocks: int, max_blocks: int, group_size: int, curriculum: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Blocks of each training row.
+
+    Rows come in groups of one length, so that a batch of `group_size` rows, or of a divisor of it, needs no padding.
+    A group's length is uniform between `min_blocks` and a bound that grows evenly from `min_blocks` to `max_blocks`
+    over the first `curriculum` of the rows.
+
+    Returns:
+        `np.ndarray`: `[num_rows]`, integers.
+    """
+    num_groups = -(-num_rows // group_size)
+    progress = np.arange(num_groups) / num_groups
+    share = np.minimum(progress / curriculum, 1.0) if curriculum > 0 else np.ones(num_groups)
+    bounds = min_blocks + ((max_blocks - min_blocks) * share).astype(np.int64)
+    return np.repeat(rng.integers(min_blocks, bounds + 1), group_size)[:num_rows]
+
+
+def is_test(codes: np.ndarray) -> np.ndarray:
+    """Whether each code belongs to the test split: a function of the code alone, the same for every seed.
+
+    Args:
+        codes: Non-negative integers, whatever identifies a row.
+
+    Returns:
+        `np.ndarray`: Booleans; about one in `TEST_SHARE` is true.
+    """
+    # the finalizer of splitmix64: neighbouring codes do not land together
+    mixed = codes.astype(np.uint64)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (mixed ^ (mixed >> np.uint64(31))) % np.uint64(TEST_SHARE) == 0
+
+
+def draw_codes(split: str, num_rows: int, low: int, high: int, rng: np.random.Generator) -> np.ndarray:
+    """What identifies the rows of a split: numbers from `low` up to, not including, `high`.
+
+    Those for testing are distinct, and never drawn for another split.
+
+    Args:
+        split: `"train"` or `"test"`.
+        num_rows: How many to draw.
+        low: The lowest number.
+        high: The end of the range.
+        rng: Source of the draw.
+
+    Raises:
+        ValueError: There are not so many numbers for the split.
+    """
+    wants_test = split == "test"
+    # of few numbers all that can be had are counted; among many there are enough for sure
+    if high - low <= max(MANY_CODES, 4 * TEST_SHARE * num_rows):
+        pool = low + np.flatnonzero(is_test(np.arange(low, high)) == wants_test)
+        if len(pool) < (num_rows if wants_test else 1):
+            raise ValueError(f"num_{split} must be at most {len(pool)}, all the keys there are for it, got {num_rows}")
+        return rng.choice(pool, num_rows, replace=not wants_test)
+    codes = np.empty(0, dtype=np.int64)
+    while len(codes) < num_rows:
+        drawn = rng.integers(low, high, size=2 * num_rows * (TEST_SHARE if wants_test else 1))
+        codes = np.concatenate([codes, drawn[is_test(drawn) == wants_test]])
+        if wants_test:
+            codes = codes[np.sort(np.unique(codes, return_index=True)[1])]
+    return codes[:num_rows]
+
+
+def stretches(lengths: np.ndarray) -> list[tuple[int, int]]:
+    """Where runs of equal numbers begin and end: rows of one length are made together."""
+    edges = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
+    return list(zip(edges[:-1], edges[1:]))
+
+
+def ragged_dataset(columns: Mapping[str, list[np.ndarray]]) -> Dataset:
+    """A dataset of rows of several lengths, without a Python object per token.
+
+    Args:
+        columns: For each column its parts, `[rows, length]` each; equal numbers of rows in all columns.
+    """
+    arrays = {name: pa.concat_arrays([_list_array(part) for part in parts]) for name, parts in columns.items()}
+    return Dataset(pa.table(arrays))
+
+
+def check_integers(values: Mapping[str, object], low: int) -> None:
+    """Refuses values that are no integers or lie below `low`.
+
+    Args:
+        values: The values by the names of their arguments.
+        low: The lowest value allowed.
+
+    Raises:
+        ValueError: Names the argument and its value.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Refuses a value outside 0 to 1.
+
+    Raises:
+        ValueError: Names the argument and its value.
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value!r}")
+
+
+def _list_array(part: np.ndarray) -> pa.ListArray:
+    num_rows, length = part.shape
+    offsets = np.arange(num_rows + 1, dtype=np.int32) * length
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(part).reshape(-1)))

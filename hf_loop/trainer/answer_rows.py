@@ -1,0 +1,126 @@
+"""Rows with a weight for every token: answers that count, prompts that do not, and a segment to repeat.
+
+The data steps of TransformerFAM's fine-tuning (arXiv 2404.09173, section 4): prompts and answers are joined into long
+rows, the answers have weight 1 and all else 0; and a random stretch of the row is repeated at its end with a small
+weight, which a model can only do from what it remembers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+
+
+IGNORE_INDEX = -100
+SEGMENT_MARK = "[repeat random segment]:"
+
+
+def pack_answers(
+    texts: Dataset, tokenizer: PreTrainedTokenizerBase, prompt_column: str, answer_column: str, block_size: int
+) -> Dataset:
+    """Joins prompts and answers, each answer closed by the end-of-text token, and cuts them into rows.
+
+    What is left at the end, less than a row, is dropped.
+
+    Args:
+        texts: Rows of two texts, joined as they are: a space or a line break between them belongs to one of them.
+        tokenizer: Its end-of-text token follows every answer and is part of it.
+        prompt_column: The text that is given.
+        answer_column: The text that is learned.
+        block_size: Tokens of a row.
+
+    Returns:
+        `Dataset`: `input_ids` and `labels` of `block_size` tokens a row; `-100` on the prompts.
+
+    Raises:
+        ValueError: The tokenizer has no end-of-text token, or a row has no text.
+    """
+    end_of_text = tokenizer.eos_token_id
+    if end_of_text is None:
+        raise ValueError("the tokenizer must have an end-of-text token (eos_token) to join texts with")
+    input_ids: list[int] = []
+    labels: list[int] = []
+    for row in texts:
+        prompt, answer = (_encode(tokenizer, name, row[name]) for name in (prompt_column, answer_column))
+        answer.append(end_of_text)
+        input_ids += prompt + answer
+        labels += [IGNORE_INDEX] * len(prompt) + answer
+    num_rows = len(input_ids) // block_size
+    columns = {"input_ids": input_ids, "labels": labels}
+    return Dataset.from_dict(
+        {
+            name: np.array(tokens[: num_rows * block_size], dtype=np.int32).reshape(num_rows, block_size)
+            for name, tokens in columns.items()
+        }
+    )
+
+
+def repeat_segments(
+    rows: Dataset, mark: Sequence[int], length: int = 256, weight: float = 0.1, seed: int = 0
+) -> Dataset:
+    """Repeats a random stretch of each row at its end, behind `mark`.
+
+    Args:
+        rows: With `input_ids` and `labels`.
+        mark: The tokens between the row and the stretch, those of `SEGMENT_MARK`; they carry no label.
+        length: Tokens of the stretch; the whole row where that is shorter.
+        weight: Weight of the repeated tokens; the labels of the row itself have 1.
+        seed: Seed of the places where the stretches begin, each a function of the seed and the number of the row.
+
+    Returns:
+        `Dataset`: `input_ids`, `labels` and `loss_weights`, of one length in a row.
+
+    Raises:
+        ValueError: `length` is no positive integer, or `weight` is negative.
+    """
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise ValueError(f"length must be a positive integer, got {length!r}")
+    if weight < 0:
+        raise ValueError(f"weight must not be negative, got {weight}")
+
+    def repeat(row: dict[str, list[int]], index: int) -> dict[str, list[Any]]:
+        tokens = row["input_ids"]
+        count = min(length, len(tokens))
+        start = int(np.random.default_rng([seed, index]).integers(len(tokens) - count + 1))
+        segment = tokens[start : start + count]
+        return {
+            "input_ids": [*tokens, *mark, *segment],
+            "labels": [*row["labels"], *[IGNORE_INDEX] * len(mark), *segment],
+            "loss_weights": [1.0] * len(tokens) + [0.0] * len(mark) + [weight] * count,
+        }
+
+    return rows.map(repeat, with_indices=True, remove_columns=rows.column_names, desc="Repeating segments")
+
+
+class WeightedCollator(DataCollatorForSeq2Seq):
+    """`DataCollatorForSeq2Seq` that pads `loss_weights`, where rows have them, beside the labels.
+
+    Raises:
+        ValueError: On a batch in which some rows have weights and some have none.
+    """
+
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
+        num_weighted = sum("loss_weights" in row for row in features)
+        if num_weighted not in (0, len(features)):
+            raise ValueError(f"loss_weights must be in all rows of a batch or in none, got {num_weighted} with them")
+        rows = [{name: value for name, value in row.items() if name != "loss_weights"} for row in features]
+        batch = super().__call__(rows, return_tensors)
+        if num_weighted:
+            length = batch["labels"].shape[1]
+            weights = [torch.as_tensor(row["loss_weights"], dtype=torch.float32) for row in features]
+            batch["loss_weights"] = torch.stack([self._pad(row, length - len(row)) for row in weights])
+        return batch
+
+    def _pad(self, weights: torch.Tensor, count: int) -> torch.Tensor:
+        padding = weights.new_zeros(count)
+        is_left = self.tokenizer.padding_side == "left"
+        return torch.cat([padding, weights] if is_left else [weights, padding])
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, column: str, text: Any) -> list[int]:
+    if not isinstance(text, str):
+        raise ValueError(f"column {column!r} must hold text in every row, got {text!r}")
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
