@@ -2,18 +2,26 @@
 
 from .associative_recall import associative_recall, recall_accuracy
 from .coin_flips import coin_flips
+from .grids import grid_tokenizer
+from .maze import maze
 from .passkey import passkey
 from .passkey_text import passkey_text
+from .puzzle_csv import puzzle_csv
 from .shell_game import shell_game
+from .sudoku import sudoku
 from .tokenizer import word_tokenizer
 
 
 __all__ = [
     "associative_recall",
     "coin_flips",
+    "grid_tokenizer",
+    "maze",
     "passkey",
     "passkey_text",
+    "puzzle_csv",
     "recall_accuracy",
     "shell_game",
+    "sudoku",
     "word_tokenizer",
 ]
