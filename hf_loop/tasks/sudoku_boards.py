@@ -125,7 +125,7 @@ def dig(solution: Board, size: int, max_blanks: int, rng: random.Random) -> Boar
 
 
 def random_symmetry(size: int, rng: random.Random) -> Symmetry:
-    """Numbers renamed, bands of rows and stacks of columns reordered, and within; turned over where boxes are square."""
+    """Numbers renamed, bands of rows and stacks of columns reordered and mixed; turned over where boxes are square."""
     height, width = BOXES[size]
     rows, columns = _mixed(size, height, rng), _mixed(size, width, rng)
     numbers = [*range(1, size + 1)]

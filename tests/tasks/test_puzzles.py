@@ -84,10 +84,11 @@ def test_sudoku_rows(size, options):
     assert sudoku(5, 8, size, seed=1, **options)[0]["test"]["puzzle"] != splits["test"]["puzzle"]
 
 
-def test_difficulty_by_search():
+def test_difficulty_by_search(monkeypatch):
+    monkeypatch.setattr("hf_loop.tasks.sudoku.MAX_TRIES", 100)
     splits, _ = sudoku(4, 2, 6, min_dead_ends=2)
     assert min([*splits["train"]["dead_ends"], *splits["test"]["dead_ends"]]) >= 2
-    with pytest.raises(ValueError, match="puzzles of size=4 in a row had fewer than .*min_dead_ends=99"):
+    with pytest.raises(ValueError, match="100 puzzles of size=4 in a row had fewer than .*min_dead_ends=99"):
         sudoku(1, 1, 4, min_dead_ends=99)
 
 
