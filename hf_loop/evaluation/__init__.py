@@ -6,6 +6,7 @@ from .memory import kv_bytes_per_loop, kv_bytes_per_token
 from .model_card import ModelCardFacts, render_model_card, write_model_card
 from .perplexity import perplexity_over_loops
 from .plots import plot_loop_curves
+from .puzzle_card import measure_puzzles, write_puzzle_card
 from .puzzles import (
     FailureChecks,
     HaltingQuality,
@@ -37,6 +38,7 @@ __all__ = [
     "kv_bytes_per_loop",
     "kv_bytes_per_token",
     "layer_ranges",
+    "measure_puzzles",
     "perplexity_over_loops",
     "plot_layer_scan",
     "plot_loop_curves",
@@ -47,4 +49,5 @@ __all__ = [
     "segment_accuracy",
     "with_one_blank",
     "write_model_card",
+    "write_puzzle_card",
 ]

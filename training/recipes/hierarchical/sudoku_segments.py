@@ -15,11 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import set_seed
 
 from hf_loop import DeepSupervisionArguments, DeepSupervisionTrainer, HierarchicalConfig, HierarchicalForPuzzle
-from hf_loop.evaluation import failure_checks, halting_quality, record_segments, segment_accuracy, with_one_blank
+from hf_loop.evaluation import measure_puzzles
 from hf_loop.tasks import sudoku
 
 
@@ -103,7 +102,7 @@ def train_and_evaluate(variant: str, seed: int, args: argparse.Namespace) -> dic
         "processor_seconds": round(time.process_time() - work, 1),
         "losses": [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry],
     }
-    return {**facts, **measured(model, splits["test"], args.max_segments)}
+    return {**facts, **measure_puzzles(model, splits["test"], blank=1, segments=SEGMENTS)}
 
 
 def config_of(variant: str, args: argparse.Namespace) -> HierarchicalConfig:
@@ -123,23 +122,6 @@ def config_of(variant: str, args: argparse.Namespace) -> HierarchicalConfig:
     }
     segments = {} if preset == "plain" else {"max_segments": args.max_segments}
     return HierarchicalConfig.from_preset(preset, **{**sizes, **segments, **fields})
-
-
-def measured(model: HierarchicalForPuzzle, test: Any, max_segments: int) -> dict[str, Any]:
-    """Accuracy by segments, the failure checks and the halting head, on the test puzzles."""
-    input_ids, labels = torch.tensor(test["input_ids"]), torch.tensor(test["labels"])
-    record = record_segments(model, input_ids, labels, max(SEGMENTS))
-    easy = record_segments(model, *with_one_blank(input_ids, labels), max_segments)
-    quality = {}
-    if model.config.halting != "none":
-        for name in ("blanks", "dead_ends"):
-            quality[name] = halting_quality(record, test[name], max_segments).to_dict()
-    return {
-        "accuracy": {count: list(both) for count, both in segment_accuracy(record, SEGMENTS).items()},
-        "failures": failure_checks(record).to_dict(),
-        "one_blank_accuracy": segment_accuracy(easy, [max_segments])[max_segments][0],
-        "halting": quality,
-    }
 
 
 def tables(results: list[dict[str, Any]]) -> str:
