@@ -43,7 +43,7 @@ def main() -> None:
     blank = None if is_maze else BLANK
     results = measure_puzzles(model, test, blank=blank, segments=args.segments, batch_size=args.batch_size)
     options = ", ".join(f"{name} {value}" for name, value in data.task_options.items())
-    command = f"hf-loop train RECIPE  # {args.folder.name}, whose recipe.yaml is beside the weights"
+    command = "hf-loop train recipe.yaml --set training.output_dir=FOLDER"
     write_puzzle_card(
         args.folder, results, data=f"task {data.task} ({options})", command=command, seed=recipe.training.seed
     )
