@@ -19,6 +19,7 @@ EXPECTED_SKIPS = {
     r"Model does not have position embeddings": "positions are rotary; there is no table of them to resize",
     r".+ has no axial RoPE layer defined": "positions are those of text",
     r"This model does not have partial rope supported": "the tiny backbone, a Llama, rotates every channel",
+    r"This model has no `base_model_class` defined in tester": "a puzzle model's rotary embedding is Llama's own",
     r"Model does not support sliding window mask": "the tiny backbone, a Llama, has none",
     r"This model is not composite|Model is not a composite model": "one decoder, not one each for image and text",
     r"\w+ does not support SDPA": "the test is for composite models",
