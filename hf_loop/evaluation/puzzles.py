@@ -42,7 +42,7 @@ class FailureChecks:
         num_segments: Segments of each.
         exact_accuracy: Share of rows that are solved after the last segment.
         ever_solved: Share that was solved after any segment.
-        stays_solved: Of the rows that were ever solved, the share that stayed so to the end. 1.0 where none was.
+        stays_solved: Of the rows that were ever solved, the share that stayed so to the end; `None` where none was.
         wrong_fixed_points: Share of rows that ended wrong and did not change any more over the last quarter.
     """
 
@@ -50,10 +50,10 @@ class FailureChecks:
     num_segments: int
     exact_accuracy: float
     ever_solved: float
-    stays_solved: float
+    stays_solved: float | None
     wrong_fixed_points: float
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """The numbers by name."""
         return asdict(self)
 
@@ -166,7 +166,7 @@ def failure_checks(record: SegmentRecord) -> FailureChecks:
         num_segments=num_segments,
         exact_accuracy=solved[:, -1].float().mean().item(),
         ever_solved=ever.float().mean().item(),
-        stays_solved=(stayed.sum() / ever.sum()).item() if ever.any() else 1.0,
+        stays_solved=(stayed.sum() / ever.sum()).item() if ever.any() else None,
         wrong_fixed_points=(settled & ~solved[:, -1]).float().mean().item(),
     )
 

@@ -128,7 +128,9 @@ def tables(results: list[dict[str, Any]]) -> str:
     """Exact accuracy by segments, then failures and halting, in Markdown: the mean over seeds, and the lowest."""
     variants = list(dict.fromkeys(result["variant"] for result in results))
     lines = ["Exact accuracy (every cell right) after so many segments: mean over seeds (lowest)", ""]
-    lines.append("| variant | parameters | layer calls | seconds | seeds | " + " | ".join(map(str, SEGMENTS)) + " |")
+    lines.append(
+        "| variant | parameters | layer calls | processor seconds | seeds | " + " | ".join(map(str, SEGMENTS)) + " |"
+    )
     lines.append("|---|---:|---:|---:|---:|" + "---:|" * len(SEGMENTS))
     for variant in variants:
         runs = [result for result in results if result["variant"] == variant]
@@ -154,10 +156,13 @@ def tables(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def spread(values: list[float]) -> str:
-    """The mean, and the lowest where values differ."""
-    lowest = f" ({min(values):.3f})" if min(values) < max(values) else ""
-    return f"{sum(values) / len(values):.3f}{lowest}"
+def spread(values: list[float | None]) -> str:
+    """The mean, and the lowest where values differ; nothing where nothing could be measured."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    lowest = f" ({min(known):.3f})" if min(known) < max(known) else ""
+    return f"{sum(known) / len(known):.3f}{lowest}"
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
