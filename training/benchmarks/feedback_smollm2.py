@@ -22,7 +22,7 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +132,11 @@ def control_name(args: argparse.Namespace) -> str:
 
 def train(model: Any, rows: torch.Tensor, args: argparse.Namespace) -> Any:
     """LoRA and the first memory, on rows drawn with the seed; the adapter is merged afterwards."""
-    adapted: Any = get_peft_model(model, LORA)
-    memory = [] if model.model.feedback_embedding is None else [model.model.feedback_embedding.requires_grad_(True)]
-    is_memory = {id(parameter) for parameter in memory}
-    lora = [p for p in adapted.parameters() if p.requires_grad and id(p) not in is_memory]
+    has_memory = model.model.feedback_embedding is not None
+    adapted: Any = get_peft_model(model, replace(LORA, modules_to_save=["feedback_embedding"] if has_memory else None))
+    trained = [(name, parameter) for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    memory = [parameter for name, parameter in trained if "feedback_embedding" in name]
+    lora = [parameter for name, parameter in trained if "feedback_embedding" not in name]
     groups = [{"params": lora, "lr": LEARNING_RATE}, {"params": memory, "lr": MEMORY_LEARNING_RATE}]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
