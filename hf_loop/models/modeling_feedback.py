@@ -47,7 +47,12 @@ from .feedback_state import FeedbackState, start_state
 from .layer_views import LayerUpdates, LeadingRows, updated_view
 from .memory_generation import MemoryGenerationMixin
 from .modeling_recurrent import RecurrentPreTrainedModel
-from .outputs import FeedbackCausalLMOutputWithPast, FeedbackModelOutputWithPast
+from .outputs import (
+    FeedbackCausalLMOutputWithPast,
+    FeedbackModelOutputWithPast,
+    select_hidden_states,
+    wants_hidden_states,
+)
 from .token_rows import Round, arrange_rows, gather_outputs, plan_rounds
 from .weighted_loss import weighted_causal_lm_loss
 
@@ -206,7 +211,8 @@ class FeedbackModel(FeedbackPreTrainedModel):
             per_token["token_ids"] = backbone.check_token_ids(input_ids)
         per_token = {name: rows.take(tensor) for name, tensor in per_token.items()}
         # put together from the blocks here; `output_attentions` gives those of the layer calls, block by block
-        output_hidden_states = bool(kwargs.pop("output_hidden_states", config.output_hidden_states))
+        output_hidden_states = kwargs.pop("output_hidden_states", config.output_hidden_states)
+        all_layers = wants_hidden_states(output_hidden_states)
 
         rounds, outputs = [], []
         for round_ in plan_rounds(rows.lengths, state.num_tokens, config.block_size, past_key_values is not None):
@@ -214,7 +220,7 @@ class FeedbackModel(FeedbackPreTrainedModel):
             tensors = {name: round_.take(tensor) for name, tensor in per_token.items()}
             rounds.append(round_)
             tensors |= kwargs
-            outputs.append(self.run_round(backbone, round_, state, embedding, output_hidden_states, **tensors))
+            outputs.append(self.run_round(backbone, round_, state, embedding, all_layers, **tensors))
         layer_states = [
             gather_outputs(rounds, list(states), rows, inputs_embeds.shape) for states in zip(*outputs, strict=True)
         ]
@@ -227,7 +233,9 @@ class FeedbackModel(FeedbackPreTrainedModel):
         return FeedbackModelOutputWithPast(
             last_hidden_state=last_hidden_state,
             past_key_values=past_key_values,
-            hidden_states=(*layer_states[:-1], last_hidden_state) if output_hidden_states else None,
+            hidden_states=cast(
+                Any, select_hidden_states(self, (*layer_states[:-1], last_hidden_state), output_hidden_states)
+            ),
             feedback=state.final_feedback(rows.order) if past_key_values is None else None,
         )
 
