@@ -1,4 +1,4 @@
-"""A feedback model in a process that does not have hf_loop: its code comes with its checkpoint, its memory in a file."""
+"""A feedback model in a process without hf_loop: its code comes with its checkpoint, its memory in a file."""
 
 import json
 

@@ -27,7 +27,7 @@ def block_means(losses: torch.Tensor, edges: list[int]) -> torch.Tensor:
     return torch.stack([losses[:, start:stop].mean(1) for start, stop in zip(edges, edges[1:])], dim=1)
 
 
-@pytest.mark.parametrize("schedule", [None, {"block_size": 5, "num_memory_segments": 0, "feedback_length": 2}], ids=str)
+@pytest.mark.parametrize("schedule", [None, {"block_size": 5, "num_memory_segments": 0, "feedback_length": 2}])
 def test_a_text_in_blocks_is_the_text_at_once(schedule):
     model = tiny_decoder("llama")
     model = model if schedule is None else retrofit(model, "feedback", **schedule)

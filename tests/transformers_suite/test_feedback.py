@@ -20,8 +20,8 @@ class FeedbackTest(FamilyTest, unittest.TestCase):
     model_tester_class = FeedbackTester
     SKIPS = {
         "test_attention_outputs": "wants one map per layer; a layer has one per block",
-        "test_retain_grad_hidden_states_attentions": "hidden states are put together from blocks, beside the way to the "
-        "logits",
+        "test_retain_grad_hidden_states_attentions": "hidden states are put together from blocks, beside the way "
+        "to the logits",
         "test_gradient_checkpointing_enable_disable": "blocks are checkpointed, not layers",
         "test_peft_gradient_checkpointing_enable_disable": "blocks are checkpointed, not layers",
         "test_training_gradient_checkpointing": "blocks are checkpointed, not layers",

@@ -82,9 +82,7 @@ def compare_times(longest: int, longest_full: int) -> None:
     for name in NAMES:  # what a first call sets up
         Reader(name).read(torch.zeros(1, BLOCK_SIZE, dtype=torch.long))
     readers = {name: Reader(name) for name in NAMES}
-    print(
-        "| tokens | feedback, s per 1k | over window alone | over full attention | cache, MiB | window | full |"
-    )
+    print("| tokens | feedback, s per 1k | over window alone | over full attention | cache, MiB | window | full |")
     print("|---|---|---|---|---|---|---|")
     for end, block in blocks(longest):
         if end > longest_full:
