@@ -199,7 +199,7 @@ def main() -> None:
     """One part of the measurement; the parts add to the same results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["untrained", "trained", "passing", "report"])
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder, repository or .gguf file")
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder, repository, .gguf")
     parser.add_argument("--texts", type=Path, default=Path("outputs/python_docs"), help="what python_docs.py wrote")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/smollm2_feedback"))
     parser.add_argument("--seed", type=int, default=0, help="of the new memory, LoRA and the order of rows")
