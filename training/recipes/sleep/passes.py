@@ -39,7 +39,7 @@ VARIANTS: dict[str, tuple[int, int, bool]] = {
     "looped, 4 loops": (0, 1, False),
 }
 TASKS: dict[str, dict[str, Any]] = {
-    "rule_110": {"num_steps": 4, "num_states": 2, "state_size": 12},
+    "rule_110": {"num_steps": 2, "num_states": 2, "state_size": 8},
     "successor": {"max_hops": 4, "min_nodes": 4, "max_nodes": 8, "num_edge_blocks": 3, "block_size": 6},
 }
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where results.jsonl is, or will be")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--test-rows", type=int, default=1024)
     parser.add_argument("--plot", action="store_true", help="write table.md and accuracy.png from results.jsonl")

@@ -4,7 +4,7 @@
     python training/recipes/sleep/recall.py outputs/sleep_recall --variants "N = 2" --seeds 0
     python training/recipes/sleep/recall.py outputs/sleep_recall --plot                # table and figure
 
-All variants are one Llama of four layers on the same rows. `N = 2` and `N = 1` have a fast-weight layer after each of
+All variants are one Llama of three layers on the same rows. `N = 2` and `N = 1` have a fast-weight layer after each of
 its layers; `attention only` has none, and is the same Llama that starts anew in every window: its block attention
 comes from the feedback family without a memory. Keys and values of a window are dropped at its end in all of them.
 
@@ -29,7 +29,7 @@ VARIANTS = {"N = 2": 2, "attention only": 0, "N = 1": 1}
 WINDOW, BATCH_SIZE, MIN_BLOCKS, MAX_BLOCKS = 5, 64, 2, 4
 # the last two are longer than any row in training
 BLOCKS = (2, 3, 4, 6, 8)
-TASK: dict[str, Any] = {"block_size": WINDOW, "pairs_per_block": 2, "num_queries": 2, "num_keys": 32, "num_values": 32}
+TASK: dict[str, Any] = {"block_size": WINDOW, "pairs_per_block": 2, "num_queries": 2, "num_keys": 16, "num_values": 16}
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where results.jsonl is, or will be")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--test-rows", type=int, default=512)
     parser.add_argument("--plot", action="store_true", help="write table.md and accuracy.png from results.jsonl")
@@ -71,12 +71,12 @@ def train_and_evaluate(run: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def build(variant: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """The model of a variant, with fresh weights."""
-    backbone, num_passes = small_llama(tokenizer), VARIANTS[variant]
+    backbone, num_passes = small_llama(tokenizer, num_hidden_layers=3), VARIANTS[variant]
     if num_passes == 0:
         blocks = {"block_size": WINDOW, "num_memory_segments": 0, "feedback_length": 0}
         return FeedbackForCausalLM(FeedbackConfig(backbone_config=backbone, **blocks))
     config = SleepConfig(
-        backbone_config=backbone, sleep_window=WINDOW, num_sleep_passes=num_passes, fast_weight_layers=[0, 1, 2, 3],
+        backbone_config=backbone, sleep_window=WINDOW, num_sleep_passes=num_passes, fast_weight_layers=[0, 1, 2],
         fast_weight_num_heads=2, fast_weight_head_dim=32, sleep_over_labels=False,
     )  # fmt: skip
     return SleepForCausalLM(config)
