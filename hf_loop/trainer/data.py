@@ -12,7 +12,7 @@ from datasets.exceptions import DatasetGenerationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..tasks import associative_recall, coin_flips, passkey, passkey_text, shell_game
+from ..tasks import associative_recall, coin_flips, passkey, passkey_text, rule_110, shell_game, successor
 from .answer_rows import SEGMENT_MARK, WeightedCollator, pack_answers, repeat_segments
 from .sections import TEXT_TASKS, DataSection, check_keys
 
@@ -22,7 +22,9 @@ TASKS: dict[str, Callable[..., Any]] = {
     "coin_flips": coin_flips,
     "passkey": passkey,
     "passkey_text": passkey_text,
+    "rule_110": rule_110,
     "shell_game": shell_game,
+    "successor": successor,
 }
 # by suffix, the loader of `datasets` that reads the file; a name without one is text
 FILE_KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", "": "text"}

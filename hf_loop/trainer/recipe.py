@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 from .arguments import LoopTrainingArguments
 from .recipe_yaml import RecipeLoader, read_yaml
-from .sections import DataSection, FeedbackSection, ModelSection, check_keys
+from .sections import DataSection, FeedbackSection, ModelSection, SleepSection, check_keys
 
 
 SECTIONS = ("model", "data", "training")
@@ -23,6 +23,7 @@ SECTIONS = ("model", "data", "training")
 FAMILIES: dict[str, tuple[Any, Any]] = {
     "looped": (ModelSection, LoopTrainingArguments),
     "feedback": (FeedbackSection, TrainingArguments),
+    "sleep": (SleepSection, TrainingArguments),
 }
 
 
@@ -33,13 +34,13 @@ class Recipe:
     Attributes:
         model: Section `model`, whose `family` is `looped` where it is not given.
         data: Section `data`.
-        training: Section `training`: every field of [`LoopTrainingArguments`], or of `TrainingArguments` for a
-            feedback model.
+        training: Section `training`: every field of [`LoopTrainingArguments`] for a looped model, else of
+            `TrainingArguments`.
         output_dir: `training.output_dir`, which a recipe must give.
         source: The sections as they were read, overrides included; this is what a run saves beside its model.
     """
 
-    model: ModelSection | FeedbackSection
+    model: ModelSection | FeedbackSection | SleepSection
     data: DataSection
     training: TrainingArguments
     output_dir: str
@@ -52,10 +53,10 @@ class Recipe:
                 "training.distillation_weight needs model.pretrained, which is the teacher, "
                 f"got training.distillation_weight={distillation_weight} and a new backbone"
             )
-        if self.data.repeated_segment and self.model.family == "looped":
+        if self.data.repeated_segment and self.model.family != "feedback":
             raise ValueError(
                 "data.repeated_segment needs model.family=feedback, whose loss has a weight for every token, "
-                f"got {self.data.repeated_segment} and a looped model"
+                f"got {self.data.repeated_segment} and a {self.model.family} model"
             )
         if self.data.streaming and self.training.max_steps < 1:
             raise ValueError(

@@ -13,10 +13,16 @@ from .data import load_training_data
 from .feedback_run import build_feedback_model, check_feedback_model, feedback_trainer, merge_lora
 from .looped_run import build_model, check_model, looped_trainer
 from .recipe import Recipe
-from .sections import FeedbackSection
+from .sleep_run import build_sleep_model, check_sleep_model, sleep_trainer
 
 
 RECIPE_COPY = "recipe.yaml"
+# by model.family: what refuses a section `model`, what builds the model, and what trains it
+FAMILIES: dict[str, tuple[Any, Any, Any]] = {
+    "looped": (check_model, build_model, looped_trainer),
+    "feedback": (check_feedback_model, build_feedback_model, feedback_trainer),
+    "sleep": (check_sleep_model, build_sleep_model, sleep_trainer),
+}
 
 
 @dataclass
@@ -48,18 +54,18 @@ def run_recipe(recipe: Recipe) -> RunResult:
     # of whichever family
     args: Any = recipe.training
     section: Any = recipe.model
-    is_feedback = isinstance(section, FeedbackSection)
+    check, build, make_trainer = FAMILIES[section.family]
     resume = args.resume_from_checkpoint or False
     check_output_dir(recipe.output_dir, resuming=bool(resume))
-    (check_feedback_model if is_feedback else check_model)(section)
+    check(section)
     # no rank may write into the folder before all have looked into it
     PartialState().wait_for_everyone()
     set_seed(args.seed)
     with args.main_process_first(desc="loading data"):
         data = load_training_data(recipe.data, default_tokenizer=section.pretrained, seed=args.seed)
-    model = (build_feedback_model if is_feedback else build_model)(section, data.tokenizer)
+    model = build(section, data.tokenizer)
     num_parameters = model.num_parameters()
-    trainer = (feedback_trainer if is_feedback else looped_trainer)(model, section, args, data)
+    trainer = make_trainer(model, section, args, data)
     train_loss = trainer.train(resume_from_checkpoint=resume).training_loss
     eval_loss = trainer.evaluate()["eval_loss"] if data.eval_dataset is not None else None
     # `Trainer` turns the cache off for training; whoever loads the model wants it
