@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _HOMES = {
+    "DeepSupervisionArguments": "trainer",
+    "DeepSupervisionTrainer": "trainer",
     "FeedbackConfig": "models",
     "FeedbackForCausalLM": "models",
     "FeedbackModel": "models",
@@ -31,6 +33,7 @@ _HOMES = {
     "SleepForCausalLM": "models",
     "SleepModel": "models",
     "RandomStatePassing": "trainer",
+    "WeightAveraging": "trainer",
     "add_loop_lora": "retrofitting",
     "convert": "retrofitting",
     "load_loop_adapter": "retrofitting",

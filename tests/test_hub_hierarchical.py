@@ -18,12 +18,17 @@ def answer(model):
     tokens = [model.generate(ids, token_type_ids=types, num_loops=n, max_new_tokens=8, do_sample=False,
                              eos_token_id=-1).tolist() for n in (1, 2, 5)]
     return {"tokens": tokens, "logits": model(ids, num_loops=5).logits.tolist()}
+
+def solve(model):
+    tokens = [model.solve(ids, num_segments=n).tokens.tolist() for n in (1, 2, 5)]
+    return {"tokens": tokens, "logits": model(ids, num_segments=2).logits.tolist()}
 """
 
 WRITE = """
 from transformers import HrmTextConfig, LlamaConfig, set_seed
-from hf_loop import HierarchicalConfig, HierarchicalForCausalLM
+from hf_loop import HierarchicalConfig, HierarchicalForCausalLM, HierarchicalForPuzzle
 
+sizes = dict(vocab_size=20, hidden_size=16, intermediate_size=24, num_attention_heads=4, num_hidden_layers=2)
 common = dict(vocab_size=20, hidden_size=16, intermediate_size=32, num_attention_heads=4, max_position_embeddings=64,
               pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.3, head_dim=4)
 configs = {
@@ -37,11 +42,21 @@ for name, fields in configs.items():
     model = HierarchicalForCausalLM(HierarchicalConfig(num_loops=2, low_cycles=2, **fields)).eval()
     model.push_to_hub(name)
     answers[name] = answer(model)
+puzzle_configs = {
+    "hrm": HierarchicalConfig.from_preset("hrm", **sizes),
+    "mixer": HierarchicalConfig.from_preset("trm", token_mixer="mlp", mixer_intermediate_size=16, num_puzzle_tokens=2,
+                                            max_position_embeddings=6, **sizes),
+    "urm": HierarchicalConfig.from_preset("urm", **sizes),
+}
+for name, config in puzzle_configs.items():
+    model = HierarchicalForPuzzle(config).eval()
+    model.push_to_hub(name)
+    answers[name] = solve(model)
 print(json.dumps(answers))
 """
 
 READ = """
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 answers = {}
 for name in ("llama", "hrm_text"):
@@ -51,6 +66,10 @@ for name in ("llama", "hrm_text"):
     assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
     answers[name] = answer(model)
     AutoModel.from_pretrained(f"me/{name}", trust_remote_code=True)(ids)
+for name in ("hrm", "mixer", "urm"):
+    model = AutoModelForMaskedLM.from_pretrained(f"me/{name}", trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+    answers[name] = solve(model)
 print(json.dumps(answers))
 """
 
@@ -70,3 +89,9 @@ def test_without_hf_loop_the_model_answers_the_same(answers, name):
     assert there == here
     # the number of cycles matters for this model, so equality above says something
     assert len({json.dumps(tokens) for tokens in here["tokens"]}) == 3
+
+
+@pytest.mark.parametrize("name", ["hrm", "mixer", "urm"])
+def test_without_hf_loop_the_puzzle_model_answers_the_same(answers, name):
+    here, there = (answer[name] for answer in answers)
+    assert there == here

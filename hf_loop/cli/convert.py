@@ -27,7 +27,7 @@ def convert(
         str | None, typer.Option(help="Type of the weights, such as bfloat16; by default as they are stored.")
     ] = None,
 ) -> None:
-    """Convert Huginn, Ouro, looped Nanbeige, Parcae, HRM-Text or a retrofitted-recurrence checkpoint."""
+    """Convert Huginn, Ouro, looped Nanbeige, Parcae, HRM, TRM, HRM-Text or retrofitted recurrence."""
     overrides = parse_overrides(set_ or [])
     check_new_folder(output_dir)
 
@@ -107,7 +107,9 @@ def print_facts(console: Any, model: "PreTrainedModel", output_dir: Path) -> Non
         f"layers      {describe_schedule(config)}",
         f"size        {size_on_disk(output_dir)} in {output_dir}",
     ]
-    if not any(output_dir.glob("tokenizer*")):
+    if not model.can_generate():
+        lines.append("It solves puzzles: load it with AutoModelForMaskedLM, and call its `solve`.")
+    elif not any(output_dir.glob("tokenizer*")):
         lines.append("The source has no tokenizer; copy the base model's beside the weights.")
     else:
         loops = ",".join(str(count) for count in sorted({1, max(config.num_loops // 2, 1), config.num_loops}))

@@ -33,5 +33,8 @@ def train(
     result = run_recipe(checked)
     if checked.training.process_index == 0:
         evaluation = "" if result.eval_loss is None else f", evaluation loss {result.eval_loss:.4f}"
+        for name in ("exact_accuracy", "cell_accuracy"):
+            if f"eval_{name}" in result.eval_metrics:
+                evaluation += f", {name.replace('_', ' ')} {result.eval_metrics[f'eval_{name}']:.4f}"
         print(f"{result.num_parameters:,} parameters, training loss {result.train_loss:.4f}{evaluation}")
         print(result.output_dir)

@@ -93,7 +93,8 @@ class PuzzleSolvingMixin:
             puzzle_ids = puzzle_ids.repeat_interleave(num_trajectories, 0)
         # drawn on the CPU, so that every device sees the same
         generator = torch.Generator().manual_seed(seed)
-        carry = solution = None
+        carry: Any = None
+        solution: Any = None
         is_done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         for segment in range(1, num_segments + 1):
             if carry is not None and latent_noise:
@@ -130,9 +131,7 @@ class PuzzleSolvingMixin:
         noise[::num_trajectories] = 0
         return type(carry)(**{**carry, name: state + noise})
 
-    def read_open_rows(
-        self, solution: PuzzleSolution | None, outputs: Any, is_done: torch.Tensor, segment: int
-    ) -> PuzzleSolution:
+    def read_open_rows(self, solution: Any, outputs: Any, is_done: torch.Tensor, segment: int) -> PuzzleSolution:
         """The answers after this segment, and of rows that were done before, the old ones."""
         tokens, halt_logits = outputs.logits.argmax(-1), outputs.halt_logits
         segments = torch.full_like(is_done, segment, dtype=torch.long)
@@ -146,7 +145,7 @@ class PuzzleSolvingMixin:
         )
 
 
-def choose(solution: PuzzleSolution, num_rows: int) -> PuzzleSolution:
+def choose(solution: Any, num_rows: int) -> PuzzleSolution:
     """Of each row's trajectories the one with the highest value of halting."""
     best = solution.halt_logits[:, 0].view(num_rows, -1).argmax(1)
     picked = best + torch.arange(num_rows, device=best.device) * (len(solution.tokens) // num_rows)

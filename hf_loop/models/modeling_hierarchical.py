@@ -23,6 +23,7 @@
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,8 +68,9 @@ class HierarchicalPreTrainedModel(RecurrentPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if getattr(module, "initial_states", None) is not None:
-            truncated_normal_(module.initial_states, 1.0)
+        initial_states: Any = getattr(module, "initial_states", None)
+        if initial_states is not None:
+            truncated_normal_(initial_states, 1.0)
 
     def initialize_weights(self):
         super().initialize_weights()
@@ -125,6 +127,7 @@ def prefix_blocks(config: HierarchicalConfig, token_type_ids: torch.Tensor | Non
 
 
 # trf-ignore: TRF057 as above
+# trf-ignore: TRF013 the classes below call `post_init` once they are complete
 class HierarchicalStacks(HierarchicalPreTrainedModel):
     """The backbone and what runs its layers on the hierarchical schedule, in one direction or in both.
 
@@ -141,7 +144,7 @@ class HierarchicalStacks(HierarchicalPreTrainedModel):
         adopt_backbone(self, self.backbone)
         # CODEPATH: HRM and its puzzle successors start at vectors that were drawn once; others need none
         if config.state_init == "random":
-            self.register_buffer("initial_states", torch.empty(config.num_latent_states, config.hidden_size))
+            self.initial_states = nn.Buffer(torch.empty(config.num_latent_states, config.hidden_size))
         # CODEPATH: HRM-Text ends every stack call with a norm; HRM's and TRM's layers end with one themselves
         if config.stack_norm == "weightless":
             eps = getattr(config.backbone_config, "rms_norm_eps", 1e-6)
@@ -176,13 +179,16 @@ class HierarchicalStacks(HierarchicalPreTrainedModel):
     def make_initial_states(self, encoded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The slow and the fast state before the first cycle, each `[B, T, D]`; of one state, no fast one."""
         has_low = self.config.num_latent_states == 2
+        # CODEPATH: as where they are made; HRM-Text starts at its input, others at nothing
         if self.config.state_init == "random":
             vectors = self.initial_states.to(encoded)
             return vectors[0].expand_as(encoded), vectors[1].expand_as(encoded) if has_low else None
         zeros = torch.zeros_like(encoded)
         start = self.low_state_parameter()
         low = zeros if start is None else start.to(dtype=encoded.dtype, device=encoded.device).expand_as(encoded)
-        return (encoded if self.config.state_init == "input" else zeros), low if has_low else None
+        # CODEPATH: as above
+        high = encoded if self.config.state_init == "input" else zeros
+        return high, low if has_low else None
 
     def run_cycles(
         self,

@@ -20,6 +20,7 @@ carry, are where the next one starts, without gradient: training makes a step af
 
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,6 +43,7 @@ from .puzzle_loss import puzzle_loss
 HALT_BIAS = -5.0
 
 
+# trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 @dataclass
 class HierarchicalCarry(ModelOutput):
     """
@@ -67,6 +69,7 @@ class HierarchicalCarry(ModelOutput):
         return HierarchicalCarry(**{name: function(tensor) for name, tensor in named.items() if tensor is not None})
 
 
+# trf-ignore: TRF057 as above
 @dataclass
 class HierarchicalSegmentOutput(ModelOutput):
     """
@@ -86,6 +89,7 @@ class HierarchicalSegmentOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+# trf-ignore: TRF057 as above
 @dataclass
 class HierarchicalPuzzleOutput(ModelOutput):
     """
@@ -161,9 +165,7 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
         embedding = nn.functional.pad(embedding, (0, room - embedding.shape[-1]))
         return torch.cat([embedding.view(cells.shape[0], -1, cells.shape[-1]), cells], dim=1)
 
-    def start_states(
-        self, encoded: torch.Tensor, carry: HierarchicalCarry | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def start_states(self, encoded: torch.Tensor, carry: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The states of the carry, where it has run, and the initial ones elsewhere."""
         initial = self.make_initial_states(encoded)
         if carry is None:
@@ -171,11 +173,8 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
         if carry.high.shape != encoded.shape:
             raise ValueError(f"`carry` is of shape {tuple(carry.high.shape)}, the batch of {tuple(encoded.shape)}")
         is_new = (carry.steps == 0)[:, None, None]
-        high, low = (
-            None if start is None else torch.where(is_new, start, going_on.to(start))
-            for start, going_on in zip(initial, (carry.high, carry.low))
-        )
-        return high, low
+        high = torch.where(is_new, initial[0], carry.high.to(encoded))
+        return high, None if initial[1] is None else torch.where(is_new, initial[1], carry.low.to(encoded))
 
     @merge_with_config_defaults
     @capture_outputs
@@ -184,7 +183,7 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
         self,
         input_ids: torch.Tensor,
         puzzle_ids: torch.Tensor | None = None,
-        carry: HierarchicalCarry | None = None,
+        carry: Any = None,
         num_loops: int | None = None,
         num_backprop_loops: int | None = None,
         **kwargs,
@@ -255,7 +254,9 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=spec.head_bias)
         # CODEPATH: a fixed point is measured, and without halting nothing is asked
         if config.halting in ("q_learning", "binary"):
-            self.halt_head = nn.Linear(config.hidden_size, 2 if config.halting == "q_learning" else 1)
+            # CODEPATH: HRM values going on, too
+            num_values = 2 if config.halting == "q_learning" else 1
+            self.halt_head = nn.Linear(config.hidden_size, num_values)
         self.post_init()
 
     @torch.no_grad()
@@ -274,7 +275,7 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
         input_ids: torch.Tensor,
         labels: torch.Tensor | None = None,
         num_segments: int = 1,
-        carry: HierarchicalCarry | None = None,
+        carry: Any = None,
         puzzle_ids: torch.Tensor | None = None,
         num_loops: int | None = None,
         num_backprop_loops: int | None = None,
@@ -329,12 +330,11 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
 
         loss = None
         if labels is not None:
-            has_head = self.config.halting in ("q_learning", "binary")
             loss = puzzle_loss(
                 logits,
                 labels,
                 self.config.cell_loss,
-                halt_logits if has_head else None,
+                halt_logits if hasattr(self, "halt_head") else None,
                 self.continue_targets(carry, options),
                 num_items_in_batch,
             )
@@ -349,22 +349,23 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
             attentions=outputs.attentions,
         )
 
-    def read_cells(self, outputs: HierarchicalSegmentOutput) -> torch.Tensor:
+    def read_cells(self, outputs: Any) -> torch.Tensor:
         """Logits of the cells, `[B, T, V]`."""
         backbone_config = self.model.backbone.config
         hidden_states = outputs.last_hidden_state[:, self.config.num_puzzle_tokens :]
         return self.model.spec.finish_logits(backbone_config, self.lm_head(hidden_states))
 
-    def read_halting(self, outputs: HierarchicalSegmentOutput) -> torch.Tensor | None:
+    def read_halting(self, outputs: Any) -> torch.Tensor | None:
         """`halt_logits` in single precision, `[B, 1]` or `[B, 2]`."""
         # CODEPATH: as where the head is made
         if self.config.halting == "fixed_point":
             return (self.config.fixed_point_tolerance / outputs.change.float().clamp(min=1e-12)).log()[:, None]
+        # CODEPATH: as above
         if self.config.halting == "none":
             return None
         return self.halt_head(outputs.last_hidden_state[:, 0]).float()
 
-    def continue_targets(self, carry: HierarchicalCarry, options: dict) -> torch.Tensor | None:
+    def continue_targets(self, carry: Any, options: dict) -> torch.Tensor | None:
         """What going on is worth `[B]`, in training with Q-learning: the better choice after one more segment.
 
         After the last segment there is no choice but to halt (2506.21734; neither a replay buffer nor a second
@@ -374,7 +375,8 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
         if self.config.halting != "q_learning" or not self.training:
             return None
         with torch.no_grad():
-            halt, go_on = self.read_halting(self.model(carry=carry, **options)).unbind(1)
+            halt_logits: Any = self.read_halting(self.model(carry=carry, **options))
+            halt, go_on = halt_logits.unbind(1)
             is_last = carry.steps >= self.config.max_segments
             return torch.where(is_last, halt, torch.maximum(halt, go_on)).sigmoid()
 

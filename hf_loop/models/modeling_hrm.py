@@ -21,6 +21,7 @@ a gated MLP along the positions; the sum after that one is normed along the posi
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +45,7 @@ def truncated_normal_(tensor: torch.Tensor, std: float) -> None:
 
 
 class WeightlessNorm(nn.Module):
-    """An RMS norm without gains over the last dimension, in single precision."""
+    """An RMS norm without gains over the last dimension; torch sums in single precision or better."""
 
     def __init__(self, eps: float):
         super().__init__()
@@ -52,8 +53,7 @@ class WeightlessNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # the shape is given by the input: the same norm serves features and positions
-        shape = hidden_states.shape[-1:]
-        return nn.functional.rms_norm(hidden_states.float(), shape, eps=self.eps).to(hidden_states.dtype)
+        return nn.functional.rms_norm(hidden_states, hidden_states.shape[-1:], eps=self.eps)
 
 
 class ConvolutionMLP(LlamaMLP):
@@ -66,8 +66,8 @@ class ConvolutionMLP(LlamaMLP):
             config.intermediate_size, config.intermediate_size, size, padding=size - 1, groups=config.intermediate_size
         )
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        gated = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gated = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
         mixed = self.convolution(gated.transpose(1, 2))[..., : gated.shape[1]].transpose(1, 2)
         return self.down_proj(self.act_fn(mixed))
 
@@ -139,10 +139,10 @@ class NoRotation(nn.Module):
 
     def __init__(self, config: HrmBackboneConfig):
         super().__init__()
-        self.head_dim = config.head_dim
+        self.head_dim: Any = config.head_dim
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        cosines = hidden_states.new_ones(1, position_ids.shape[-1], self.head_dim)
+        cosines = torch.ones(1, position_ids.shape[-1], self.head_dim).to(hidden_states)
         return cosines, torch.zeros_like(cosines)
 
 
@@ -155,7 +155,7 @@ class HrmBackboneModel(LlamaPreTrainedModel):
     """
 
     config_class = HrmBackboneConfig
-    config: HrmBackboneConfig
+    config: Any
     _no_split_modules = ["HrmLayer"]
     _can_record_outputs = {"hidden_states": HrmLayer, "attentions": LlamaAttention}
 
@@ -168,6 +168,7 @@ class HrmBackboneModel(LlamaPreTrainedModel):
         self.layers = nn.ModuleList([HrmLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
         # CODEPATH: an MLP over positions knows them, and attention asks for cosines even where nothing is turned
         self.rotary_emb = None
+        # CODEPATH: as above; HRM, URM and TRM with attention rotate, TRM's authors also tried none
         if config.token_mixer == "attention":
             is_rotary = config.position_embedding == "rotary"
             self.rotary_emb = LlamaRotaryEmbedding(config) if is_rotary else NoRotation(config)
@@ -183,10 +184,12 @@ class HrmBackboneModel(LlamaPreTrainedModel):
         """
         config = self.config
         length, positions = embeddings.shape[1], config.max_position_embeddings
+        # CODEPATH: TRM's mixer is made for one length
         if config.token_mixer == "mlp" and length != positions:
             raise ValueError(
                 f"`token_mixer='mlp'` runs on exactly `max_position_embeddings` {positions} positions, got {length}"
             )
+        # CODEPATH: as where they are made
         if config.position_embedding == "learned":
             if length > positions:
                 raise ValueError(f"there are `max_position_embeddings` {positions} positions, got {length}")
@@ -203,7 +206,8 @@ class HrmBackboneModel(LlamaPreTrainedModel):
             truncated_normal_(module.weight, module.embedding_dim**-0.5)
         elif isinstance(module, nn.Conv1d):
             truncated_normal_(module.weight, module.kernel_size[0] ** -0.5)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         else:
             super()._init_weights(module)
 

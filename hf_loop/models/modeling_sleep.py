@@ -40,8 +40,6 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import (
     _CAN_RECORD_REGISTRY,
     capture_outputs,
-    resolve_hidden_states_indices,
-    selected_hidden_states,
 )
 
 from .backbone import Backbone, adopt_backbone, backbone_spec, compute_logits, make_backbone
@@ -50,6 +48,7 @@ from .configuration_sleep import SleepConfig
 from .fast_weight_layer import FastWeightLayer, ShortConvolution, ZeroLinear
 from .generation_sleep import SleepGenerationMixin
 from .modeling_recurrent import RecurrentPreTrainedModel
+from .outputs import select_hidden_states, wants_hidden_states
 from .sleep_cache import check_sleep_cache, read_window, sleep_rows
 from .sleep_passes import Place, SleepPasses
 from .sleep_states import LayerState, select_rows
@@ -173,9 +172,8 @@ class SleepModel(SleepPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
             rows = arrange_rows(batch_size, length, attention_mask, position_ids, has_cache=True)
         # put together from the windows here; `output_attentions` gives those of the layer calls, pass by pass
-        wanted_states = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
-        selection = selected_hidden_states(wanted_states)
-        all_layers = selection is not None or bool(wanted_states)
+        output_hidden_states = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
+        all_layers = wants_hidden_states(output_hidden_states)
         passes = self._passes(backbone, all_layers, kwargs)
         hidden_states = backbone.enter(inputs_embeds)
         if past_key_values is None:
@@ -192,12 +190,11 @@ class SleepModel(SleepPreTrainedModel):
         ]
         # nothing was read where all tokens are padding
         last_hidden_state = backbone.norm(layer_states[-1] if layer_states else hidden_states)
-        all_states: Any = (*layer_states[:-1], last_hidden_state) if all_layers else None
-        if selection is not None:
-            chosen = resolve_hidden_states_indices(self, selection, len(all_states))
-            all_states = cast(Any, tuple(state if index in chosen else None for index, state in enumerate(all_states)))
+        all_states: Any = (*layer_states[:-1], last_hidden_state)
         return BaseModelOutputWithPast(
-            last_hidden_state=last_hidden_state, past_key_values=past_key_values, hidden_states=all_states
+            last_hidden_state=last_hidden_state,
+            past_key_values=past_key_values,
+            hidden_states=cast(Any, select_hidden_states(self, all_states, output_hidden_states)),
         )
 
     def _read_all(

@@ -2,16 +2,22 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
+import yaml
+from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerFast
 
 
 CONFIG_FILE = "config.json"
+# beside the state dicts of HRM and TRM, which are named `checkpoint` or by their step
+PUZZLE_CONFIG_FILE = "all_config.yaml"
+PUZZLE_WEIGHT_FILE = re.compile(r"checkpoint|step_(\d+)(\.pth?)?|model\.pth?")
 # the first of these that a folder has holds its weights; each may be split into shards that an index lists
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pt")
 TOKENIZER_PATTERNS = (
@@ -26,25 +32,39 @@ SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
-    """The `config.json` of a folder, or of a repository on the Hub, as a dictionary.
+    """The `config.json`, or else the `all_config.yaml`, of a folder or of a repository on the Hub, as a dictionary.
 
     Raises:
-        OSError: there is no such folder or repository, or it has no `config.json`.
-        ValueError: the file is not a JSON object.
+        OSError: there is no such folder or repository, or it has neither file.
+        ValueError: the file is not a JSON object, or no mapping in YAML.
+    """
+    file = find_config(path)
+    kind = "JSON" if file.name == CONFIG_FILE else "YAML"
+    try:
+        text = file.read_text(encoding="utf-8")
+        config = json.loads(text) if kind == "JSON" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} is not {kind}: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is not a {kind} object")
+    return config
+
+
+def find_config(path: str | os.PathLike) -> Path:
+    """The file that describes a model: `config.json`, or else `all_config.yaml`.
+
+    Raises:
+        OSError: there is neither.
     """
     if is_folder(path):
-        file = Path(path) / CONFIG_FILE
-        if not file.is_file():
-            raise OSError(f"the folder {path} has no {CONFIG_FILE}, so it is not a model folder")
-    else:
-        file = Path(hf_hub_download(str(path), CONFIG_FILE))
+        for name in (CONFIG_FILE, PUZZLE_CONFIG_FILE):
+            if (Path(path) / name).is_file():
+                return Path(path) / name
+        raise OSError(f"the folder {path} has no {CONFIG_FILE}, so it is not a model folder")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} is not a JSON object")
-    return config
+        return Path(hf_hub_download(str(path), CONFIG_FILE))
+    except EntryNotFoundError:
+        return Path(hf_hub_download(str(path), PUZZLE_CONFIG_FILE))
 
 
 def is_folder(path: str | os.PathLike) -> bool:
@@ -66,7 +86,10 @@ def locate(path: str | os.PathLike) -> Path:
     """The folder of a checkpoint; the configuration, weights and tokenizer of a repository are downloaded first."""
     if is_folder(path):
         return Path(path)
-    folder = Path(snapshot_download(str(path), allow_patterns=["*.json", *TOKENIZER_PATTERNS]))
+    folder = Path(snapshot_download(str(path), allow_patterns=["*.json", PUZZLE_CONFIG_FILE, *TOKENIZER_PATTERNS]))
+    if (folder / PUZZLE_CONFIG_FILE).is_file():
+        files = [name for name in list_repo_files(str(path)) if PUZZLE_WEIGHT_FILE.fullmatch(name)]
+        return Path(snapshot_download(str(path), allow_patterns=[PUZZLE_CONFIG_FILE, *files]))
     for name in WEIGHT_FILES:
         stem, suffix = name.rsplit(".", 1)
         folder = Path(snapshot_download(str(path), allow_patterns=[name, f"{stem}-*-of-*.{suffix}"]))
@@ -91,6 +114,13 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / shard for shard in shards]
         if (folder / name).is_file():
             return [folder / name]
+    if (folder / PUZZLE_CONFIG_FILE).is_file():
+        matches = [PUZZLE_WEIGHT_FILE.fullmatch(path.name) for path in folder.iterdir() if path.is_file()]
+        found = [match for match in matches if match is not None]
+        if found:
+            # of several steps the last
+            last = max(found, key=lambda match: (int(match[1] or -1), match[0]))
+            return [folder / last[0]]
     raise OSError(f"{folder} holds no weights ({', '.join(WEIGHT_FILES)})")
 
 

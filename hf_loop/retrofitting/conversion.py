@@ -19,9 +19,10 @@ OWN_MODEL_TYPES = (LoopedConfig.model_type, HierarchicalConfig.model_type)
 def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **config_overrides) -> PreTrainedModel:
     """Load a published looped checkpoint, whose own code need not be there.
 
-    Converted are Huginn-0125, the retrofitted-recurrence checkpoints, Parcae, Ouro, looped Nanbeige and transformers'
-    `hrm_text`. Every tensor of the checkpoint must be known and every weight of the model must be filled. The special
-    token ids are those of the tokenizer where the checkpoint's configuration has others.
+    Converted are Huginn-0125, the retrofitted-recurrence checkpoints, Parcae, Ouro, looped Nanbeige, transformers'
+    `hrm_text`, and the puzzle models HRM and TRM (a state dict beside `all_config.yaml`). Every tensor of the
+    checkpoint must be known and every weight of the model must be filled. The special token ids are those of the
+    tokenizer where the checkpoint's configuration has others.
 
     Args:
         path (`str` or `os.PathLike`): a folder with `config.json` and the weights, or a repository on the Hub.
@@ -30,8 +31,8 @@ def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **conf
             `state_init="zeros"` or `num_loops=8`.
 
     Returns:
-        `PreTrainedModel`: a [`LoopedForCausalLM`], or a [`HierarchicalForCausalLM`] from `hrm_text`, in evaluation
-        mode on the CPU.
+        `PreTrainedModel`: a [`LoopedForCausalLM`], a [`HierarchicalForCausalLM`] from `hrm_text`, or a
+        [`HierarchicalForPuzzle`] from HRM and TRM, in evaluation mode on the CPU.
 
     Raises:
         ValueError: the checkpoint is of no known family or is no published looped model, a setting has no counterpart
@@ -43,6 +44,7 @@ def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **conf
     folder = locate(path)
     tensors = read_tensors(folder)
     source["tensor_names"] = frozenset(tensors)
+    source["tensor_shapes"] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     source["tokenizer_token_ids"] = tokenizer_token_ids(folder)
     try:
         config = converter.convert_config(source)
@@ -52,7 +54,7 @@ def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **conf
     state_dict = converter.convert_state_dict(source, tensors)
     if tensors:
         raise ValueError(f"{path} has {len(tensors)} tensors that are not known: {', '.join(sorted(tensors))}")
-    model = load_converted(config, state_dict, dtype)
+    model = load_converted(config, state_dict, dtype, getattr(converter, "MODEL_CLASS", None))
     model.name_or_path = str(path)
     return model
 
@@ -91,7 +93,10 @@ def find_converter(source: dict[str, Any], path: str | os.PathLike) -> ModuleTyp
 
 
 def load_converted(
-    config: PreTrainedConfig, state_dict: dict[str, torch.Tensor], dtype: torch.dtype | None
+    config: PreTrainedConfig,
+    state_dict: dict[str, torch.Tensor],
+    dtype: torch.dtype | None,
+    model_class: type[PreTrainedModel] | None = None,
 ) -> PreTrainedModel:
     """The model of a configuration and its weights.
 
@@ -99,6 +104,7 @@ def load_converted(
         config (`PreTrainedConfig`): the model's configuration.
         state_dict (`dict[str, torch.Tensor]`): all weights under our names; where the head is tied, without it.
         dtype (`torch.dtype`, *optional*): dtype of the weights, by default the widest among them.
+        model_class (`type`, *optional*): the model's class, that of causal language models if not given.
 
     Raises:
         ValueError: weights are unknown, missing or of another shape; the message names them.
@@ -107,13 +113,14 @@ def load_converted(
         for tensor in state_dict.values():
             dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
+        empty = AutoModelForCausalLM.from_config(config) if model_class is None else model_class._from_config(config)
     check_state_dict(empty, state_dict)
     # fills the rotary buffers and ties the weights, too
     model: Any = type(empty).from_pretrained(None, config=config, state_dict=state_dict, dtype=dtype)
-    model.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
-    )
+    if model.can_generate():
+        model.generation_config = GenerationConfig(
+            bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+        )
     return model
 
 

@@ -12,7 +12,18 @@ from datasets.exceptions import DatasetGenerationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..tasks import associative_recall, coin_flips, passkey, passkey_text, rule_110, shell_game, successor
+from ..tasks import (
+    associative_recall,
+    coin_flips,
+    maze,
+    passkey,
+    passkey_text,
+    puzzle_csv,
+    rule_110,
+    shell_game,
+    successor,
+    sudoku,
+)
 from .answer_rows import SEGMENT_MARK, WeightedCollator, pack_answers, repeat_segments
 from .sections import TEXT_TASKS, DataSection, check_keys
 
@@ -20,11 +31,14 @@ from .sections import TEXT_TASKS, DataSection, check_keys
 TASKS: dict[str, Callable[..., Any]] = {
     "associative_recall": associative_recall,
     "coin_flips": coin_flips,
+    "maze": maze,
     "passkey": passkey,
     "passkey_text": passkey_text,
+    "puzzle_csv": puzzle_csv,
     "rule_110": rule_110,
     "shell_game": shell_game,
     "successor": successor,
+    "sudoku": sudoku,
 }
 # by suffix, the loader of `datasets` that reads the file; a name without one is text
 FILE_KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", "": "text"}

@@ -14,8 +14,17 @@ import yaml
 from transformers import TrainingArguments
 
 from .arguments import LoopTrainingArguments
+from .deep_supervision import DeepSupervisionArguments
 from .recipe_yaml import RecipeLoader, read_yaml
-from .sections import DataSection, FeedbackSection, ModelSection, SleepSection, check_keys
+from .sections import (
+    PUZZLE_TASKS,
+    DataSection,
+    FeedbackSection,
+    HierarchicalSection,
+    ModelSection,
+    SleepSection,
+    check_keys,
+)
 
 
 SECTIONS = ("model", "data", "training")
@@ -24,6 +33,7 @@ FAMILIES: dict[str, tuple[Any, Any]] = {
     "looped": (ModelSection, LoopTrainingArguments),
     "feedback": (FeedbackSection, TrainingArguments),
     "sleep": (SleepSection, TrainingArguments),
+    "hierarchical": (HierarchicalSection, DeepSupervisionArguments),
 }
 
 
@@ -34,13 +44,13 @@ class Recipe:
     Attributes:
         model: Section `model`, whose `family` is `looped` where it is not given.
         data: Section `data`.
-        training: Section `training`: every field of [`LoopTrainingArguments`] for a looped model, else of
-            `TrainingArguments`.
+        training: Section `training`: every field of [`LoopTrainingArguments`] for a looped model, of
+            [`DeepSupervisionArguments`] for a hierarchical one, else of `TrainingArguments`.
         output_dir: `training.output_dir`, which a recipe must give.
         source: The sections as they were read, overrides included; this is what a run saves beside its model.
     """
 
-    model: ModelSection | FeedbackSection | SleepSection
+    model: ModelSection | FeedbackSection | SleepSection | HierarchicalSection
     data: DataSection
     training: TrainingArguments
     output_dir: str
@@ -57,6 +67,12 @@ class Recipe:
             raise ValueError(
                 "data.repeated_segment needs model.family=feedback, whose loss has a weight for every token, "
                 f"got {self.data.repeated_segment} and a {self.model.family} model"
+            )
+        is_puzzle = self.data.task in PUZZLE_TASKS
+        if is_puzzle != (self.model.family == "hierarchical"):
+            raise ValueError(
+                f"model.family=hierarchical and the tasks {', '.join(PUZZLE_TASKS)} go together, got "
+                f"{self.model.family} and data.task={self.data.task}"
             )
         if self.data.streaming and self.training.max_steps < 1:
             raise ValueError(

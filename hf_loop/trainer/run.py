@@ -1,7 +1,7 @@
 """Runs a recipe: from one YAML file to a trained model in a folder."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import set_seed
 
 from .data import load_training_data
 from .feedback_run import build_feedback_model, check_feedback_model, feedback_trainer, merge_lora
+from .hierarchical_run import build_hierarchical_model, check_hierarchical_model, hierarchical_trainer
 from .looped_run import build_model, check_model, looped_trainer
 from .recipe import Recipe
 from .sleep_run import build_sleep_model, check_sleep_model, sleep_trainer
@@ -22,6 +23,7 @@ FAMILIES: dict[str, tuple[Any, Any, Any]] = {
     "looped": (check_model, build_model, looped_trainer),
     "feedback": (check_feedback_model, build_feedback_model, feedback_trainer),
     "sleep": (check_sleep_model, build_sleep_model, sleep_trainer),
+    "hierarchical": (check_hierarchical_model, build_hierarchical_model, hierarchical_trainer),
 }
 
 
@@ -33,13 +35,15 @@ class RunResult:
         output_dir: The folder with the model, the tokenizer and a copy of the recipe.
         num_parameters: Parameters of the model, without those of an adapter.
         train_loss: Mean training loss.
-        eval_loss: Loss on the held-back rows of a looped model at its `config.num_loops`; `None` without evaluation.
+        eval_loss: Loss on the held-back rows, of a looped model at its `config.num_loops`; `None` without evaluation.
+        eval_metrics: All that evaluation came to.
     """
 
     output_dir: str
     num_parameters: int
     train_loss: float
     eval_loss: float | None
+    eval_metrics: dict[str, float] = field(default_factory=dict)
 
 
 def run_recipe(recipe: Recipe) -> RunResult:
@@ -63,11 +67,13 @@ def run_recipe(recipe: Recipe) -> RunResult:
     set_seed(args.seed)
     with args.main_process_first(desc="loading data"):
         data = load_training_data(recipe.data, default_tokenizer=section.pretrained, seed=args.seed)
-    model = build(section, data.tokenizer)
+    # a puzzle model is made for rows of one length
+    sizes = {"num_cells": len(next(iter(data.train_dataset))["input_ids"])} if section.family == "hierarchical" else {}
+    model = build(section, data.tokenizer, **sizes)
     num_parameters = model.num_parameters()
     trainer = make_trainer(model, section, args, data)
     train_loss = trainer.train(resume_from_checkpoint=resume).training_loss
-    eval_loss = trainer.evaluate()["eval_loss"] if data.eval_dataset is not None else None
+    metrics = trainer.evaluate() if data.eval_dataset is not None else {}
     # `Trainer` turns the cache off for training; whoever loads the model wants it
     model.config.use_cache = True
     merge_lora(trainer)
@@ -75,7 +81,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
     trainer.save_state()
     if trainer.is_world_process_zero():
         _write_recipe(recipe, Path(recipe.output_dir))
-    return RunResult(recipe.output_dir, num_parameters, train_loss, eval_loss)
+    return RunResult(recipe.output_dir, num_parameters, train_loss, metrics.get("eval_loss"), metrics)
 
 
 def check_output_dir(output_dir: str, resuming: bool) -> None:

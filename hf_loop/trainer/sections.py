@@ -6,12 +6,16 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ..models.configuration_feedback import FeedbackConfig
+from ..models.configuration_hierarchical import HierarchicalConfig
+from ..models.configuration_hrm import HrmBackboneConfig
 from ..models.configuration_recurrent import RecurrentConfig
 from ..models.configuration_sleep import SleepConfig
 
 
 # tasks of text, which take the tokenizer of the model
 TEXT_TASKS = ("passkey_text",)
+# tasks whose rows are puzzles with an answer in every cell, for models that work in segments
+PUZZLE_TASKS = ("sudoku", "maze", "puzzle_csv")
 LOWEST_VALUES = {
     "num_train_rows": 1,
     "block_size": 2,
@@ -128,6 +132,33 @@ class SleepSection:
     def __post_init__(self) -> None:
         _check_source(self)
         check_keys("model.sleep", self.sleep, _own_fields(SleepConfig))
+
+
+@dataclass
+class HierarchicalSection:
+    """Section `model` of a puzzle model: exactly one of `preset` and `pretrained`.
+
+    Attributes:
+        family: `"hierarchical"`.
+        preset: A published model by name, with fresh weights: `hrm`, `trm`, `urm` or `plain`.
+        pretrained: Folder or Hub name of a puzzle model, which goes on training.
+        hierarchical: Fields of [`HierarchicalConfig`](hf_loop.HierarchicalConfig) to set otherwise; of a preset, also
+            those of its layers, such as `hidden_size` or `token_mixer`. The vocabulary and the length of a puzzle
+            come from the data where they are not given.
+    """
+
+    family: Literal["hierarchical"] = "hierarchical"
+    preset: Literal["hrm", "trm", "urm", "plain"] | None = None
+    pretrained: str | None = None
+    hierarchical: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require_one_of("model", self, ("preset", "pretrained"))
+        shared = {item.name for item in fields(RecurrentConfig)}
+        known = [item.name for item in fields(HierarchicalConfig) if item.name not in shared]
+        if self.pretrained is None:
+            known += [item.name for item in fields(HrmBackboneConfig) if item.name not in known]
+        check_keys("model.hierarchical", self.hierarchical, known)
 
 
 @dataclass

@@ -116,7 +116,7 @@ def test_a_pretrained_model_is_made_to_sleep_and_a_sleep_model_goes_on(tmp_path)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.family=slep", "model.family must be one of looped, feedback, sleep, got 'slep'"),
+        ("model.family=slep", "model.family must be one of looped, feedback, sleep, hierarchical, got 'slep'"),
         ("model.sleep.sleep_windw=4", "unknown key 'sleep_windw' in model.sleep; did you mean 'sleep_window'?"),
         ("model.sleep.vocab_size=4", "unknown key 'vocab_size' in model.sleep"),
         ("model.num_loops=4", "unknown key 'num_loops' in section 'model'"),

@@ -1,6 +1,7 @@
 """The published looped checkpoints that can be converted, one module for each family.
 
-A module has three functions. `config` is the source's `config.json` as a dictionary.
+A module has three functions, and a `MODEL_CLASS` where the model is not the Auto class's. `config` is the source's
+`config.json` as a dictionary, or its `all_config.yaml`.
 
     recognizes(config) -> bool                 whether the checkpoint belongs to this family
     convert_config(config) -> LoopedConfig     ValueError names a setting that has no counterpart here, with its value
@@ -8,14 +9,23 @@ A module has three functions. `config` is the source's `config.json` as a dictio
                                                under our names; takes out of `tensors` what it uses or knows to be
                                                superfluous (a second copy, a buffer), so that what stays is unknown
 
-For the last two the reader adds to `config` what stands beside it: `"tensor_names"`, the names of all tensors, and
-`"tokenizer_token_ids"`, those of `bos_token_id`, `eos_token_id` and `pad_token_id` that the tokenizer's files give.
+For the last two the reader adds to `config` what stands beside it: `"tensor_names"`, the names of all tensors,
+`"tensor_shapes"`, their shapes by name, and `"tokenizer_token_ids"`, those of `bos_token_id`, `eos_token_id` and
+`pad_token_id` that the tokenizer's files give.
 """
 
 from types import ModuleType
 
-from . import hrm_text, huginn, nanbeige, ouro, parcae, retrofitted_recurrence
+from . import hrm_puzzle, hrm_text, huginn, nanbeige, ouro, parcae, retrofitted_recurrence
 
 
 # asked in this order
-CONVERTERS: tuple[ModuleType, ...] = (huginn, retrofitted_recurrence, parcae, ouro, nanbeige, hrm_text)
+CONVERTERS: tuple[ModuleType, ...] = (
+    huginn,
+    retrofitted_recurrence,
+    parcae,
+    ouro,
+    nanbeige,
+    hrm_text,
+    hrm_puzzle,
+)

@@ -17,7 +17,7 @@ from ...models.checks import check_positive_int
 
 
 # what the reader of a checkpoint adds to its configuration
-READER_FIELDS = ("tensor_names", "tokenizer_token_ids")
+READER_FIELDS = ("tensor_names", "tensor_shapes", "tokenizer_token_ids")
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 # the schedule of HRM-Text: what else a hierarchical model may be set to
 SCHEDULE: dict[str, Any] = {"injection": "none", "state_init": "input", "stack_norm": "final", "embedding_scale": 1.0}

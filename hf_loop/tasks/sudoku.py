@@ -1,0 +1,144 @@
+"""Sudoku of sides 4, 6 and 9, split so that no symmetry turns a training solution into a test solution.
+
+reasoning-gym has boards of sides 4 and 9 with a number of blanks. It has none of side 6, no measure of search, and no
+split by solution; and a puzzle whose solution was trained on under another name is no test.
+"""
+
+import random
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from datasets import DatasetDict
+from transformers import PreTrainedTokenizerFast
+
+from .grids import check_counts, check_range, grid_rows, grid_tokenizer, in_turn
+from .sudoku_boards import (
+    BLANK,
+    Board,
+    apply_symmetry,
+    check_size,
+    dead_ends,
+    dig,
+    random_solution,
+    random_symmetry,
+    signature,
+)
+
+
+# of every eight signatures these are test solutions; side 4 has only two, one of them among these
+TEST_RESIDUES = (6, 7)
+# puzzles in a row that may be too easy, or seen before, before there are taken to be none
+MAX_TRIES = 5000
+
+
+def sudoku(
+    num_train: int,
+    num_test: int,
+    size: int = 9,
+    *,
+    min_blanks: int = 1,
+    max_blanks: int | None = None,
+    min_dead_ends: int = 0,
+    num_puzzles: int | None = None,
+    seed: int = 0,
+) -> tuple[DatasetDict, PreTrainedTokenizerFast]:
+    """Generate Sudoku puzzles with exactly one solution.
+
+    Solutions are split into those of training and those of test by what is the same for all boards that symmetries
+    turn into each other (see [`~sudoku_boards.signature`]), whatever the seed. Boards of side 4 fall into two such
+    classes: a third of the 288 is in the test's.
+
+    Args:
+        num_train: Training rows.
+        num_test: Test rows, distinct puzzles.
+        size: The side of the board: 4, 6 or 9.
+        min_blanks, max_blanks: Cells to fill. A puzzle is dug to a number drawn between the two, or until no number
+            can be taken out; `None` digs all as far as they go.
+        min_dead_ends: Dead ends that a search meets in a puzzle at least (see [`~sudoku_boards.dead_ends`]).
+        num_puzzles: Distinct training puzzles. Rows beyond that are these again, seen through random symmetries:
+            numbers renamed, rows and columns reordered, the board turned over. `None` makes every row a puzzle of
+            its own.
+        seed: Seed of the draw.
+
+    Returns:
+        `tuple[DatasetDict, PreTrainedTokenizerFast]`: The splits `"train"` and `"test"` with the columns `puzzle`,
+        `answer`, `blanks`, `dead_ends`, `input_ids` and `labels` (a token for every cell: padding 0, blank 1, the
+        number one 2), and their tokenizer.
+
+    Raises:
+        ValueError: An argument is out of range, or puzzles as hard as these are not found.
+    """
+    check_size(size)
+    check_counts(num_train=num_train, num_test=num_test, num_puzzles=num_puzzles)
+    most = size * size
+    check_range("blanks", min_blanks, most if max_blanks is None else max_blanks, 1, most)
+    if min_dead_ends < 0:
+        raise ValueError(f"min_dead_ends must not be negative, got {min_dead_ends}")
+    options = (size, min_blanks, max_blanks, min_dead_ends)
+    num_distinct = min(num_train, num_puzzles or num_train)
+    rng = random.Random(f"sudoku train {seed}")
+    puzzles = _distinct_puzzles(num_distinct, False, options, rng)
+    train = [_as_row(*_augmented(puzzle, size, turn, rng), size) for turn, puzzle in in_turn(puzzles, num_train)]
+    tests = _distinct_puzzles(num_test, True, options, random.Random(f"sudoku test {seed}"))
+    characters = sudoku_characters(size)
+    splits: Any = {"train": grid_rows(train, characters)}
+    splits["test"] = grid_rows([_as_row(*test, size) for test in tests], characters)
+    return DatasetDict(splits), grid_tokenizer(characters)
+
+
+def sudoku_characters(size: int) -> str:
+    """What cells hold, in the order of their tokens: a blank is 0."""
+    return "".join(map(str, range(size + 1)))
+
+
+def is_test_solution(solution: Board, size: int) -> bool:
+    """Whether a solution, and with it all that symmetries make of it, belongs to the test split."""
+    return zlib.crc32(repr(signature(solution, size)).encode()) % 8 in TEST_RESIDUES
+
+
+def _distinct_puzzles(
+    count: int, is_test: bool, options: tuple[int, int, int | None, int], rng: random.Random
+) -> list[tuple[Board, Board]]:
+    found: dict[Board, Board] = {}
+    for puzzle, solution in _puzzles(is_test, options, rng):
+        found[puzzle] = solution
+        if len(found) == count:
+            break
+    return list(found.items())
+
+
+def _puzzles(
+    is_test: bool, options: tuple[int, int, int | None, int], rng: random.Random
+) -> Iterator[tuple[Board, Board]]:
+    size, min_blanks, max_blanks, min_dead_ends = options
+    seen: set[Board] = set()
+    num_tries = 0
+    while num_tries < MAX_TRIES:
+        solution = random_solution(size, rng)
+        if is_test_solution(solution, size) != is_test:
+            continue
+        num_tries += 1
+        wanted = size * size if max_blanks is None else rng.randint(min_blanks, max_blanks)
+        puzzle = dig(solution, size, wanted, rng)
+        is_hard = puzzle.count(BLANK) >= min_blanks and dead_ends(puzzle, size) >= min_dead_ends
+        if is_hard and puzzle not in seen:
+            seen.add(puzzle)
+            num_tries = 0
+            yield puzzle, solution
+    raise ValueError(
+        f"{MAX_TRIES} puzzles of size={size} in a row had fewer than min_blanks={min_blanks} or "
+        f"min_dead_ends={min_dead_ends}, or were there already: there are {len(seen)}"
+    )
+
+
+def _augmented(pair: tuple[Board, Board], size: int, turn: int, rng: random.Random) -> tuple[Board, Board]:
+    if turn == 0:
+        return pair
+    symmetry = random_symmetry(size, rng)
+    return apply_symmetry(symmetry, pair[0]), apply_symmetry(symmetry, pair[1])
+
+
+def _as_row(puzzle: Board, solution: Board, size: int) -> dict[str, Any]:
+    texts = {"puzzle": "".join(map(str, puzzle)), "answer": "".join(map(str, solution))}
+    return {**texts, "blanks": puzzle.count(BLANK), "dead_ends": dead_ends(puzzle, size)}

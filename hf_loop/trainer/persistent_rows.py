@@ -1,0 +1,140 @@
+"""The rows that deep supervision works on: each stays for as many steps as it has segments, then makes room."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from ..models import HierarchicalCarry
+from ..retrofitting.checkpoint import read_safetensors
+
+
+# keeps these draws apart from others that are made from the seed and the step
+DRAW = 0xDEE9
+
+
+@dataclass
+class Slot:
+    """The rows of one micro-batch.
+
+    Attributes:
+        rows: What the model reads and is asked for, by name, each `[B, ...]`.
+        carry: Where their next segment starts.
+        halted: Rows `[B]` that make room for new ones.
+    """
+
+    rows: dict[str, torch.Tensor]
+    carry: HierarchicalCarry
+    halted: torch.Tensor
+
+
+class PersistentRows:
+    """The micro-batches of a training step, on one process, from one step to the next.
+
+    Every micro-batch of a step has a slot of its own. A step brings every slot as many new rows as it holds; a new row
+    takes the place of the row at its own index if that one has halted, and is dropped otherwise, as in HRM's and TRM's
+    code. So the same data loader serves as anywhere else, and how a batch is cut into micro-batches and processes
+    changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.slots: dict[int, Slot] = {}
+
+    def refill(self, index: int, fresh: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Any]:
+        """The rows of a slot with the halted ones replaced, and their carry (`None` where all are new).
+
+        Raises:
+            ValueError: The new rows are of another shape, or have other columns.
+        """
+        slot = self.slots.get(index)
+        if slot is None:
+            return fresh, None
+        shapes, expected = (
+            {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in rows.items()} for rows in (fresh, slot.rows)
+        )
+        if shapes != expected:
+            raise ValueError(f"new rows must be like those that are under way, {expected}, got {shapes}")
+        halted = slot.halted
+        rows = {
+            name: torch.where(halted.view(-1, *[1] * (held.ndim - 1)), fresh[name], held)
+            for name, held in slot.rows.items()
+        }
+        steps: Any = slot.carry.steps
+        carry = HierarchicalCarry(high=slot.carry.high, steps=torch.where(halted, 0, steps), low=slot.carry.low)
+        return rows, carry
+
+    def keep(self, index: int, rows: dict[str, torch.Tensor], carry: HierarchicalCarry, halted: torch.Tensor) -> None:
+        """Put the rows of a slot back, with where they have come to."""
+        self.slots[index] = Slot(rows, carry, halted)
+
+    def mean_segments(self) -> float | None:
+        """Segments that the rows have run, on average; `None` before the first step."""
+        steps: list[Any] = [slot.carry.steps for slot in self.slots.values()]
+        return float(torch.cat(steps).float().mean()) if steps else None
+
+    def save(self, folder: Path, rank: int) -> None:
+        """Write the rows of this process into a checkpoint's folder."""
+        tensors = {}
+        for index, slot in self.slots.items():
+            named = {f"rows.{name}": tensor for name, tensor in slot.rows.items()}
+            named |= {f"carry.{name}": tensor for name, tensor in slot.carry.items()}
+            named["halted"] = slot.halted
+            tensors |= {f"{index}.{name}": tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+        path = folder / file_name(rank)
+        # written beside and renamed: a reader never sees half a file
+        temporary = path.with_suffix(".tmp")
+        save_file(tensors, temporary)
+        os.replace(temporary, path)
+
+    def load(self, folder: Path, rank: int, device: torch.device) -> None:
+        """Read the rows of this process from a checkpoint's folder.
+
+        Raises:
+            ValueError: They are not there, so that the run cannot be continued as it was.
+        """
+        path = folder / file_name(rank)
+        if not path.is_file():
+            raise ValueError(
+                f"{folder} has no {file_name(rank)}: it was written by another trainer or by fewer processes, and its "
+                "run cannot be continued as it was"
+            )
+        slots: dict[int, dict[str, torch.Tensor]] = {}
+        for full_name, tensor in read_safetensors(path)[0].items():
+            index, _, name = full_name.partition(".")
+            slots.setdefault(int(index), {})[name] = tensor.to(device)
+        self.slots = {index: _as_slot(named) for index, named in slots.items()}
+
+
+def _as_slot(named: dict[str, torch.Tensor]) -> Slot:
+    def part(prefix: str) -> dict[str, Any]:
+        return {name.removeprefix(prefix): named[name] for name in named if name.startswith(prefix)}
+
+    return Slot(part("rows."), HierarchicalCarry(**part("carry.")), named["halted"])
+
+
+def file_name(rank: int) -> str:
+    """The file of a process in a checkpoint's folder."""
+    return f"deep_supervision_{rank}.safetensors"
+
+
+def fewest_segments(seed: int, step: int, rows: slice, exploration: float, max_segments: int) -> np.ndarray:
+    """Segments that rows must have run before they may halt after optimizer step `step`.
+
+    With probability `exploration` a number from 2 to `max_segments`, else 0 (2506.21734). A function of the arguments
+    alone: all processes draw for all rows, and a resumed run repeats it.
+
+    Args:
+        seed: Seed of the run.
+        step: The step, from 0.
+        rows: Rows of the whole batch, over all micro-batches and processes, to draw for.
+        exploration: The probability.
+        max_segments: Segments after which every row halts.
+    """
+    # two numbers a row, so that a row's do not depend on how many rows are drawn for
+    draws = np.random.default_rng([seed, step, DRAW]).random((rows.stop, 2))[rows]
+    counts = np.minimum(max_segments, 2 + (draws[:, 1] * (max_segments - 1)).astype(np.int64))
+    return np.where(draws[:, 0] < exploration, counts, 0)
