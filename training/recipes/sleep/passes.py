@@ -39,8 +39,15 @@ VARIANTS: dict[str, tuple[int, int, bool]] = {
     "looped, 4 loops": (0, 1, False),
 }
 TASKS: dict[str, dict[str, Any]] = {
-    "rule_110": {"num_steps": 2, "num_states": 2, "state_size": 8},
-    "successor": {"max_hops": 4, "min_nodes": 4, "max_nodes": 8, "num_edge_blocks": 3, "block_size": 6},
+    "rule_110": {"num_steps": 2, "num_states": 2, "state_size": 6},
+    "successor": {
+        "max_hops": 3,
+        "min_nodes": 4,
+        "max_nodes": 6,
+        "num_edge_blocks": 2,
+        "block_size": 6,
+        "num_names": 16,
+    },
 }
 
 
