@@ -71,7 +71,7 @@ def generate(
     for num_loops in loop_counts if has_loops else [None]:
         with console.status(f"{num_loops} loops" if num_loops else "reading and writing"):
             tokens, cache = _continue(language_model, inputs, past_key_values, seed, num_loops, sampling)
-        continuations[num_loops] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        continuations[num_loops] = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
     if save_memory is not None:
         language_model.save_memory(cache, save_memory)
     if has_loops:

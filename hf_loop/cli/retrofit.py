@@ -1,4 +1,4 @@
-"""`hf-loop retrofit`: a plain checkpoint as a folder with a looped model, or with one that has a memory."""
+"""`hf-loop retrofit`: a plain checkpoint as a folder with a looped model, or with one that has a memory or sleeps."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,8 +14,11 @@ def retrofit(
     model: Annotated[str, typer.Argument(help="A plain checkpoint: folder, repository on the Hub, or .gguf file.")],
     output_dir: Annotated[Path, typer.Argument(help="Where the new model goes; new or empty.")],
     family: Annotated[
-        Literal["looped", "feedback"],
-        typer.Option(help="looped: layers that run several times; feedback: blocks of tokens and a memory."),
+        Literal["looped", "feedback", "sleep"],
+        typer.Option(
+            help="looped: layers that run several times; feedback: blocks of tokens and a memory; sleep: windows of "
+            "tokens that are written into fast weights."
+        ),
     ] = "looped",
     prelude: Prelude = None,
     coda: Coda = None,
@@ -66,6 +69,21 @@ def retrofit(
             help="Feedback: let the first memory add to the learned one, which is nearer to the original.",
         ),
     ] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Sleep: tokens in a window.", show_default="1024")] = None,
+    passes: Annotated[
+        int | None, typer.Option(min=1, help="Sleep: passes over a window that is full.", show_default="2")
+    ] = None,
+    eviction: Annotated[
+        Literal["hard", "sliding"] | None,
+        typer.Option(
+            help="Sleep: whether all of a window's keys and values are dropped, or as many stay as are in a window.",
+            show_default="hard",
+        ),
+    ] = None,
+    rule: Annotated[
+        Literal["hebbian", "delta", "gated_delta", "oja"] | None,
+        typer.Option(help="Sleep: how inserted fast-weight layers write.", show_default="gated_delta"),
+    ] = None,
 ) -> None:
     """Make a plain checkpoint a recurrent model; train it with `hf-loop train`."""
     layers = LayerRange(prelude, coda, core)
@@ -81,6 +99,10 @@ def retrofit(
         "block_size": block_size,
         "feedback_length": feedback_length,
         "zero_first_residual": None if first_residual is None else not first_residual,
+        "sleep_window": window,
+        "num_sleep_passes": passes,
+        "eviction": eviction,
+        "fast_weight_rule": rule,
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if segments is not None:
@@ -128,5 +150,10 @@ def _describe(model: Any) -> str:
     if config.model_type == "feedback_lm":
         segments = "all" if config.num_memory_segments is None else config.num_memory_segments
         return f"blocks of {config.block_size} tokens, {segments} segments, a memory of {config.feedback_length}"
+    if config.model_type == "sleep_lm":
+        return (
+            f"windows of {config.sleep_window} tokens, {config.num_sleep_passes} passes, {config.eviction} eviction, "
+            f"{len(config.memory_layers)} fast-weight layers inserted"
+        )
     counts = "+".join(str(count) for count in model.model.layer_counts())
     return f"{counts} layers (prelude, core, coda), {config.num_loops} loops"

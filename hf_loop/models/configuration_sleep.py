@@ -67,6 +67,10 @@ class SleepConfig(RecurrentConfig):
         num_backprop_windows (`int`, *optional*):
             Windows that gradient crosses in training: counted from the last, the fast weights are detached after every
             so many windows. All by default.
+        sleep_over_labels (`bool`, *optional*, defaults to `True`):
+            Where labels are given, whether a window with a token that predicts one is slept over like every other.
+            `False` is Algorithm 1 of the paper: such a window is read in one pass, row by row, and the others are
+            slept over. Without labels, as in generation, every full window is.
 
     Raises:
         ValueError: a field is out of range, the backbone has layers that cannot sleep, or nothing would be left of a
@@ -103,6 +107,7 @@ class SleepConfig(RecurrentConfig):
     fast_weight_num_heads: int | None = None
     fast_weight_head_dim: int | None = None
     num_backprop_windows: int | None = None
+    sleep_over_labels: bool = True
 
     def __setattr__(self, key, value):
         optional = {"fast_weight_num_heads", "fast_weight_head_dim", "num_backprop_windows"}

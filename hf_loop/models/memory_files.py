@@ -61,9 +61,9 @@ class MemoryMixin:
             path (`str` or `os.PathLike`): the file to write, in the safetensors format.
 
         Raises:
-            ValueError: the cache is not a memory of this family, or is empty.
+            ValueError: the cache is not a memory of this family, or is empty; there is no folder for the file.
         """
-        layers: Any = past_key_values.layers
+        layers: Any = getattr(past_key_values, "layers", None)
         if not layers or any(not hasattr(layer, "memory_state") for layer in layers):
             raise ValueError(
                 f"`past_key_values` must be a cache that a {self.config.model_type} model has filled, got "
@@ -79,6 +79,8 @@ class MemoryMixin:
         metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "fingerprint": self.fingerprint()}
         metadata["model_type"] = self.config.model_type
         target = Path(path)
+        if not target.absolute().parent.is_dir():
+            raise ValueError(f"`path` must be in a folder that exists, got {str(path)!r}")
         descriptor, temporary = tempfile.mkstemp(dir=target.absolute().parent, prefix=f"{target.name}.")
         os.close(descriptor)
         try:

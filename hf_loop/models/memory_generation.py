@@ -21,10 +21,7 @@ from .memory_files import MemoryMixin
 
 
 class MemoryGenerationMixin(MemoryMixin, GenerationMixin):
-    """`generate` for models whose cache is a memory, which can be saved and loaded."""
-
-    # `generate` then refuses assisted decoding, which takes tokens back
-    _is_stateful = True
+    """`generate` for models whose cache is a memory, which can be saved and loaded. Such a model is `_is_stateful`."""
 
     def _prepare_cache_for_generation(self: Any, generation_config, model_kwargs, *args, **kwargs):
         implementation = generation_config.cache_implementation

@@ -19,7 +19,7 @@
 With no memory and every block kept, this is the backbone.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -47,7 +47,12 @@ from .feedback_state import FeedbackState, start_state
 from .layer_views import LayerUpdates, LeadingRows, updated_view
 from .memory_generation import MemoryGenerationMixin
 from .modeling_recurrent import RecurrentPreTrainedModel
-from .outputs import FeedbackCausalLMOutputWithPast, FeedbackModelOutputWithPast
+from .outputs import (
+    FeedbackCausalLMOutputWithPast,
+    FeedbackModelOutputWithPast,
+    select_hidden_states,
+    wants_hidden_states,
+)
 from .token_rows import Round, arrange_rows, gather_outputs, plan_rounds
 from .weighted_loss import weighted_causal_lm_loss
 
@@ -62,14 +67,18 @@ class FeedbackPreTrainedModel(RecurrentPreTrainedModel):
     config_class = FeedbackConfig
     config: FeedbackConfig
     family_tags = ("transformerfam", "feedback-memory", "long-context")
-    # flash attention has no mask by which rows of memory see a block in both directions
+    # flash attention has no mask by which rows of memory see a block in both directions, and flex attention, which
+    # compiles a kernel for every length of a block, fails to build some of them (torch 2.13, on a CPU)
     _supports_flash_attn = False
+    _supports_flex_attn = False
+    # here, since `PreTrainedModel` comes before the generation mixin: `generate` refuses to take tokens back
+    _is_stateful = True
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, FeedbackModel) and module.config.feedback_length:
-            init.normal_(module.feedback_embedding, std=module.config.initializer_range)
+        if isinstance(module, FeedbackEmbedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
@@ -97,6 +106,23 @@ class FeedbackPreTrainedModel(RecurrentPreTrainedModel):
         self._can_compile_fullgraph = False
 
 
+class FeedbackEmbedding(nn.Module):
+    """The learned vectors that a memory starts from. A module, so that `modules_to_save` of PEFT finds it.
+
+    Args:
+        shape (`tuple[int, ...]`): `(f, D)`, or `(layers, f, D)`.
+        requires_grad (`bool`): whether they are trained.
+    """
+
+    def __init__(self, shape: tuple[int, ...], requires_grad: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(shape), requires_grad=requires_grad)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The vectors in the dtype of `hidden_states`."""
+        return self.weight.to(hidden_states.dtype)
+
+
 # trf-ignore: TRF057 as above
 class FeedbackModel(FeedbackPreTrainedModel):
     """The backbone's layers on a schedule of blocks with a feedback memory, without a head.
@@ -116,7 +142,7 @@ class FeedbackModel(FeedbackPreTrainedModel):
         super().__init__(config)
         self.backbone = make_backbone(config.backbone_config)
         self.adopt(self.backbone)
-        self.feedback_embedding: Any = None
+        self.feedback_embedding: FeedbackEmbedding | None = None
         # CODEPATH: without a memory this is block sliding-window attention, the baseline
         if config.feedback_length:
             if backbone_spec(config.backbone_config).layers_take_token_ids:
@@ -130,7 +156,7 @@ class FeedbackModel(FeedbackPreTrainedModel):
                 shape = (config.num_hidden_layers, *shape)
             # a prompt is read from the second block on only, so no gradient reaches it where blocks stop it
             is_trained = not config.stop_gradient or config.feedback_init == "prefix"
-            self.feedback_embedding = nn.Parameter(torch.zeros(shape), requires_grad=is_trained)
+            self.feedback_embedding = FeedbackEmbedding(shape, requires_grad=is_trained)
         self.post_init()
 
     def get_input_embeddings(self):
@@ -173,7 +199,8 @@ class FeedbackModel(FeedbackPreTrainedModel):
         if past_key_values is None and use_cache and len(rows.lengths) == batch_size:
             past_key_values = DynamicCache(config=config)
             rows = arrange_rows(batch_size, length, attention_mask, position_ids, has_cache=True)
-        state = start_state(config, len(rows.lengths), self.feedback_embedding, initial_feedback, past_key_values)
+        embedding = None if self.feedback_embedding is None else self.feedback_embedding(inputs_embeds)
+        state = start_state(config, len(rows.lengths), embedding, initial_feedback, past_key_values)
         self.warn_of_missing_state_passing()
 
         if position_ids is None:
@@ -184,27 +211,31 @@ class FeedbackModel(FeedbackPreTrainedModel):
             per_token["token_ids"] = backbone.check_token_ids(input_ids)
         per_token = {name: rows.take(tensor) for name, tensor in per_token.items()}
         # put together from the blocks here; `output_attentions` gives those of the layer calls, block by block
-        output_hidden_states = bool(kwargs.pop("output_hidden_states", config.output_hidden_states))
+        output_hidden_states = kwargs.pop("output_hidden_states", config.output_hidden_states)
+        all_layers = wants_hidden_states(output_hidden_states)
 
         rounds, outputs = [], []
         for round_ in plan_rounds(rows.lengths, state.num_tokens, config.block_size, past_key_values is not None):
             state.shrink(len(round_.counts))
             tensors = {name: round_.take(tensor) for name, tensor in per_token.items()}
             rounds.append(round_)
-            outputs.append(self.run_round(backbone, round_, state, output_hidden_states, **tensors, **kwargs))
+            tensors |= kwargs
+            outputs.append(self.run_round(backbone, round_, state, embedding, all_layers, **tensors))
         layer_states = [
             gather_outputs(rounds, list(states), rows, inputs_embeds.shape) for states in zip(*outputs, strict=True)
         ]
         last_hidden_state = backbone.norm(layer_states[-1])
-        if self.training and self.feedback_embedding is not None and not state.was_read:
+        if self.training and embedding is not None and not state.was_read:
             # distributed training waits for a gradient of every parameter, also where all rows are short
-            last_hidden_state = last_hidden_state + 0.0 * self.feedback_embedding.sum()
+            last_hidden_state = last_hidden_state + 0.0 * embedding.sum()
         if past_key_values is not None:
             state.store(past_key_values, rows, length)
         return FeedbackModelOutputWithPast(
             last_hidden_state=last_hidden_state,
             past_key_values=past_key_values,
-            hidden_states=(*layer_states[:-1], last_hidden_state) if output_hidden_states else None,
+            hidden_states=cast(
+                Any, select_hidden_states(self, (*layer_states[:-1], last_hidden_state), output_hidden_states)
+            ),
             feedback=state.final_feedback(rows.order) if past_key_values is None else None,
         )
 
@@ -230,6 +261,7 @@ class FeedbackModel(FeedbackPreTrainedModel):
         backbone: Backbone,
         round_: Round,
         state: FeedbackState,
+        embedding: torch.Tensor | None,
         all_layers: bool,
         states: torch.Tensor,
         positions: torch.Tensor,
@@ -254,10 +286,10 @@ class FeedbackModel(FeedbackPreTrainedModel):
         run = self.run_layers
         if self.gradient_checkpointing and self.training:
             outputs, memories = self._gradient_checkpointing_func(
-                run, backbone, states, memories, plan, inputs, all_layers
+                run, backbone, states, memories, embedding, plan, inputs, all_layers
             )
         else:
-            outputs, memories = run(backbone, states, memories, plan, inputs, all_layers)
+            outputs, memories = run(backbone, states, memories, embedding, plan, inputs, all_layers)
         state.advance(memories, round_, plan)
         return outputs
 
@@ -279,6 +311,7 @@ class FeedbackModel(FeedbackPreTrainedModel):
         backbone: Backbone,
         tokens: torch.Tensor,
         memories: list[LayerMemory],
+        embedding: torch.Tensor | None,
         plan: BlockPlan,
         inputs: LayerInputs,
         all_layers: bool,
@@ -289,7 +322,7 @@ class FeedbackModel(FeedbackPreTrainedModel):
         entry: Any = memories[0].feedback
         # CODEPATH: a prompt enters the first layer in the first block of a row, whatever the other rows have by then
         if is_from_layer and plan.num_lead and config.feedback_init == "prompt":
-            entry = self.feedback_embedding.to(tokens.dtype).expand(len(tokens), -1, -1)
+            entry = cast(torch.Tensor, embedding).expand(len(tokens), -1, -1)
         lead: Any = entry if plan.num_lead else tokens[:, :0]
         tail: Any = entry if plan.num_tail else tokens[:, :0]
         outputs, new_memories = [tokens] if all_layers else [], []

@@ -20,9 +20,10 @@
         drop the keys and values of the window
 
 (https://huggingface.co/papers/2605.26099, Algorithm 1.) What distinguishes a window with labels there, one pass whose
-hidden states are read, from one without, N passes whose hidden states are not, needs no switch here: the pass that
-predicts is the first of the N, and what is labelled reads it. The window the input ends in is consolidated only where
-a cache will need it.
+hidden states are read, from one without, N passes whose hidden states are not, makes no difference here to what is
+predicted: the pass that predicts is the first of the N. What a window with labels leaves behind is that of all N, as
+it will be in generation, or with `sleep_over_labels=False` that of the first, as there. The window the input ends in
+is slept over only where a cache will need it.
 
 With one pass over one window this is the backbone itself, bit for bit.
 """
@@ -39,8 +40,6 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import (
     _CAN_RECORD_REGISTRY,
     capture_outputs,
-    resolve_hidden_states_indices,
-    selected_hidden_states,
 )
 
 from .backbone import Backbone, adopt_backbone, backbone_spec, compute_logits, make_backbone
@@ -49,14 +48,18 @@ from .configuration_sleep import SleepConfig
 from .fast_weight_layer import FastWeightLayer, ShortConvolution, ZeroLinear
 from .generation_sleep import SleepGenerationMixin
 from .modeling_recurrent import RecurrentPreTrainedModel
+from .outputs import select_hidden_states, wants_hidden_states
 from .sleep_cache import check_sleep_cache, read_window, sleep_rows
 from .sleep_passes import Place, SleepPasses
-from .sleep_states import LayerState
+from .sleep_states import LayerState, select_rows
 from .token_rows import Round, arrange_rows, gather_outputs, plan_rounds
 
 
 # lengths of packed documents, which windows cut differently
 _PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+
+# of transformers' losses
+IGNORE_INDEX = -100
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
@@ -144,6 +147,7 @@ class SleepModel(SleepPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         num_sleep_passes: int | None = None,
+        reads_once: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         r"""
@@ -152,10 +156,12 @@ class SleepModel(SleepPreTrainedModel):
             weights of its own. Positions themselves are counted from the window or the row, see `position_mode`.
         num_sleep_passes (`int`, *optional*):
             Passes over a full window, `config.num_sleep_passes` if not given.
+        reads_once (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            A window with a token for which this is true is read in one pass, whatever the number of passes.
 
         Raises:
-            ValueError: the number of passes is not a positive integer, the mask is not one of padding, or the cache
-                is not a sleep model's or has another number of rows.
+            ValueError: the number of passes is not a positive integer, the mask is not one of padding, the cache is
+                not a sleep model's or has another number of rows, or `reads_once` is given with a cache.
         """
         num_passes = self._check_num_passes(num_sleep_passes)
         backbone = Backbone(self.backbone)
@@ -166,15 +172,17 @@ class SleepModel(SleepPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
             rows = arrange_rows(batch_size, length, attention_mask, position_ids, has_cache=True)
         # put together from the windows here; `output_attentions` gives those of the layer calls, pass by pass
-        wanted_states = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
-        selection = selected_hidden_states(wanted_states)
-        all_layers = selection is not None or bool(wanted_states)
+        output_hidden_states = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
+        all_layers = wants_hidden_states(output_hidden_states)
         passes = self._passes(backbone, all_layers, kwargs)
         hidden_states = backbone.enter(inputs_embeds)
         if past_key_values is None:
             rounds = list(plan_rounds(rows.lengths, [0] * len(rows.lengths), self.config.sleep_window, False))
-            outputs = self._read_all(passes, rounds, rows.take(hidden_states), num_passes)
+            reads_once = None if reads_once is None else rows.take(reads_once)
+            outputs = self._read_all(passes, rounds, rows.take(hidden_states), num_passes, reads_once)
         else:
+            if reads_once is not None:
+                raise ValueError("`reads_once` must be None with a cache, where later tokens may follow in a window")
             check_sleep_cache(past_key_values, self.config)
             rounds, outputs = read_window(passes, past_key_values, rows, hidden_states, num_passes)
         layer_states = [
@@ -182,16 +190,20 @@ class SleepModel(SleepPreTrainedModel):
         ]
         # nothing was read where all tokens are padding
         last_hidden_state = backbone.norm(layer_states[-1] if layer_states else hidden_states)
-        all_states: Any = (*layer_states[:-1], last_hidden_state) if all_layers else None
-        if selection is not None:
-            chosen = resolve_hidden_states_indices(self, selection, len(all_states))
-            all_states = cast(Any, tuple(state if index in chosen else None for index, state in enumerate(all_states)))
+        all_states: Any = (*layer_states[:-1], last_hidden_state)
         return BaseModelOutputWithPast(
-            last_hidden_state=last_hidden_state, past_key_values=past_key_values, hidden_states=all_states
+            last_hidden_state=last_hidden_state,
+            past_key_values=past_key_values,
+            hidden_states=cast(Any, select_hidden_states(self, all_states, output_hidden_states)),
         )
 
     def _read_all(
-        self, passes: SleepPasses, rounds: list[Round], tokens: torch.Tensor, num_passes: int
+        self,
+        passes: SleepPasses,
+        rounds: list[Round],
+        tokens: torch.Tensor,
+        num_passes: int,
+        reads_once: torch.Tensor | None,
     ) -> list[list[torch.Tensor]]:
         """All windows of rows `[R, N, D]` that start together, without a cache: the outputs of `wake` in each."""
         every = self.config.num_backprop_windows
@@ -202,7 +214,11 @@ class SleepModel(SleepPreTrainedModel):
             if every is not None and number > 0 and (len(rounds) - number) % every == 0:
                 states = [state.detach() for state in states]
             # nothing comes after the last window that would read what a sleep writes
-            passes_here = num_passes if number < len(rounds) - 1 else 0
+            passes_here = [num_passes if number < len(rounds) - 1 else 0] * len(round_.counts)
+            if reads_once is not None and passes_here[0]:
+                # of a row that ends here this may say anything: nothing reads what its sleep would write
+                once = round_.take(reads_once).any(-1).tolist()
+                passes_here = [1 if is_once else num_passes for is_once in once]
             if self.gradient_checkpointing and self.training:
                 read, states = self._gradient_checkpointing_func(
                     _window_step, passes, round_, passes_here, round_.take(tokens), states
@@ -241,18 +257,35 @@ class SleepModel(SleepPreTrainedModel):
 
 
 def _window_step(
-    passes: SleepPasses, round_: Round, num_passes: int, hidden_states: torch.Tensor, states: list[LayerState]
+    passes: SleepPasses, round_: Round, num_passes: list[int], hidden_states: torch.Tensor, states: list[LayerState]
 ) -> tuple[list[torch.Tensor], list[LayerState]]:
-    """One window of rows that start together, predicted and, unless `num_passes` is 0, slept over."""
+    """One window of rows that start together: predicted and, unless there are 0 passes, slept over as often as each
+    row's `num_passes` says."""
     num_rows, num_tokens = len(round_.counts), round_.num_tokens
     # rows that end here are padded on the right, where nothing that counts comes after
     kept = [max(state.num_columns() for state in states)] * num_rows
     seen = [round_.seen[0]] * num_rows
-    outputs, core_output, states = passes.wake(hidden_states, states, Place([0] * num_rows, kept, seen))
-    if num_passes:
-        place = Place([num_tokens] * num_rows, kept, [count + num_tokens for count in seen])
-        states = passes.sleep(core_output, states, place, num_passes)
+    outputs, core_output, read = passes.wake(hidden_states, states, Place([0] * num_rows, kept, seen))
+    if not num_passes[0]:
+        return outputs, read
+    place = Place([num_tokens] * num_rows, kept, [count + num_tokens for count in seen])
+    first, *others = sorted(set(num_passes))
+    states = passes.sleep(core_output, read, place, first)
+    for count in others:
+        rows = [row for row, row_passes in enumerate(num_passes) if row_passes == count]
+        index = torch.tensor(rows, device=core_output.device)
+        row_place = Place(*([numbers[row] for row in rows] for numbers in place))
+        row_states = [state.select(index) for state in read]
+        slept = passes.sleep(select_rows(core_output, index), row_states, row_place, count)
+        states = [state.merge(part, index, num_rows) for state, part in zip(states, slept)]
     return outputs, states
+
+
+def _predicts(labels: torch.Tensor, shift_labels: torch.Tensor | None) -> torch.Tensor:
+    """Which tokens `[B, T]` predict a label."""
+    if shift_labels is not None:
+        return shift_labels != IGNORE_INDEX
+    return nn.functional.pad(labels != IGNORE_INDEX, (0, 1))[:, 1:]
 
 
 # trf-ignore: TRF057 as above
@@ -309,13 +342,22 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin):
         position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Where they restart within a row, without a mask and without a cache, a new document begins, with fast
             weights of its own. Positions themselves are counted from the window or the row, see `position_mode`.
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            The tokens to be predicted, -100 where there is none. No cache is made then unless `use_cache` asks for it.
         num_sleep_passes (`int`, *optional*):
             Passes over a full window, `config.num_sleep_passes` if not given.
 
         Raises:
-            ValueError: the number of passes is not a positive integer, the mask is not one of padding, or the cache
-                is not a sleep model's or has another number of rows.
+            ValueError: the number of passes is not a positive integer, the mask is not one of padding, the cache is
+                not a sleep model's or has another number of rows, or there are labels and a cache where
+                `config.sleep_over_labels` is False.
         """
+        if labels is not None and past_key_values is None and use_cache is None:
+            use_cache = False
+        reads_once = None
+        # CODEPATH: Algorithm 1 of the paper reads windows with labels once; in generation there is no such difference
+        if labels is not None and not self.config.sleep_over_labels:
+            reads_once = _predicts(labels, kwargs.get("shift_labels"))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -324,6 +366,7 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             num_sleep_passes=num_sleep_passes,
+            reads_once=reads_once,
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)

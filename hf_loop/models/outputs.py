@@ -14,9 +14,12 @@
 """Outputs of the models: transformers' own, with what the loops did and what memory is left."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.output_capturing import resolve_hidden_states_indices, selected_hidden_states
 
 
 @dataclass
@@ -75,3 +78,27 @@ class FeedbackCausalLMOutputWithPast(CausalLMOutputWithPast):
     """
 
     feedback: torch.Tensor | None = None
+
+
+def wants_hidden_states(output_hidden_states: Any) -> bool:
+    """Whether any hidden state was asked for, by a flag or by the indices of some."""
+    return bool(output_hidden_states) or selected_hidden_states(output_hidden_states) is not None
+
+
+def select_hidden_states(
+    model: PreTrainedModel, hidden_states: tuple[torch.Tensor, ...], output_hidden_states: Any
+) -> tuple[torch.Tensor | None, ...] | None:
+    """The hidden states that were asked for, `None` in place of others, as transformers records them.
+
+    For models that put their hidden states together themselves.
+
+    Args:
+        model (`PreTrainedModel`): whose they are.
+        hidden_states (`tuple(torch.FloatTensor)`): all of them, the first layer's input included.
+        output_hidden_states (`bool`, `int` or `list[int]`): all, none, or which.
+    """
+    selection = selected_hidden_states(output_hidden_states)
+    if selection is None:
+        return hidden_states if output_hidden_states else None
+    chosen = resolve_hidden_states_indices(model, selection, len(hidden_states))
+    return tuple(state if index in chosen else None for index, state in enumerate(hidden_states))

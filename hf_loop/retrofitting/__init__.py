@@ -5,6 +5,7 @@ from .families import retrofit
 from .feedback import retrofit_feedback
 from .loop_adapter import add_loop_lora, load_loop_adapter, save_loop_adapter
 from .looped import retrofit_looped
+from .sleep import retrofit_sleep
 from .unrolling import unroll
 
 
@@ -15,6 +16,7 @@ __all__ = [
     "retrofit",
     "retrofit_feedback",
     "retrofit_looped",
+    "retrofit_sleep",
     "save_loop_adapter",
     "unroll",
 ]

@@ -7,13 +7,18 @@ from typing import Any, Literal, overload
 
 from transformers import PreTrainedModel
 
-from ..models import FeedbackForCausalLM, LoopedForCausalLM
+from ..models import FeedbackForCausalLM, LoopedForCausalLM, SleepForCausalLM
 from .feedback import retrofit_feedback
 from .looped import retrofit_looped
 from .moving import open_base
+from .sleep import retrofit_sleep
 
 
-FAMILIES: dict[str, Callable[..., Any]] = {"looped": retrofit_looped, "feedback": retrofit_feedback}
+FAMILIES: dict[str, Callable[..., Any]] = {
+    "looped": retrofit_looped,
+    "feedback": retrofit_feedback,
+    "sleep": retrofit_sleep,
+}
 
 
 @overload
@@ -24,6 +29,10 @@ def retrofit(
 def retrofit(
     model_or_path: PreTrainedModel | str | os.PathLike, family: Literal["feedback"], **options: Any
 ) -> FeedbackForCausalLM: ...
+@overload
+def retrofit(
+    model_or_path: PreTrainedModel | str | os.PathLike, family: Literal["sleep"], **options: Any
+) -> SleepForCausalLM: ...
 def retrofit(
     model_or_path: PreTrainedModel | str | os.PathLike, family: str = "looped", **options: Any
 ) -> PreTrainedModel:
@@ -35,8 +44,8 @@ def retrofit(
         model_or_path (`PreTrainedModel` or `str`): a causal model of a supported backbone, quantized or not, or where
             to load one from.
         family (`str`): the kind of recurrent model.
-        options: what the family takes, each with a default; `retrofit_looped` and `retrofit_feedback` in
-            `hf_loop.retrofitting` say what they mean.
+        options: what the family takes, each with a default; `retrofit_looped`, `retrofit_feedback` and
+            `retrofit_sleep` in `hf_loop.retrofitting` say what they mean.
 
             - `"looped"`: `num_prelude_layers`, `num_coda_layers`, `core_layers`, `num_loops`, `injection`,
               `state_init`, `loop_update`, `loop_norm`, `fold`, `loop_lora_rank`, `loop_lora_beyond`,
@@ -44,9 +53,13 @@ def retrofit(
             - `"feedback"`: `block_size`, `num_memory_segments`, `feedback_length`, `feedback_source`,
               `feedback_init`, `zero_first_residual`, `stop_gradient`, `random_state_passing`,
               `random_position_offset`. Without a memory and with all segments it is the original.
+            - `"sleep"`: `sleep_window`, `num_sleep_passes`, `eviction`, `sleep_layers`, `reset_conv`,
+              `position_mode`, `fast_weight_layers`, `fast_weight_rule`, `fast_weight_num_heads`,
+              `fast_weight_head_dim`, `num_backprop_windows`, `sleep_over_labels`. In one window it is the original.
 
     Returns:
-        `LoopedForCausalLM` or `FeedbackForCausalLM`, on the device and in the dtype of the original.
+        `LoopedForCausalLM`, `FeedbackForCausalLM` or `SleepForCausalLM`, on the device and in the dtype of the
+        original.
 
     Raises:
         ValueError: there is no such family, an option is not the family's or is refused by it, the model is recurrent
@@ -59,6 +72,7 @@ def retrofit(
 
     >>> looped = hf_loop.retrofit("path/or/repository", num_prelude_layers=4, num_coda_layers=4, num_loops=2)
     >>> feedback = hf_loop.retrofit("path/or/repository", "feedback", block_size=512, num_memory_segments=1)
+    >>> sleeper = hf_loop.retrofit("path/or/repository", "sleep", sleep_window=512, num_sleep_passes=2)
     ```
     """
     check_options(family, options)

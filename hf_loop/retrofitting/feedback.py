@@ -68,7 +68,7 @@ def retrofit_feedback(
     }
     feedback: Any = move_into(FeedbackForCausalLM, base, fields, not_quantized=[])
     if feedback_length:
-        materialize(feedback, feedback.model, base, recurse=False)
+        materialize(feedback, feedback.model.feedback_embedding, base)
         _start_from_tokens(feedback.model)
     return feedback
 
@@ -76,7 +76,7 @@ def retrofit_feedback(
 @torch.no_grad()
 def _start_from_tokens(model: Any) -> None:
     """Set the learned memory to embeddings of tokens drawn from the vocabulary, as they enter the first layer."""
-    memory = model.feedback_embedding
+    memory = model.feedback_embedding.weight
     token_ids = torch.randint(model.config.vocab_size, memory.shape[:-1], device=memory.device)
     # without the dropout that some backbones have here
     was_training = model.training

@@ -7,7 +7,9 @@ from .maze import maze
 from .passkey import passkey
 from .passkey_text import passkey_text
 from .puzzle_csv import puzzle_csv
+from .rule_110 import rule_110, rule_110_accuracy
 from .shell_game import shell_game
+from .successor import successor, successor_accuracy
 from .sudoku import sudoku
 from .tokenizer import word_tokenizer
 
@@ -21,7 +23,11 @@ __all__ = [
     "passkey_text",
     "puzzle_csv",
     "recall_accuracy",
+    "rule_110",
+    "rule_110_accuracy",
     "shell_game",
+    "successor",
+    "successor_accuracy",
     "sudoku",
     "word_tokenizer",
 ]

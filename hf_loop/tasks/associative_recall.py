@@ -21,7 +21,7 @@ from .blocks import (
     IGNORE_INDEX,
     check_integers,
     check_share,
-    is_test,
+    draw_split,
     ragged_dataset,
     row_lengths,
     stretches,
@@ -177,26 +177,13 @@ def _words(letter: str, count: int) -> list[str]:
 def _split(split: str, lengths: np.ndarray, layout: _Layout, rng: np.random.Generator) -> Dataset:
     columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     for start, stop in stretches(lengths):
-        for name, part in _rows(split, stop - start, int(lengths[start]), layout, rng).items():
+        num_blocks = int(lengths[start])
+        rows = draw_split(
+            split, stop - start, lambda count, num_blocks=num_blocks: _draw(count, num_blocks, layout, rng)
+        )
+        for name, part in rows.items():
             columns[name].append(part)
     return ragged_dataset(columns)
-
-
-def _rows(
-    split: str, num_rows: int, num_blocks: int, layout: _Layout, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """Rows of one length: drawn until enough of them belong to the split."""
-    parts: list[dict[str, np.ndarray]] = []
-    missing = num_rows
-    while missing > 0:
-        # one row in eight is for testing, and seven are for training
-        rows = _draw(num_rows * 2 if split == "train" else num_rows * 8, num_blocks, layout, rng)
-        # a row as one number, by a polynomial in its tokens that wraps around
-        powers = np.cumprod(np.full(num_blocks * layout.block_size, 0x9E3779B97F4A7C15, dtype=np.uint64))
-        chosen = is_test((rows["input_ids"].astype(np.uint64) * powers).sum(1, dtype=np.uint64)) == (split == "test")
-        parts.append({name: part[chosen][:missing] for name, part in rows.items()})
-        missing -= len(parts[-1]["updated"])
-    return {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
 
 
 def _draw(num_rows: int, num_blocks: int, layout: _Layout, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """What the tasks that are laid out in blocks of tokens share: lengths, the split of rows, and datasets made fast."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -77,6 +77,27 @@ def draw_codes(split: str, num_rows: int, low: int, high: int, rng: np.random.Ge
         if wants_test:
             codes = codes[np.sort(np.unique(codes, return_index=True)[1])]
     return codes[:num_rows]
+
+
+def draw_split(split: str, num_rows: int, draw: Callable[[int], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Rows of one length, drawn until enough of them belong to a split, which their tokens decide.
+
+    Args:
+        split: `"train"` or `"test"`.
+        num_rows: How many to draw.
+        draw: Draws so many rows: columns `[rows, ...]`, `input_ids` `[rows, tokens]` among them.
+    """
+    parts: list[dict[str, np.ndarray]] = []
+    missing = num_rows
+    while missing > 0:
+        # one row in eight is for testing, and seven are for training
+        rows = draw(num_rows * 2 if split == "train" else num_rows * 8)
+        # a row as one number, by a polynomial in its tokens that wraps around
+        powers = np.cumprod(np.full(rows["input_ids"].shape[1], 0x9E3779B97F4A7C15, dtype=np.uint64))
+        chosen = is_test((rows["input_ids"].astype(np.uint64) * powers).sum(1, dtype=np.uint64)) == (split == "test")
+        parts.append({name: part[chosen][:missing] for name, part in rows.items()})
+        missing -= len(parts[-1]["input_ids"])
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def stretches(lengths: np.ndarray) -> list[tuple[int, int]]:

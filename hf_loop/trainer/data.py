@@ -19,7 +19,9 @@ from ..tasks import (
     passkey,
     passkey_text,
     puzzle_csv,
+    rule_110,
     shell_game,
+    successor,
     sudoku,
 )
 from .answer_rows import SEGMENT_MARK, WeightedCollator, pack_answers, repeat_segments
@@ -33,7 +35,9 @@ TASKS: dict[str, Callable[..., Any]] = {
     "passkey": passkey,
     "passkey_text": passkey_text,
     "puzzle_csv": puzzle_csv,
+    "rule_110": rule_110,
     "shell_game": shell_game,
+    "successor": successor,
     "sudoku": sudoku,
 }
 # by suffix, the loader of `datasets` that reads the file; a name without one is text

@@ -1,24 +1,17 @@
 """What a recipe trains where its family is `feedback`: a stock `Trainer`, with random state passing and LoRA."""
 
-import os
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ..models import FeedbackConfig, FeedbackForCausalLM
 from ..retrofitting import retrofit
@@ -26,10 +19,6 @@ from .data import TrainingData
 from .new_backbone import check_vocabulary, new_backbone_config
 from .sections import FeedbackSection
 from .state_passing import RandomStatePassing, find_feedback_model
-
-
-# beside an adapter in a checkpoint: the vectors that the memory starts from, which are no part of it
-VECTORS_FILE, VECTORS_NAME = "feedback_embedding.safetensors", "feedback_embedding"
 
 
 def check_feedback_model(section: FeedbackSection) -> None:
@@ -80,12 +69,7 @@ def feedback_trainer(
     Raises:
         ValueError: An adapter is to be trained on weights that are split over processes.
     """
-    trained: Any = model
-    callbacks: list[TrainerCallback] = [RandomStatePassing()]
-    if section.lora_rank:
-        trained = add_lora(model, section)
-        callbacks.append(_MemoryVectors())
-        _load_vectors(trained, args)
+    trained: Any = add_lora(model, section) if section.lora_rank else model
     trainer = Trainer(
         model=trained,
         args=args,
@@ -93,7 +77,7 @@ def feedback_trainer(
         eval_dataset=data.eval_dataset,
         data_collator=data.collator,
         processing_class=data.tokenizer,
-        callbacks=callbacks,
+        callbacks=[RandomStatePassing()],
     )
     if section.lora_rank and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError(
@@ -105,49 +89,22 @@ def feedback_trainer(
 
 def add_lora(model: PreTrainedModel, section: FeedbackSection) -> PeftModel:
     """Wraps `model` by PEFT with the adapter that `section` describes; the memory's first vectors train with it."""
-    vectors = find_feedback_model(model).feedback_embedding
-    trains_vectors = vectors is not None and vectors.requires_grad
+    embedding = find_feedback_model(model).feedback_embedding
+    trains_embedding = embedding is not None and embedding.weight.requires_grad
     config = LoraConfig(
         r=section.lora_rank,
         lora_alpha=cast(int, section.lora_rank if section.lora_alpha is None else section.lora_alpha),
         target_modules=section.lora_target_modules or "all-linear",
+        modules_to_save=["feedback_embedding"] if trains_embedding else None,
         task_type="CAUSAL_LM",
     )
-    wrapped = cast(PeftModel, get_peft_model(model, config))
-    if trains_vectors:
-        vectors.requires_grad_(True)
-    return wrapped
+    return cast(PeftModel, get_peft_model(model, config))
 
 
 def merge_lora(trainer: Trainer) -> None:
     """Puts the adapter of a trained model, where it has one, into its weights."""
     if isinstance(trainer.model, PeftModel):
         trainer.model = trainer.model.merge_and_unload()
-
-
-class _MemoryVectors(TrainerCallback):
-    """Writes the vectors that the memory starts from beside the adapter, since PEFT knows modules only."""
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
-        vectors = find_feedback_model(model).feedback_embedding
-        if vectors is None or not args.should_save:
-            return
-        folder = Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        temporary = folder / f"{VECTORS_FILE}.tmp"
-        save_file({VECTORS_NAME: vectors.detach().cpu().contiguous()}, temporary)
-        os.replace(temporary, folder / VECTORS_FILE)
-
-
-def _load_vectors(model: torch.nn.Module, args: TrainingArguments) -> None:
-    """Restores the vectors that the checkpoint to resume from has, since the trainer restores the adapter only."""
-    resume: Any = args.resume_from_checkpoint
-    folder = get_last_checkpoint(str(args.output_dir)) if resume is True else resume
-    vectors = find_feedback_model(model).feedback_embedding
-    if folder and vectors is not None:
-        with torch.no_grad():
-            vectors.copy_(load_file(Path(folder, VECTORS_FILE))[VECTORS_NAME])
 
 
 def _is_feedback(config: Any) -> bool:

@@ -54,7 +54,7 @@ def build_hierarchical_model(
 
 
 def hierarchical_trainer(
-    model: PreTrainedModel, args: DeepSupervisionArguments, data: TrainingData
+    model: PreTrainedModel, section: HierarchicalSection, args: DeepSupervisionArguments, data: TrainingData
 ) -> DeepSupervisionTrainer:
     """The trainer of a recipe's puzzle model."""
     return DeepSupervisionTrainer(

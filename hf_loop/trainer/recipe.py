@@ -22,6 +22,7 @@ from .sections import (
     FeedbackSection,
     HierarchicalSection,
     ModelSection,
+    SleepSection,
     check_keys,
 )
 
@@ -31,6 +32,7 @@ SECTIONS = ("model", "data", "training")
 FAMILIES: dict[str, tuple[Any, Any]] = {
     "looped": (ModelSection, LoopTrainingArguments),
     "feedback": (FeedbackSection, TrainingArguments),
+    "sleep": (SleepSection, TrainingArguments),
     "hierarchical": (HierarchicalSection, DeepSupervisionArguments),
 }
 
@@ -42,13 +44,13 @@ class Recipe:
     Attributes:
         model: Section `model`, whose `family` is `looped` where it is not given.
         data: Section `data`.
-        training: Section `training`: every field of [`LoopTrainingArguments`], of `TrainingArguments` for a feedback
-            model, or of [`DeepSupervisionArguments`] for a hierarchical one.
+        training: Section `training`: every field of [`LoopTrainingArguments`] for a looped model, of
+            [`DeepSupervisionArguments`] for a hierarchical one, else of `TrainingArguments`.
         output_dir: `training.output_dir`, which a recipe must give.
         source: The sections as they were read, overrides included; this is what a run saves beside its model.
     """
 
-    model: ModelSection | FeedbackSection | HierarchicalSection
+    model: ModelSection | FeedbackSection | SleepSection | HierarchicalSection
     data: DataSection
     training: TrainingArguments
     output_dir: str
@@ -61,10 +63,10 @@ class Recipe:
                 "training.distillation_weight needs model.pretrained, which is the teacher, "
                 f"got training.distillation_weight={distillation_weight} and a new backbone"
             )
-        if self.data.repeated_segment and self.model.family == "looped":
+        if self.data.repeated_segment and self.model.family != "feedback":
             raise ValueError(
                 "data.repeated_segment needs model.family=feedback, whose loss has a weight for every token, "
-                f"got {self.data.repeated_segment} and a looped model"
+                f"got {self.data.repeated_segment} and a {self.model.family} model"
             )
         is_puzzle = self.data.task in PUZZLE_TASKS
         if is_puzzle != (self.model.family == "hierarchical"):

@@ -14,10 +14,17 @@ from .feedback_run import build_feedback_model, check_feedback_model, feedback_t
 from .hierarchical_run import build_hierarchical_model, check_hierarchical_model, hierarchical_trainer
 from .looped_run import build_model, check_model, looped_trainer
 from .recipe import Recipe
-from .sections import FeedbackSection, HierarchicalSection
+from .sleep_run import build_sleep_model, check_sleep_model, sleep_trainer
 
 
 RECIPE_COPY = "recipe.yaml"
+# by model.family: what refuses a section `model`, what builds the model, and what trains it
+FAMILIES: dict[str, tuple[Any, Any, Any]] = {
+    "looped": (check_model, build_model, looped_trainer),
+    "feedback": (check_feedback_model, build_feedback_model, feedback_trainer),
+    "sleep": (check_sleep_model, build_sleep_model, sleep_trainer),
+    "hierarchical": (check_hierarchical_model, build_hierarchical_model, hierarchical_trainer),
+}
 
 
 @dataclass
@@ -51,25 +58,20 @@ def run_recipe(recipe: Recipe) -> RunResult:
     # of whichever family
     args: Any = recipe.training
     section: Any = recipe.model
-    is_feedback, is_puzzle = isinstance(section, FeedbackSection), isinstance(section, HierarchicalSection)
+    check, build, make_trainer = FAMILIES[section.family]
     resume = args.resume_from_checkpoint or False
     check_output_dir(recipe.output_dir, resuming=bool(resume))
-    check = check_hierarchical_model if is_puzzle else check_feedback_model if is_feedback else check_model
     check(section)
     # no rank may write into the folder before all have looked into it
     PartialState().wait_for_everyone()
     set_seed(args.seed)
     with args.main_process_first(desc="loading data"):
         data = load_training_data(recipe.data, default_tokenizer=section.pretrained, seed=args.seed)
-    trainer: Any
-    if is_puzzle:
-        model = build_hierarchical_model(section, data.tokenizer, len(next(iter(data.train_dataset))["input_ids"]))
-        num_parameters = model.num_parameters()
-        trainer = hierarchical_trainer(model, args, data)
-    else:
-        model = (build_feedback_model if is_feedback else build_model)(section, data.tokenizer)
-        num_parameters = model.num_parameters()
-        trainer = (feedback_trainer if is_feedback else looped_trainer)(model, section, args, data)
+    # a puzzle model is made for rows of one length
+    sizes = {"num_cells": len(next(iter(data.train_dataset))["input_ids"])} if section.family == "hierarchical" else {}
+    model = build(section, data.tokenizer, **sizes)
+    num_parameters = model.num_parameters()
+    trainer = make_trainer(model, section, args, data)
     train_loss = trainer.train(resume_from_checkpoint=resume).training_loss
     metrics = trainer.evaluate() if data.eval_dataset is not None else {}
     # `Trainer` turns the cache off for training; whoever loads the model wants it

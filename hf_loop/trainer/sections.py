@@ -9,6 +9,7 @@ from ..models.configuration_feedback import FeedbackConfig
 from ..models.configuration_hierarchical import HierarchicalConfig
 from ..models.configuration_hrm import HrmBackboneConfig
 from ..models.configuration_recurrent import RecurrentConfig
+from ..models.configuration_sleep import SleepConfig
 
 
 # tasks of text, which take the tokenizer of the model
@@ -103,14 +104,34 @@ class FeedbackSection:
 
     def __post_init__(self) -> None:
         _check_source(self)
-        shared = {item.name for item in fields(RecurrentConfig)}
-        own = [item.name for item in fields(FeedbackConfig) if item.name not in shared]
-        check_keys("model.feedback", self.feedback, own)
+        check_keys("model.feedback", self.feedback, _own_fields(FeedbackConfig))
         if self.lora_rank < 0:
             raise ValueError(f"model.lora_rank must not be negative, got {self.lora_rank}")
         for name in ("lora_alpha", "lora_target_modules"):
             if self.lora_rank == 0 and getattr(self, name) is not None:
                 raise ValueError(f"model.{name} needs model.lora_rank of at least 1, got {getattr(self, name)!r}")
+
+
+@dataclass
+class SleepSection:
+    """Section `model` of a sleep model: exactly one of `backbone` and `pretrained`, and how it sleeps.
+
+    Attributes:
+        family: `"sleep"`.
+        backbone: Config of a new backbone, as for a looped model.
+        pretrained: Folder or Hub name of a pretrained causal language model to let sleep; or of a sleep model, which
+            goes on training.
+        sleep: Fields of [`SleepConfig`](hf_loop.SleepConfig), such as `sleep_window`.
+    """
+
+    family: Literal["sleep"] = "sleep"
+    backbone: dict[str, Any] | None = None
+    pretrained: str | None = None
+    sleep: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_source(self)
+        check_keys("model.sleep", self.sleep, _own_fields(SleepConfig))
 
 
 @dataclass
@@ -218,7 +239,13 @@ def _require_one_of(section: str, values: Any, names: tuple[str, ...]) -> None:
         raise ValueError(f"{section}: give exactly one of {choices}, got {', '.join(given) or 'none'}")
 
 
-def _check_source(section: ModelSection | FeedbackSection) -> None:
+def _own_fields(config_class: type[RecurrentConfig]) -> list[str]:
+    """The fields of a family's config that not all families have."""
+    shared = {item.name for item in fields(RecurrentConfig)}
+    return [item.name for item in fields(config_class) if item.name not in shared]
+
+
+def _check_source(section: ModelSection | FeedbackSection | SleepSection) -> None:
     _require_one_of("model", section, ("backbone", "pretrained"))
     if section.backbone is not None and "model_type" not in section.backbone:
         raise ValueError("model.backbone must name its model_type, for example model_type: llama")

@@ -116,7 +116,7 @@ def reference_logits(model, input_ids: torch.Tensor, num_segments: int, zero_fir
     outputs = []
     for start in range(0, input_ids.shape[1], size):
         tokens = decoder.embed_tokens(input_ids[0, start : start + size])
-        travelling = model.model.feedback_embedding
+        travelling = model.model.feedback_embedding.weight
         for index, layer in enumerate(decoder.layers):
             is_first = memory[index] is None
             feedback = travelling if is_first else memory[index]

@@ -58,7 +58,7 @@ def test_one_block_without_a_memory_is_the_base_model_bit_for_bit(model_type):
 @torch.no_grad()
 def test_a_memory_is_causal_and_reaches_across_blocks(model_type):
     _, model = make_pair(model_type, block_size=4, num_memory_segments=0, feedback_length=2)
-    model.model.feedback_embedding.normal_()
+    model.model.feedback_embedding.weight.normal_()
     input_ids = random_ids(1, 14)
     expected = model(input_ids, use_cache=False).logits
     for changed in (0, 2, 3, 4, 9):

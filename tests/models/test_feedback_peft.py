@@ -10,7 +10,6 @@ from .model_tester import random_ids
 
 # several blocks of four tokens
 INPUT_IDS = random_ids(2, 15)
-EMBEDDING = "model.feedback_embedding"
 
 
 def train(adapted, num_steps: int = 2) -> None:
@@ -29,9 +28,8 @@ def train(adapted, num_steps: int = 2) -> None:
 def test_lora_and_the_learned_vectors(options, checkpointing, tmp_path):
     model = make_feedback(**options)
     expected = model(INPUT_IDS).logits.detach()
-    before = model.model.feedback_embedding.detach().clone()
-    # a parameter of the model itself: PEFT trains, saves and merges it as it does a weight matrix
-    adapter = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], target_parameters=[EMBEDDING])
+    before = model.model.feedback_embedding.weight.detach().clone()
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], modules_to_save=["feedback_embedding"])
     adapted = get_peft_model(model, adapter)
     torch.testing.assert_close(adapted(INPUT_IDS).logits, expected)
     if checkpointing:
@@ -44,4 +42,4 @@ def test_lora_and_the_learned_vectors(options, checkpointing, tmp_path):
     torch.testing.assert_close(loaded(INPUT_IDS).logits, trained)
     merged = loaded.merge_and_unload()
     torch.testing.assert_close(merged(INPUT_IDS).logits, trained, atol=1e-4, rtol=1e-4)
-    assert not torch.equal(merged.model.feedback_embedding, before)
+    assert not torch.equal(merged.model.feedback_embedding.weight, before)

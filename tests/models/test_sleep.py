@@ -5,6 +5,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from hf_loop import SleepConfig, SleepForCausalLM, SleepModel
+from hf_loop.models.sleep_passes import SleepPasses
+from hf_loop.models.sleep_states import PassStates
 
 from .model_tester import CausalModelTester, left_pad, random_ids
 from .sleep_variants import HYBRIDS, VARIANTS, WINDOW, make_sleep
@@ -201,6 +203,47 @@ def test_no_keys_and_values_cross_a_hard_border(name):
             layer.state = layer.state._replace(keys=keys, values=values)
     assert poisoned
     torch.testing.assert_close(model(INPUT_IDS[:, 6:], past_key_values=cache).logits, expected, **CLOSE)
+
+
+@pytest.fixture
+def poisoned_keys(monkeypatch):
+    """Every key and value that a layer computed becomes NaN, where it lies, as soon as its window has been slept over.
+    The number of tensors of each sleep."""
+    seen, counts = [], []
+    update, sleep = PassStates.update, SleepPasses.sleep
+
+    def record(self, key_states, value_states, layer_idx, *args, **kwargs):
+        joined = update(self, key_states, value_states, layer_idx, *args, **kwargs)
+        seen.extend((key_states, value_states, *joined))
+        return joined
+
+    def poison(self, *args, **kwargs):
+        states = sleep(self, *args, **kwargs)
+        counts.append(len(seen))
+        while seen:
+            seen.pop().fill_(float("nan"))
+        return states
+
+    monkeypatch.setattr(PassStates, "update", record)
+    monkeypatch.setattr(SleepPasses, "sleep", poison)
+    return counts
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+@pytest.mark.parametrize("name", [name for name, schedule in VARIANTS.items() if "eviction" not in schedule])
+@torch.no_grad()
+def test_poisoned_keys_and_values_are_never_read_again(name, use_cache, request):
+    model = make_sleep(**VARIANTS[name])
+    expected = model(INPUT_IDS, use_cache=use_cache).logits
+    counts = request.getfixturevalue("poisoned_keys")
+    assert torch.equal(model(INPUT_IDS, use_cache=use_cache).logits, expected)
+    assert len(counts) >= 3 and all(counts)
+
+
+@torch.no_grad()
+def test_the_poison_works(poisoned_keys):
+    """With sliding eviction keys and values do cross the border."""
+    assert make_sleep(**VARIANTS["sliding eviction"])(INPUT_IDS, use_cache=False).logits.isnan().any()
 
 
 @torch.no_grad()

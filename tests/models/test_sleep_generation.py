@@ -1,6 +1,9 @@
 """Every way to generate gives what greedy decoding without a cache gives, and sleep is the same wherever it comes."""
 
 import copy
+import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,6 +17,18 @@ PROMPT = random_ids(2, 10)
 GREEDY = {"max_new_tokens": 9, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
 SOME = ("qwen3_5_text", "inserted", "sliding eviction, middle layers", "first layers, kept convolution")
+
+CONTINUE = """
+import json, sys, torch
+import hf_loop
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+ids = torch.tensor(json.loads(sys.argv[3]))
+options = dict(json.loads(sys.argv[4]), return_dict_in_generate=True, output_logits=True)
+outputs = model.generate(ids, past_key_values=model.load_memory(sys.argv[2]), **options)
+torch.save((outputs.sequences, torch.stack(outputs.logits)), sys.argv[5])
+"""
 
 
 @pytest.fixture(params=SOME)
@@ -236,6 +251,22 @@ def test_memory_survives_the_disk(model, tmp_path):
     logits = model(new_ids, past_key_values=loaded).logits
     expected = torch.stack([model(torch.cat([rows[0], ids])[None]).logits[0, -3:] for ids in new_ids])
     torch.testing.assert_close(logits, expected, **CLOSE)
+
+
+def test_another_process_goes_on_bit_for_bit(model, tmp_path):
+    """Saved in the middle of a window by a process that has ended, as far as the other one can tell."""
+    model.save_pretrained(tmp_path / "model")
+    cache = read(model, PROMPT)
+    model.save_memory(cache, tmp_path / "memory")
+    new_ids = random_ids(2, 3, 5)
+    paths = [str(tmp_path / name) for name in ("model", "memory", "outputs")]
+    arguments = [*paths[:2], json.dumps(new_ids.tolist()), json.dumps(GREEDY), paths[2]]
+    subprocess.run([sys.executable, "-c", CONTINUE, *arguments], check=True, capture_output=True, timeout=120)
+    sequences, logits = torch.load(tmp_path / "outputs")
+    options = {**GREEDY, "return_dict_in_generate": True, "output_logits": True}
+    expected = model.generate(torch.cat([PROMPT, new_ids], dim=1), past_key_values=cache, **options)
+    assert torch.equal(sequences[:, 3:], expected.sequences[:, PROMPT.shape[1] + 3 :])
+    assert torch.equal(logits, torch.stack(expected.logits))
 
 
 @torch.no_grad()

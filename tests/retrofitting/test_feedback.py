@@ -60,7 +60,7 @@ def test_the_memory_starts_from_tokens_as_they_enter_the_first_layer(model_type,
     base = tiny_decoder(model_type).to(torch.bfloat16).train()
     feedback = retrofit(base, "feedback", feedback_length=8, feedback_init=feedback_init)
     assert feedback.training and feedback.model.training and feedback.model.backbone.training
-    memory = feedback.eval().model.feedback_embedding
+    memory = feedback.eval().model.feedback_embedding.weight
     entered = Backbone(feedback.model.backbone).enter(feedback.get_input_embeddings()(torch.arange(97)[None]))[0]
     distances = torch.cdist(memory.flatten(0, -2).float(), entered.float()).min(dim=-1)
     assert memory.dtype == torch.bfloat16 and distances.values.max() < 1e-2
@@ -94,20 +94,20 @@ def test_an_adapter_and_the_memory_are_trained_saved_and_loaded(model_type, tmp_
     # as the paper trains: LoRA on every linear map, and the memory that a sequence starts from
     lora = LoraConfig(r=2, target_modules="all-linear")
     plain = feedback(**INPUTS).logits.detach()
-    before = feedback.model.feedback_embedding.detach().clone()
+    before = feedback.model.feedback_embedding.weight.detach().clone()
     adapted = get_peft_model(feedback, lora)
-    feedback.model.feedback_embedding.requires_grad_(True)
+    feedback.model.feedback_embedding.weight.requires_grad_(True)
     torch.testing.assert_close(adapted(**INPUTS).logits, plain)
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
     adapted.train()(**INPUTS, labels=INPUT_IDS).loss.backward()
     optimizer.step()
     adapted.eval()
-    assert not torch.equal(feedback.model.feedback_embedding, before)
+    assert not torch.equal(feedback.model.feedback_embedding.weight, before)
     trained = adapted(**INPUTS).logits.detach()
     assert not torch.allclose(trained, plain, atol=1e-4)
     adapted.save_pretrained(tmp_path)
     again = retrofit(tiny_decoder(model_type), "feedback", **BLOCKS)
-    again.model.feedback_embedding.data = feedback.model.feedback_embedding.data
+    again.model.feedback_embedding.weight.data = feedback.model.feedback_embedding.weight.data
     loaded = PeftModel.from_pretrained(again, tmp_path)
     torch.testing.assert_close(loaded(**INPUTS).logits, trained, atol=1e-5, rtol=1e-5)
 
@@ -131,9 +131,9 @@ def test_layers_that_embed_tokens_are_refused_a_memory(model_type):
 @pytest.mark.parametrize(("feedback_init", "shape"), [("prompt", (2, 64)), ("prefix", (4, 2, 64))])
 def test_every_new_parameter_trains(feedback_init, shape):
     feedback = retrofit(tiny_decoder("gemma3_text").train(), "feedback", **BLOCKS, feedback_init=feedback_init)
-    assert feedback.model.feedback_embedding.shape == shape
+    assert feedback.model.feedback_embedding.weight.shape == shape
     feedback(**INPUTS, labels=INPUT_IDS).loss.backward()
-    gradient = feedback.model.feedback_embedding.grad
+    gradient = feedback.model.feedback_embedding.weight.grad
     assert gradient is not None and gradient.any(dim=-1).all()
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from hf_loop import retrofit
-from hf_loop.trainer.feedback_run import VECTORS_FILE, build_feedback_model, check_feedback_model
+from hf_loop.trainer.feedback_run import build_feedback_model, check_feedback_model
 from hf_loop.trainer.recipe import load_recipe
 from hf_loop.trainer.run import run_recipe
 from hf_loop.trainer.sections import FeedbackSection
@@ -87,7 +87,6 @@ def test_resuming_repeats_the_run(make_recipe, tmp_path, overrides):
     for path in cut.iterdir():
         if path.name != "checkpoint-2":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert (cut / "checkpoint-2" / VECTORS_FILE).is_file() == (overrides is LORA)
     run_recipe(make_recipe(f"training.output_dir={cut}", "training.resume_from_checkpoint=true", *overrides))
     assert losses(cut) == losses(tmp_path / "run")
     models = [AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path / "run", cut)]
@@ -97,11 +96,10 @@ def test_resuming_repeats_the_run(make_recipe, tmp_path, overrides):
 
 def test_lora_trains_the_first_vectors_of_the_memory(make_recipe, tmp_path):
     run_recipe(make_recipe("training.max_steps=4", *LORA))
-    vectors = [
-        load_file(tmp_path / "run" / f"checkpoint-{step}" / VECTORS_FILE)["feedback_embedding"] for step in (2, 4)
-    ]
+    adapters = [load_file(tmp_path / "run" / f"checkpoint-{step}" / "adapter_model.safetensors") for step in (2, 4)]
+    vectors = [adapter["base_model.model.model.feedback_embedding.weight"] for adapter in adapters]
     assert not vectors[0].equal(vectors[1])
-    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run").model.feedback_embedding
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run").model.feedback_embedding.weight
     torch.testing.assert_close(saved.detach(), vectors[1], rtol=0, atol=0)
 
 

@@ -31,6 +31,7 @@ def test_there_are_recipes():
     names = {path.stem for path in RECIPES}
     assert {"shell_game", "text_pretraining", "smollm2_135m", "smollm2_135m_cpu"} <= names
     assert {"passkey", "smollm2_135m_lora"} <= names
+    assert {"associative_recall", "rule_110", "successor", "smollm2_135m_sleep"} <= names
     assert {"sudoku_4x4", "sudoku_6x6", "sudoku_9x9", "maze_30x30"} <= names
 
 
@@ -58,6 +59,9 @@ def test_debug_variant_runs_two_steps(path, tmp_path):
     elif section.get("family") == "feedback":
         assert model.config.model_type == "feedback_lm"
         assert model.config.random_state_passing == section["feedback"].get("random_state_passing", 0)
+    elif section.get("family") == "sleep":
+        assert model.config.model_type == "sleep_lm"
+        assert model.config.num_sleep_passes == section["sleep"]["num_sleep_passes"]
     else:
         assert len([entry for entry in state["log_history"] if "mean_loops" in entry]) == 2
         assert model.config.model_type == "looped_lm"

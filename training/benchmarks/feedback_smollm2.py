@@ -2,7 +2,8 @@
 
     python training/recipes/retrofit/python_docs.py outputs/python_docs       # the texts, out of Python itself
     python training/benchmarks/feedback_smollm2.py untrained                  # 10 minutes on one CPU core
-    python training/benchmarks/feedback_smollm2.py trained --seed 0           # 25 minutes
+    python training/benchmarks/feedback_smollm2.py trained --seed 0           # 10 minutes
+    python training/benchmarks/feedback_smollm2.py passing --seed 0           # 5 minutes
     python training/benchmarks/feedback_smollm2.py report                     # table and figure
 
 The model is trained on docstrings of the standard library and measured on Python's language reference, of which no 13
@@ -12,6 +13,7 @@ words in a row are in the docstrings. What is compared:
 - block sliding-window attention, which is the same model with `feedback_length=0`;
 - a feedback memory by `hf_loop.retrofit`, untrained, and after LoRA (rank 64 on every linear map of the layers, and
   the memory that a sequence starts from) with the plain language-model loss, on rows of eight blocks;
+- the same with random state passing (0.8): most steps start from the memory that the one before ended with;
 - the control: block sliding-window attention after the same LoRA run, with the same seed, rows and settings. What it
   gains is getting used to texts on Python; only what the memory gains beyond it is the memory's.
 
@@ -22,17 +24,19 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import set_seed
 
 from hf_loop import retrofit
+from hf_loop.cli.load import load_plain_model, load_tokenizer
 from hf_loop.evaluation.block_perplexity import BlockCurve, perplexity_by_block
 from hf_loop.evaluation.block_plots import plot_block_curves
+from hf_loop.trainer.state_passing import passes_state
 
 
 # the memory is a sixteenth of a block, as in the paper
@@ -45,26 +49,27 @@ LORA = LoraConfig(
     lora_alpha=64,
     target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 )
+STATE_PASSING = 0.8
 LEARNING_RATE, MEMORY_LEARNING_RATE, WARMUP_STEPS = 5e-4, 5e-3, 3
 
 
 def load(args: argparse.Namespace, **schedule: Any) -> Any:
     """The checkpoint in float32: as it is, or with a schedule of blocks."""
-    base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    base = load_plain_model(args.model, "float32")
     return retrofit(base, "feedback", block_size=BLOCK_SIZE, **schedule) if schedule else base
 
 
 def held_out_texts(args: argparse.Namespace) -> torch.Tensor:
     """The beginning of the language reference, as texts `[B, T]` that follow each other."""
     text = (args.texts / "topics.txt").read_text(encoding="utf-8")
-    tokenizer: Any = AutoTokenizer.from_pretrained(args.model)
+    tokenizer: Any = load_tokenizer(args.model)
     input_ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]
     return input_ids[: NUM_TEXTS * TEXT_LENGTH].view(NUM_TEXTS, TEXT_LENGTH)
 
 
 def training_rows(args: argparse.Namespace) -> torch.Tensor:
     """The docstrings, a module after the other, as rows `[N, T]`."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(args.model)
+    tokenizer: Any = load_tokenizer(args.model)
     token_ids = []
     for line in (args.texts / "docstrings.jsonl").read_text(encoding="utf-8").splitlines():
         token_ids += [*tokenizer(json.loads(line)["text"], verbose=False)["input_ids"], tokenizer.eos_token_id]
@@ -111,13 +116,22 @@ def measure_untrained(args: argparse.Namespace) -> None:
 
 def measure_trained(args: argparse.Namespace) -> None:
     """A memory and the control, both after the same training."""
-    rows = training_rows(args)
     for length, name in ((FEEDBACK_LENGTH, feedback_name(args)), (0, control_name(args))):
-        set_seed(args.seed)
-        model = load(args, num_memory_segments=args.segments, feedback_length=length, zero_first_residual=False)
-        set_seed(args.seed)
-        model = train(model, rows, args)
-        measure(args, model, f"{name}, LoRA, seed {args.seed}")
+        measure_after_training(args, length, name)
+
+
+def measure_passing(args: argparse.Namespace) -> None:
+    """A memory that is trained with random state passing."""
+    measure_after_training(args, FEEDBACK_LENGTH, f"{feedback_name(args)}, state passing", STATE_PASSING)
+
+
+def measure_after_training(args: argparse.Namespace, length: int, name: str, state_passing: float = 0.0) -> None:
+    """Train a model with a memory of `length` vectors, and measure it."""
+    set_seed(args.seed)
+    model = load(args, num_memory_segments=args.segments, feedback_length=length, zero_first_residual=False)
+    set_seed(args.seed)
+    model = train(model, training_rows(args), args, state_passing)
+    measure(args, model, f"{name}, LoRA, seed {args.seed}")
 
 
 def feedback_name(args: argparse.Namespace) -> str:
@@ -130,12 +144,13 @@ def control_name(args: argparse.Namespace) -> str:
     return f"sliding window, m={args.segments}"
 
 
-def train(model: Any, rows: torch.Tensor, args: argparse.Namespace) -> Any:
+def train(model: Any, rows: torch.Tensor, args: argparse.Namespace, state_passing: float) -> Any:
     """LoRA and the first memory, on rows drawn with the seed; the adapter is merged afterwards."""
-    adapted: Any = get_peft_model(model, LORA)
-    memory = [] if model.model.feedback_embedding is None else [model.model.feedback_embedding.requires_grad_(True)]
-    is_memory = {id(parameter) for parameter in memory}
-    lora = [p for p in adapted.parameters() if p.requires_grad and id(p) not in is_memory]
+    has_memory = model.model.feedback_embedding is not None
+    adapted: Any = get_peft_model(model, replace(LORA, modules_to_save=["feedback_embedding"] if has_memory else None))
+    trained = [(name, parameter) for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    memory = [parameter for name, parameter in trained if "feedback_embedding" in name]
+    lora = [parameter for name, parameter in trained if "feedback_embedding" not in name]
     groups = [{"params": lora, "lr": LEARNING_RATE}, {"params": memory, "lr": MEMORY_LEARNING_RATE}]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -143,11 +158,14 @@ def train(model: Any, rows: torch.Tensor, args: argparse.Namespace) -> Any:
     )
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed))
     adapted.train()
-    losses, start = [], time.process_time()
+    losses, start, passed = [], time.process_time(), None
     for step in range(args.steps):
         row = rows[order[step % len(rows)]][None]
+        initial = passed if passes_state(args.seed, step, state_passing) else None
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = adapted(input_ids=row, labels=row, use_cache=False).loss
+            outputs = adapted(input_ids=row, labels=row, use_cache=False, initial_feedback=initial)
+        loss = outputs.loss
+        passed = outputs.feedback[0].detach() if state_passing else None
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*lora, *memory], 1.0)
         optimizer.step()
@@ -167,7 +185,8 @@ def report(args: argparse.Namespace) -> None:
         print(f"| {curve.label} | {curve.perplexity:.3f} |")
     by_label = {curve.label: curve for curve in curves}
     for curve in curves:
-        control = by_label.get(curve.label.replace(feedback_name(args), control_name(args)))
+        name = curve.label.replace(feedback_name(args), control_name(args)).replace(", state passing", "")
+        control = by_label.get(name)
         if "LoRA" in curve.label and control is not None and control is not curve:
             difference, error = curve.difference_from(control)
             print(f"{curve.label} - {control.label}: {difference:+.4f} +- {error:.4f} nats a token over blocks")
@@ -179,17 +198,18 @@ def report(args: argparse.Namespace) -> None:
 def main() -> None:
     """One part of the measurement; the parts add to the same results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["untrained", "trained", "report"])
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or repository")
+    parser.add_argument("part", choices=["untrained", "trained", "passing", "report"])
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder, repository, .gguf")
     parser.add_argument("--texts", type=Path, default=Path("outputs/python_docs"), help="what python_docs.py wrote")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/smollm2_feedback"))
     parser.add_argument("--seed", type=int, default=0, help="of the new memory, LoRA and the order of rows")
     parser.add_argument("--segments", type=int, default=0, help="whole blocks kept beside the memory, when trained")
-    parser.add_argument("--steps", type=int, default=24, help="training steps of one row of 2048 tokens")
+    parser.add_argument("--steps", type=int, default=16, help="training steps of one row of 2048 tokens")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    {"untrained": measure_untrained, "trained": measure_trained, "report": report}[args.part](args)
+    parts = {"untrained": measure_untrained, "trained": measure_trained, "passing": measure_passing, "report": report}
+    parts[args.part](args)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ BACKBONE: dict[str, Any] = {
 BATCH_SIZE, MIN_BLOCKS, MAX_BLOCKS = 32, 2, 8
 BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256)
 # tokens of a batch in evaluation
-EVAL_TOKENS = 2**17
+EVAL_TOKENS = 2**19
 
 
 def main() -> None:

@@ -1,0 +1,85 @@
+"""What a recipe trains where its family is `sleep`: a stock `Trainer`, since the model sleeps by itself."""
+
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+
+from ..models import SleepConfig, SleepForCausalLM
+from ..retrofitting import retrofit
+from .data import TrainingData
+from .new_backbone import check_vocabulary, new_backbone_config
+from .sections import SleepSection
+
+
+def check_sleep_model(section: SleepSection) -> None:
+    """Refuses a section `model` of a sleep model that no config accepts, before any data is loaded for it.
+
+    Raises:
+        ValueError: Names the field.
+    """
+    if section.pretrained is None:
+        SleepConfig(backbone_config=new_backbone_config(section.backbone or {}), **section.sleep)
+        return
+    config = AutoConfig.from_pretrained(section.pretrained)
+    if not _is_sleep(config):
+        SleepConfig(backbone_config=config, **section.sleep)
+        return
+    # the layers are there already: what they are cannot be chosen any more
+    for name, value in section.sleep.items():
+        if name.startswith("fast_weight_") and value != getattr(config, name):
+            raise ValueError(
+                f"model.sleep.{name} cannot be chosen, got {value!r}: {section.pretrained} is a sleep model already, "
+                f"with {getattr(config, name)!r}"
+            )
+    AutoConfig.from_pretrained(section.pretrained, **section.sleep)
+
+
+def build_sleep_model(section: SleepSection, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Builds the sleep model of section `model`, with fresh weights or from a pretrained one.
+
+    Args:
+        section: The section `model` of a recipe.
+        tokenizer: Gives the vocabulary size and the special token ids of a new backbone.
+
+    Raises:
+        ValueError: The backbone's vocabulary is smaller than the tokenizer's, or a field is refused by the config.
+    """
+    if section.pretrained is None:
+        backbone_config = new_backbone_config(section.backbone or {}, tokenizer)
+        model = SleepForCausalLM(SleepConfig(backbone_config=backbone_config, **section.sleep))
+    else:
+        # in single precision whatever the stored type: small updates vanish in 16-bit weights
+        options: dict[str, Any] = {"dtype": torch.float32}
+        if _is_sleep(AutoConfig.from_pretrained(section.pretrained)):
+            model = AutoModelForCausalLM.from_pretrained(section.pretrained, **options, **section.sleep)
+        else:
+            base = AutoModelForCausalLM.from_pretrained(section.pretrained, **options)
+            model = retrofit(base, "sleep", **section.sleep)
+    check_vocabulary(model, tokenizer)
+    return model
+
+
+def sleep_trainer(
+    model: PreTrainedModel, section: SleepSection, args: TrainingArguments, data: TrainingData
+) -> Trainer:
+    """The trainer of a recipe's sleep model."""
+    return Trainer(
+        model=model,
+        args=args,
+        train_dataset=cast(Any, data.train_dataset),
+        eval_dataset=data.eval_dataset,
+        data_collator=data.collator,
+        processing_class=data.tokenizer,
+    )
+
+
+def _is_sleep(config: Any) -> bool:
+    return config.model_type == SleepConfig.model_type

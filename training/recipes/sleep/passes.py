@@ -1,0 +1,169 @@
+"""Do more passes help? Rule 110 and k-hop successors at N = 1, 2 and 4, with the controls that the paper lacks.
+
+    python training/recipes/sleep/passes.py rule_110 outputs/sleep_rule_110          # all runs, in order
+    python training/recipes/sleep/passes.py successor outputs/sleep_successor
+    python training/recipes/sleep/passes.py successor outputs/sleep_successor --variants "N = 4" --seeds 0
+    python training/recipes/sleep/passes.py successor outputs/sleep_successor --plot    # table and figure
+
+All variants are Llamas of width 64 with a fast-weight layer after each of two layers, trained on the same rows with
+hard eviction; windows with labels are read once and the others slept over, as in the paper. The controls of N = 4:
+
+- `N = 1, compute of N = 4`: as many more steps as four passes cost;
+- `N = 1, 8 layers`: four times the layers, each called once;
+- `looped, 4 loops`: the looped family, four loops at every token and no sleep. It loops while it is awake, and it
+  evicts nothing: its attention sees the whole text. It has no fast-weight layers, and no need of them.
+
+A finished run is one line in `results.jsonl`; a run that has its line is skipped, so the command can be given again
+after an interruption. The cost of a variant counts calls of a layer for a token, in training, over those of `N = 1`.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from runs import answers, finish_runs, read_results, small_llama, spread, train
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+
+from hf_loop import LoopedConfig, LoopedForCausalLM, SleepConfig, SleepForCausalLM
+from hf_loop.tasks import rule_110, rule_110_accuracy, successor, successor_accuracy
+
+
+BATCH_SIZE, NUM_LAYERS = 64, 2
+# passes, times as many layers, and whether it makes the steps that four passes would pay for, in the order of the runs
+VARIANTS: dict[str, tuple[int, int, bool]] = {
+    "N = 1": (1, 1, False),
+    "N = 2": (2, 1, False),
+    "N = 4": (4, 1, False),
+    "N = 1, compute of N = 4": (1, 1, True),
+    "N = 1, 8 layers": (1, 4, False),
+    "looped, 4 loops": (0, 1, False),
+}
+TASKS: dict[str, dict[str, Any]] = {
+    "rule_110": {"num_steps": 2, "num_states": 2, "state_size": 6},
+    "successor": {
+        "max_hops": 3,
+        "min_nodes": 4,
+        "max_nodes": 6,
+        "num_edge_blocks": 2,
+        "block_size": 6,
+        "num_names": 16,
+    },
+}
+
+
+def main() -> None:
+    """Runs what has not been run, or draws what has."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=list(TASKS))
+    parser.add_argument("folder", type=Path, help="where results.jsonl is, or will be")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--test-rows", type=int, default=1024)
+    parser.add_argument("--plot", action="store_true", help="write table.md and accuracy.png from results.jsonl")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    path = args.folder / "results.jsonl"
+    if args.plot:
+        (args.folder / "table.md").write_text(table(read_results(path)))
+        draw(read_results(path), args.folder / "accuracy.png")
+        return
+    options = {name: getattr(args, name) for name in ("task", "steps", "learning_rate", "test_rows")}
+    runs = [{**options, "variant": variant, "seed": seed} for seed in args.seeds for variant in args.variants]
+    finish_runs(path, runs, lambda run: train_and_evaluate(run, args.folder))
+
+
+def train_and_evaluate(run: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One run: its cost, its training, and the share of right answers by difficulty."""
+    set_seed(run["seed"])
+    task, options = run["task"], TASKS[run["task"]]
+    num_passes, _, has_more_steps = VARIANTS[run["variant"]]
+    steps = round(run["steps"] * cost(task, 4)) if has_more_steps else run["steps"]
+    make_rows = rule_110 if task == "rule_110" else successor
+    splits, tokenizer = make_rows(steps * BATCH_SIZE, run["test_rows"], seed=run["seed"], **options)
+    model = build(task, run["variant"], tokenizer)
+    training = train(model, splits["train"], folder, run["seed"], steps, BATCH_SIZE, run["learning_rate"])
+    predictions = answers(model, splits["test"])
+    if task == "rule_110":
+        accuracy = rule_110_accuracy(predictions, splits["test"])
+    else:
+        accuracy = {f"{entry['hops']}": entry["accuracy"] for entry in successor_accuracy(predictions, splits["test"])}
+    relative = {"cost": round(total_cost(task, run["variant"]), 2), "parameters": model.num_parameters()}
+    return {**relative, "steps_made": steps, **training, "accuracy": accuracy}
+
+
+def build(task: str, variant: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """The model of a variant, with fresh weights."""
+    num_passes, times, _ = VARIANTS[variant]
+    num_layers = NUM_LAYERS * times
+    backbone = small_llama(tokenizer, num_hidden_layers=num_layers)
+    if num_passes == 0:
+        return LoopedForCausalLM(LoopedConfig(backbone_config=backbone, num_loops=4))
+    config = SleepConfig(
+        backbone_config=backbone, sleep_window=window_of(task), num_sleep_passes=num_passes,
+        fast_weight_layers=list(range(num_layers)), fast_weight_num_heads=2, fast_weight_head_dim=32,
+        sleep_over_labels=False,
+    )  # fmt: skip
+    return SleepForCausalLM(config)
+
+
+def window_of(task: str) -> int:
+    """Tokens of a window: a state, or a block of edges."""
+    return TASKS[task]["state_size" if task == "rule_110" else "block_size"]
+
+
+def cost(task: str, num_passes: int) -> float:
+    """Layer calls of a row over those at one pass; the window that asks is read once."""
+    options = TASKS[task]
+    num_slept = options["num_states"] if task == "rule_110" else options["num_edge_blocks"]
+    slept, asking = num_slept * window_of(task), 2 * num_slept if task == "rule_110" else window_of(task)
+    return (num_passes * slept + asking) / (slept + asking)
+
+
+def total_cost(task: str, variant: str) -> float:
+    """Layer calls of a variant's training over those of `N = 1`."""
+    num_passes, times, has_more_steps = VARIANTS[variant]
+    return (cost(task, num_passes) if num_passes else 4) * times * (cost(task, 4) if has_more_steps else 1)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Cost and accuracy by difficulty in Markdown."""
+    columns = list(results[0]["accuracy"])
+    lines = ["| variant | cost | seeds | " + " | ".join(columns) + " |", "|---|---|---|" + "---|" * len(columns)]
+    for variant in dict.fromkeys(result["variant"] for result in results):
+        runs = [result for result in results if result["variant"] == variant]
+        cells = [spread([run["accuracy"][column] for run in runs]) for column in columns]
+        lines.append(f"| {variant} | {runs[0]['cost']} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy by difficulty: a group of points for each, one point a seed, one colour a variant."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from hf_loop.evaluation.plots import COLORS
+
+    figure = Figure(figsize=(7.2, 3.8), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    columns = [column for column in results[0]["accuracy"] if "guessing" not in column]
+    variants = list(dict.fromkeys(result["variant"] for result in results))
+    for index, variant in enumerate(variants):
+        runs = [result["accuracy"] for result in results if result["variant"] == variant]
+        places = [place + 0.12 * (index - (len(variants) - 1) / 2) for place in range(len(columns)) for _ in runs]
+        values = [run[column] for column in columns for run in runs]
+        axes.plot(places, values, "o", markersize=4, color=COLORS[index % len(COLORS)], label=variant)
+    axes.set_xticks(range(len(columns)), labels=columns)
+    axes.set_xlabel("answers counted" if results[0]["task"] == "rule_110" else "hops")
+    axes.set_ylabel("right")
+    axes.set_ylim(-0.02, 1.02)
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
