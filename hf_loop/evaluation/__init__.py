@@ -6,6 +6,17 @@ from .memory import kv_bytes_per_loop, kv_bytes_per_token
 from .model_card import ModelCardFacts, render_model_card, write_model_card
 from .perplexity import perplexity_over_loops
 from .plots import plot_loop_curves
+from .puzzle_card import measure_puzzles, write_puzzle_card
+from .puzzles import (
+    FailureChecks,
+    HaltingQuality,
+    SegmentRecord,
+    failure_checks,
+    halting_quality,
+    record_segments,
+    segment_accuracy,
+    with_one_blank,
+)
 from .results import Results
 from .scan import scan_layer_ranges
 from .scan_plots import plot_layer_scan
@@ -13,20 +24,30 @@ from .scan_results import LayerScan, ScanCell, layer_ranges
 
 
 __all__ = [
+    "FailureChecks",
+    "HaltingQuality",
     "LayerScan",
     "LoopCurve",
     "ModelCardFacts",
     "Results",
     "ScanCell",
+    "SegmentRecord",
     "accuracy_over_loops",
+    "failure_checks",
+    "halting_quality",
     "kv_bytes_per_loop",
     "kv_bytes_per_token",
     "layer_ranges",
+    "measure_puzzles",
     "perplexity_over_loops",
     "plot_layer_scan",
     "plot_loop_curves",
+    "record_segments",
     "render_model_card",
     "safe_range",
     "scan_layer_ranges",
+    "segment_accuracy",
+    "with_one_blank",
     "write_model_card",
+    "write_puzzle_card",
 ]

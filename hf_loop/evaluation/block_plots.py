@@ -1,6 +1,7 @@
 """The figure that shows perplexity along a text."""
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
 from .block_perplexity import BlockCurve
@@ -8,6 +9,8 @@ from .plots import COLORS
 
 
 LINE_STYLES = ("-", "--", ":")
+# beyond this ratio of the highest value to the lowest, a linear axis would show the worst curve alone
+LOG_RATIO = 20
 
 
 def plot_block_curves(
@@ -39,21 +42,29 @@ def plot_block_curves(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.4, 4.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(7.4, 5.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     divisors = [1.0] * len(curves[0].num_predicted) if reference is None else reference.perplexities()
     ends = [curve_block * curves[0].block_size for curve_block in range(1, len(divisors) + 1)]
+    drawn = []
     for index, curve in enumerate(curves):
         values = [value / divisor for value, divisor in zip(curve.perplexities(), divisors, strict=True)]
+        drawn += [value for value in values if isfinite(value)]
         style = LINE_STYLES[index // len(COLORS) % len(LINE_STYLES)]
         label = f"{curve.label} ({curve.perplexity:.2f})"
         axes.plot(ends, values, style, color=COLORS[index % len(COLORS)], linewidth=1.3, label=label)
+    if drawn and max(drawn) > LOG_RATIO * min(drawn):
+        axes.set_yscale("log")
     axes.set_xlabel("tokens read")
     axes.set_ylabel("perplexity" if reference is None else f"perplexity over that of: {reference.label}")
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small", title="perplexity of the whole in brackets", title_fontsize="small")
+    # below the axes: there is no corner that no curve passes
+    figure.legend(
+        loc="outside lower center", ncols=2, frameon=False, fontsize="x-small", title_fontsize="x-small",
+        title="perplexity of the whole in brackets",
+    )  # fmt: skip
     if title is not None:
         axes.set_title(title)
     figure.savefig(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerFast
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 CONFIG_FILE = "config.json"
 # beside the state dicts of HRM and TRM, which are named `checkpoint` or by their step
 PUZZLE_CONFIG_FILE = "all_config.yaml"
+PUZZLE_PATTERNS = ["checkpoint", "step_*", "model.pt*"]
 PUZZLE_WEIGHT_FILE = re.compile(r"checkpoint|step_(\d+)(\.pth?)?|model\.pth?")
 # the first of these that a folder has holds its weights; each may be split into shards that an index lists
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pt")
@@ -63,8 +64,11 @@ def find_config(path: str | os.PathLike) -> Path:
         raise OSError(f"the folder {path} has no {CONFIG_FILE}, so it is not a model folder")
     try:
         return Path(hf_hub_download(str(path), CONFIG_FILE))
-    except EntryNotFoundError:
-        return Path(hf_hub_download(str(path), PUZZLE_CONFIG_FILE))
+    except EntryNotFoundError as error:
+        try:
+            return Path(hf_hub_download(str(path), PUZZLE_CONFIG_FILE))
+        except EntryNotFoundError:
+            raise error from None
 
 
 def is_folder(path: str | os.PathLike) -> bool:
@@ -88,8 +92,7 @@ def locate(path: str | os.PathLike) -> Path:
         return Path(path)
     folder = Path(snapshot_download(str(path), allow_patterns=["*.json", PUZZLE_CONFIG_FILE, *TOKENIZER_PATTERNS]))
     if (folder / PUZZLE_CONFIG_FILE).is_file():
-        files = [name for name in list_repo_files(str(path)) if PUZZLE_WEIGHT_FILE.fullmatch(name)]
-        return Path(snapshot_download(str(path), allow_patterns=[PUZZLE_CONFIG_FILE, *files]))
+        return Path(snapshot_download(str(path), allow_patterns=PUZZLE_PATTERNS, ignore_patterns="*preds*"))
     for name in WEIGHT_FILES:
         stem, suffix = name.rsplit(".", 1)
         folder = Path(snapshot_download(str(path), allow_patterns=[name, f"{stem}-*-of-*.{suffix}"]))

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from .grids import check_counts, grid_rows, grid_tokenizer, in_turn
 from .maze import MAZE_CHARACTERS, START, WALL, turned
-from .sudoku import sudoku_characters
-from .sudoku_boards import apply_symmetry, is_solved, random_symmetry, signature
+from .sudoku import seen, sudoku_characters
+from .sudoku_boards import is_solved, signature
 
 
 NUM_COLUMNS = 4
@@ -112,12 +112,6 @@ def _alike(row: dict[str, Any], kind: str) -> Any:
 
 def _seen(row: dict[str, Any], kind: str, rng: random.Random) -> dict[str, Any]:
     if kind == "sudoku":
-        symmetry = random_symmetry(9, rng)
-        texts = {
-            name: "".join(map(str, apply_symmetry(symmetry, tuple(map(int, row[name])))))
-            for name in ("puzzle", "answer")
-        }
-    else:
-        size, symmetry = math.isqrt(len(row["puzzle"])), rng.randrange(8)
-        texts = {name: "".join(turned(row[name], size, symmetry)) for name in ("puzzle", "answer")}
-    return {**row, **texts}
+        return seen(row, 9, rng)
+    size, symmetry = math.isqrt(len(row["puzzle"])), rng.randrange(8)
+    return {**row, **{name: "".join(turned(row[name], size, symmetry)) for name in ("puzzle", "answer")}}

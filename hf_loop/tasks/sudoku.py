@@ -63,8 +63,8 @@ def sudoku(
 
     Returns:
         `tuple[DatasetDict, PreTrainedTokenizerFast]`: The splits `"train"` and `"test"` with the columns `puzzle`,
-        `answer`, `blanks`, `dead_ends`, `input_ids` and `labels` (a token for every cell: padding 0, blank 1, the
-        number one 2), and their tokenizer.
+        `answer`, `blanks`, `dead_ends` (of the puzzle itself, before symmetries), `input_ids` and `labels` (a token
+        for every cell: padding 0, blank 1, the number one 2), and their tokenizer.
 
     Raises:
         ValueError: An argument is out of range, or puzzles as hard as these are not found.
@@ -78,8 +78,8 @@ def sudoku(
     options = (size, min_blanks, max_blanks, min_dead_ends)
     num_distinct = min(num_train, num_puzzles or num_train)
     rng = random.Random(f"sudoku train {seed}")
-    puzzles = _distinct_puzzles(num_distinct, False, options, rng)
-    train = [_as_row(*_augmented(puzzle, size, turn, rng), size) for turn, puzzle in in_turn(puzzles, num_train)]
+    puzzles = [_as_row(*pair, size) for pair in _distinct_puzzles(num_distinct, False, options, rng)]
+    train = [row if turn == 0 else seen(row, size, rng) for turn, row in in_turn(puzzles, num_train)]
     tests = _distinct_puzzles(num_test, True, options, random.Random(f"sudoku test {seed}"))
     characters = sudoku_characters(size)
     splits: Any = {"train": grid_rows(train, characters)}
@@ -95,6 +95,13 @@ def sudoku_characters(size: int) -> str:
 def is_test_solution(solution: Board, size: int) -> bool:
     """Whether a solution, and with it all that symmetries make of it, belongs to the test split."""
     return zlib.crc32(repr(signature(solution, size)).encode()) % 8 in TEST_RESIDUES
+
+
+def seen(row: dict[str, Any], size: int, rng: random.Random) -> dict[str, Any]:
+    """A row with `puzzle` and `answer` seen through a random symmetry; the rest of it stays as it is."""
+    symmetry = random_symmetry(size, rng)
+    boards = {name: apply_symmetry(symmetry, tuple(map(int, row[name]))) for name in ("puzzle", "answer")}
+    return {**row, **{name: "".join(map(str, board)) for name, board in boards.items()}}
 
 
 def _distinct_puzzles(
@@ -130,13 +137,6 @@ def _puzzles(
         f"{MAX_TRIES} puzzles of size={size} in a row had fewer than min_blanks={min_blanks} or "
         f"min_dead_ends={min_dead_ends}, or were there already: there are {len(seen)}"
     )
-
-
-def _augmented(pair: tuple[Board, Board], size: int, turn: int, rng: random.Random) -> tuple[Board, Board]:
-    if turn == 0:
-        return pair
-    symmetry = random_symmetry(size, rng)
-    return apply_symmetry(symmetry, pair[0]), apply_symmetry(symmetry, pair[1])
 
 
 def _as_row(puzzle: Board, solution: Board, size: int) -> dict[str, Any]:

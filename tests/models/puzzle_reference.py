@@ -64,8 +64,16 @@ def gated(x: Tensor, layer: dict[str, Tensor], prefix: str = "") -> Tensor:
 
 
 def stack(x: Tensor, layers: list[dict[str, Tensor]], schedule: dict) -> Tensor:
-    """Post-norm layers; a mixer along the positions is normed along them."""
+    """Post-norm layers, where a mixer along the positions is normed along them; or pre-norm ones."""
     for layer in layers:
+        if schedule.get("pre_norm"):
+            mixed = norm(x).transpose(1, 2)
+            if "mixer_gate" in layer:
+                x = x + gated(mixed, layer, "mixer_").transpose(1, 2)
+            else:
+                x = x + attention(norm(x), layer, schedule["num_heads"], schedule.get("rotary", True))
+            x = x + gated(norm(x), layer)
+            continue
         if "mixer_gate" in layer:
             turned = x.transpose(1, 2)
             x = norm(turned + gated(turned, layer, "mixer_")).transpose(1, 2)
@@ -104,11 +112,12 @@ def segment(
         if num_states == 2:
             high = stack(states[0] + states[1], weights.high_layers, schedule)
             states = [high if carries(cycle, low_cycles) else high.detach(), states[1]]
-    logits = states[0][:, schedule.get("puzzle_tokens", 0) :] @ weights.head.T
+    read = norm(states[0]) if schedule.get("pre_norm") else states[0]
+    logits = read[:, schedule.get("puzzle_tokens", 0) :] @ weights.head.T
     halt_logits = None
     if weights.halt_head is not None:
         weight, bias = weights.halt_head
-        halt_logits = states[0][:, 0] @ weight.T + bias
+        halt_logits = read[:, 0] @ weight.T + bias
     return logits, halt_logits, [state.detach() for state in states]
 
 
@@ -148,6 +157,7 @@ def weights_of(model) -> Weights:
             "num_heads": config.num_attention_heads,
             "rotary": config.backbone_config.position_embedding == "rotary",
             "puzzle_tokens": config.num_puzzle_tokens,
+            "pre_norm": config.backbone_config.norm_placement == "pre",
         },
         halt_head=(named["halt_head.weight"], named["halt_head.bias"]) if "halt_head.weight" in named else None,
         puzzles=named.get("model.puzzle_embeddings.weight"),

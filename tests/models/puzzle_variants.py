@@ -33,6 +33,8 @@ VARIANTS = {
     "trm, no positions": ("trm", {"position_embedding": "none"}),
     "trm, no puzzle": ("trm", {"num_puzzles": 0, "num_puzzle_tokens": 0}),
     "trm, wide puzzle": ("trm", {"num_puzzles": 3, "num_puzzle_tokens": 2, "puzzle_embedding_size": 40}),
+    "trm, pre-norm": ("trm", {"norm_placement": "pre", "num_loops": 2, "low_cycles": 2}),
+    "trm, mlp, pre-norm": ("trm", {**MLP, "norm_placement": "pre"}),
     "urm": ("urm", {}),
     "plain": ("plain", {}),
 }

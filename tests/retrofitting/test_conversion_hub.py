@@ -6,6 +6,7 @@ import torch
 
 from ..hub_processes import run_python
 from ..hub_server import HubServer
+from .converters import test_hrm_puzzle as hrm
 from .converters import test_huginn as huginn
 from .converters import test_parcae as parcae
 from .converters.recurrent_reference import write_checkpoint
@@ -18,6 +19,9 @@ def test_a_repository_is_converted(tmp_path):
     (tmp_path / "parcae").mkdir()
     (tmp_path / "parcae" / "config.json").write_text(json.dumps(parcae.CONFIG))
     torch.save(parcae.make_tensors(parcae.CONFIG), tmp_path / "parcae" / "pytorch_model.bin")
+    # as HRM and TRM are published: a pickled state without a suffix
+    hrm.write(tmp_path / "hrm", hrm.HRM, hrm.make_tensors(hrm.HRM))
+    (tmp_path / "hrm" / "hrm_act_v1.py").write_text("not needed")
     with HubServer() as hub:
         run_python(
             f"""
@@ -26,7 +30,7 @@ def test_a_repository_is_converted(tmp_path):
             from huggingface_hub import HfApi, scan_cache_dir
             from hf_loop import convert
 
-            for name, loops in (("huginn", 4), ("parcae", 8)):
+            for name, loops in (("huginn", 4), ("parcae", 8), ("hrm", 2)):
                 folder = Path({str(tmp_path)!r}) / name
                 HfApi().create_repo(f"me/{{name}}")
                 HfApi().upload_folder(repo_id=f"me/{{name}}", folder_path=folder)
@@ -37,7 +41,8 @@ def test_a_repository_is_converted(tmp_path):
                 torch.testing.assert_close(from_hub(ids).logits, convert(folder)(ids).logits)
             revisions = [revision for repo in scan_cache_dir().repos for revision in repo.revisions]
             files = {{file.file_name for revision in revisions for file in revision.files}}
-            assert files == {{"config.json", "model.safetensors", "pytorch_model.bin"}}, files
+            needed = {{"config.json", "model.safetensors", "pytorch_model.bin", "all_config.yaml", "checkpoint"}}
+            assert files == needed, files
             try:
                 convert("me/nothing")
             except OSError as error:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, LlamaForCausalLM
 
 from hf_loop.trainer.recipe import load_recipe
 from hf_loop.trainer.run import run_recipe
@@ -32,6 +32,7 @@ def test_there_are_recipes():
     assert {"shell_game", "text_pretraining", "smollm2_135m", "smollm2_135m_cpu"} <= names
     assert {"passkey", "smollm2_135m_lora"} <= names
     assert {"associative_recall", "rule_110", "successor", "smollm2_135m_sleep"} <= names
+    assert {"sudoku_4x4", "sudoku_6x6", "sudoku_9x9", "maze_30x30"} <= names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -48,9 +49,14 @@ def test_debug_variant_runs_two_steps(path, tmp_path):
     state = json.loads((output_dir / "trainer_state.json").read_text())
     assert state["global_step"] == 2
     assert len([entry for entry in state["log_history"] if "loss" in entry]) == 2
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(output_dir), AutoTokenizer.from_pretrained(output_dir)
-    section = yaml.safe_load(path.read_text())["model"]
-    if section.get("family") == "feedback":
+    section, tokenizer = yaml.safe_load(path.read_text())["model"], AutoTokenizer.from_pretrained(output_dir)
+    is_puzzle = section.get("family") == "hierarchical"
+    model = (AutoModelForMaskedLM if is_puzzle else AutoModelForCausalLM).from_pretrained(output_dir)
+    if is_puzzle:
+        assert model.config.model_type == "hierarchical_lm"
+        (evaluation,) = [entry for entry in state["log_history"] if "eval_loss" in entry]
+        assert 0 <= evaluation["eval_exact_accuracy"] <= evaluation["eval_cell_accuracy"] <= 1
+    elif section.get("family") == "feedback":
         assert model.config.model_type == "feedback_lm"
         assert model.config.random_state_passing == section["feedback"].get("random_state_passing", 0)
     elif section.get("family") == "sleep":

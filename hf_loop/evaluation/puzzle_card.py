@@ -1,0 +1,129 @@
+"""What a puzzle model was measured to do, stored beside it, and the model card that says so."""
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from datasets import Dataset
+from huggingface_hub import ModelCardData
+from transformers import AutoConfig
+
+from .. import models  # noqa: F401 (registers the model types with AutoConfig)
+from .atomic import write_text_atomic
+from .model_card import CARD_FILE, CARD_MARKER
+from .puzzles import failure_checks, halting_quality, record_segments, segment_accuracy, with_one_blank
+from .results import package_versions
+from .weights import count_stored_parameters
+
+
+PUZZLE_RESULTS_FILE = "puzzle_results.json"
+SEGMENTS = (1, 2, 4, 8, 16, 32)
+# columns that tasks give a puzzle's difficulty in
+DIFFICULTIES = ("blanks", "dead_ends", "length", "rating")
+
+
+def measure_puzzles(
+    model: Any, rows: Dataset, *, blank: int | None = None, segments: Sequence[int] = SEGMENTS, batch_size: int = 256
+) -> dict[str, Any]:
+    """Runs all measurements of [`~hf_loop.evaluation.puzzles`] on test puzzles.
+
+    Args:
+        model: A [`HierarchicalForPuzzle`].
+        rows: Rows with `input_ids` and `labels`, and columns of difficulty as the tasks have them.
+        blank: The token of a blank, where a solution with one blank is a puzzle; `None` leaves that out.
+        segments: Numbers of segments after which answers are scored.
+        batch_size: Rows in one forward pass.
+
+    Returns:
+        `accuracy` (by number of segments, exact accuracy and cell accuracy), `failures`, `one_blank_accuracy` (exact)
+        and `halting` (by column of difficulty, empty for a model that does not halt), as JSON holds them.
+    """
+    max_segments = model.config.max_segments
+    input_ids, labels = torch.tensor(rows["input_ids"]), torch.tensor(rows["labels"])
+    longest = max(*segments, max_segments)
+    record = record_segments(model, input_ids, labels, longest, batch_size=batch_size)
+    halting = {}
+    if model.config.halting != "none":
+        for name in [name for name in DIFFICULTIES if name in rows.column_names]:
+            halting[name] = halting_quality(record, rows[name], max_segments).to_dict()
+    one_blank = None
+    if blank is not None:
+        easy = with_one_blank(input_ids, labels, blank)
+        easy_record = record_segments(model, *easy, max_segments, batch_size=batch_size)
+        one_blank = segment_accuracy(easy_record, [max_segments])[max_segments][0]
+    measured = {
+        "num_rows": len(rows),
+        "accuracy": {str(count): list(both) for count, both in segment_accuracy(record, segments).items()},
+        "failures": failure_checks(record).to_dict(),
+        "one_blank_accuracy": one_blank,
+        "halting": halting,
+    }
+    # keys of a difficulty are numbers, which JSON does not have
+    return json.loads(json.dumps(measured))
+
+
+def write_puzzle_card(
+    folder: str | Path,
+    results: dict[str, Any],
+    *,
+    data: str,
+    command: str | None = None,
+    seed: int | None = None,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Writes `puzzle_results.json` and `README.md` into the folder of a puzzle model.
+
+    Args:
+        folder: The folder that `save_pretrained` wrote.
+        results: What [`measure_puzzles`] returned.
+        data: The test puzzles, in words.
+        command: The command that trained the model.
+        seed: Its seed.
+        notes: Further sentences for the card's limits.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        ValueError: The folder holds no puzzle model.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json, so it is not a model folder.")
+    config = AutoConfig.from_pretrained(folder)
+    if not (config.architectures or [""])[0].endswith("ForPuzzle"):
+        raise ValueError(f"{folder} holds {config.architectures}, and no puzzle model.")
+    versions = package_versions()
+    stored = {"results": results, "data": data, "command": command, "seed": seed, "versions": versions}
+    write_text_atomic(folder / PUZZLE_RESULTS_FILE, json.dumps(stored, indent=2, allow_nan=False) + "\n")
+    card_data = ModelCardData(
+        library_name="transformers", tags=["hf_loop", "hierarchical-reasoning-model", "recurrent-depth", "puzzles"]
+    )
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    text = environment.from_string(_template()).render(
+        card_data=card_data.to_yaml(),
+        marker=CARD_MARKER,
+        name=folder.resolve().name,
+        config=config,
+        num_parameters=count_stored_parameters(folder),
+        has_remote_code="auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        notes=list(notes),
+        **stored,
+    )
+    path = folder / CARD_FILE
+    write_text_atomic(path, text)
+    return path
+
+
+def _template() -> str:
+    """The template, from the wheel or, in a checkout, from `model_cards/`."""
+    packaged = files("hf_loop.evaluation") / "puzzle_card_template.md"
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    return (Path(__file__).parents[2] / "model_cards" / "puzzle_template.md").read_text(encoding="utf-8")

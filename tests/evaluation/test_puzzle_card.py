@@ -1,0 +1,59 @@
+"""The card of a puzzle model states what was measured."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from transformers import LlamaConfig
+
+from hf_loop.evaluation import measure_puzzles, write_puzzle_card
+from hf_loop.tasks import sudoku
+from hf_loop.trainer.recipe import load_recipe
+from hf_loop.trainer.run import run_recipe
+
+from ..models.puzzle_variants import tiny_puzzle_model
+
+
+RECIPES = Path(__file__).parents[2] / "training" / "recipes" / "hierarchical"
+
+
+@pytest.mark.parametrize("preset", ["trm", "plain"])
+def test_measurements_and_card(preset, tmp_path):
+    model = tiny_puzzle_model(preset, max_segments=2)
+    rows = sudoku(1, 6, 4)[0]["test"]
+    results = measure_puzzles(model, rows, blank=1, segments=(1, 3), batch_size=4)
+    assert list(results["accuracy"]) == ["1", "3"] and results["num_rows"] == 6
+    assert set(results["halting"]) == (set() if preset == "plain" else {"blanks", "dead_ends"})
+    assert 0 <= results["one_blank_accuracy"] <= 1
+    assert measure_puzzles(model, rows, segments=(1,))["one_blank_accuracy"] is None
+    model.save_pretrained(tmp_path)
+    path = write_puzzle_card(tmp_path, results, data="six boards", command="train it", seed=3, notes=["A note."])
+    text = ModelCard.load(path).text
+    assert "six boards" in text and "train it" in text and "Seed 3." in text and "- A note." in text
+    assert f"| 3 | {results['accuracy']['3'][0]:.3f} | {results['accuracy']['3'][1]:.3f} |" in text
+    assert ("## Halting" in text) == (preset == "trm")
+    assert "trust_remote_code=True" in text
+    assert json.loads((tmp_path / "puzzle_results.json").read_text())["results"] == results
+
+
+def test_other_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        write_puzzle_card(tmp_path, {}, data="none")
+    LlamaConfig(architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds \['LlamaForCausalLM'\], and no puzzle model"):
+        write_puzzle_card(tmp_path, {}, data="none")
+
+
+def test_the_script_measures_the_run_of_a_recipe(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    run_recipe(load_recipe(RECIPES / "sudoku_4x4.yaml", [f"training.output_dir={folder}"], debug=True))
+    spec = importlib.util.spec_from_file_location("evaluate", RECIPES / "evaluate.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr("sys.argv", ["evaluate.py", str(folder), "--segments", "1", "2", "--test-rows", "5"])
+    script.main()
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(printed) == {"1", "2"}
+    assert "On 5 puzzles: task sudoku (size 4, num_puzzles 4)" in (folder / "README.md").read_text()

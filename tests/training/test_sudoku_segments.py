@@ -1,0 +1,64 @@
+"""The experiment on segments: it goes on where it stopped, and its variants are as large as they are said to be."""
+
+import importlib.util
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_loop import HierarchicalForPuzzle
+
+
+PATH = Path(__file__).parents[2] / "training" / "recipes" / "hierarchical" / "sudoku_segments.py"
+
+
+@pytest.fixture
+def experiment(monkeypatch):
+    spec = importlib.util.spec_from_file_location("sudoku_segments", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "SEGMENTS", (1, 2, 4))
+    return module
+
+
+def call(experiment, monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["sudoku_segments.py", *map(str, arguments)])
+    experiment.main()
+
+
+def test_a_run_that_has_its_line_is_skipped(experiment, monkeypatch, tmp_path):
+    tiny = ["--size", 4, "--steps", 4, "--batch-size", 4, "--hidden-size", 16, "--max-segments", 2]
+    options = [*tiny, "--num-puzzles", 4, "--test-rows", 6, "--seeds", 0]
+    call(experiment, monkeypatch, tmp_path, *options, "--variants", "trm")
+    call(experiment, monkeypatch, tmp_path, *options, "--variants", "trm", "plain, equal parameters")
+    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [result["variant"] for result in results] == ["trm", "plain, equal parameters"]
+    for result in results:
+        assert set(result["accuracy"]) == {"1", "2", "4"}
+        assert 0 <= result["one_blank_accuracy"] <= 1
+        assert result["failures"]["num_rows"] == 6
+    assert set(results[0]["halting"]) == {"blanks", "dead_ends"} and results[1]["halting"] == {}
+    call(experiment, monkeypatch, tmp_path, "--plot")
+    text = (tmp_path / "tables.md").read_text()
+    assert text.startswith("Exact accuracy") and text.count("| trm |") == 2
+    assert (tmp_path / "segments.png").stat().st_size > 10_000
+
+
+def test_variants_are_equal_where_they_say_so(experiment):
+    args = Namespace(size=6, hidden_size=64, max_segments=8)
+    sizes = {}
+    for name in experiment.VARIANTS:
+        config = experiment.config_of(name, args)
+        with torch.device("meta"):
+            parameters = HierarchicalForPuzzle(config).num_parameters()
+        sizes[name] = (parameters, config.num_slots(config.num_loops))
+    base, calls = sizes["trm"]
+    assert sizes["trm, one step"] == (base, calls) and calls == 24
+    for name in ("hrm, equal compute", "hrm, equal compute, last cycle", "plain, equal compute"):
+        assert sizes[name][1] == calls, name
+    for name in ("hrm, equal parameters", "plain, equal parameters"):
+        # heads that say when to halt differ
+        assert abs(sizes[name][0] - base) < 200, name
+    assert sizes["hrm, equal parameters"][1] == calls / 2

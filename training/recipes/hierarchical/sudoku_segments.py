@@ -1,0 +1,196 @@
+"""What segments, gradients and two stacks are worth: Sudoku by the number of segments, for several models.
+
+    python training/recipes/hierarchical/sudoku_segments.py outputs/segments                    # all runs, in order
+    python training/recipes/hierarchical/sudoku_segments.py outputs/segments --variants trm --seeds 0
+    python training/recipes/hierarchical/sudoku_segments.py outputs/segments --plot             # tables and figure
+
+All variants see the same puzzles in the same order for the same number of steps; a result says how many parameters and
+layer calls a model has and how long it took, since no comparison is equal in all three. A finished run is one line in
+`results.jsonl`; a run that has its line is skipped, so the command can be given again after an interruption.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from hf_loop import DeepSupervisionArguments, DeepSupervisionTrainer, HierarchicalConfig, HierarchicalForPuzzle
+from hf_loop.evaluation import measure_puzzles
+from hf_loop.tasks import sudoku
+
+
+# a preset and what is set otherwise. TRM runs 24 layer calls in a segment, three cycles of four calls of two layers
+SCHEDULE: dict[str, Any] = {"num_loops": 3, "low_cycles": 3}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "trm": ("trm", {**SCHEDULE, "num_hidden_layers": 2}),
+    # the same, with gradient through the last call for each state alone
+    "trm, one step": ("trm", {**SCHEDULE, "num_hidden_layers": 2, "gradient": "one_step"}),
+    # two stacks: TRM's layer calls at twice its parameters, or its parameters at half its layer calls
+    "hrm, equal compute": ("hrm", {**SCHEDULE, "num_hidden_layers": 4}),
+    "hrm, equal compute, last cycle": ("hrm", {**SCHEDULE, "num_hidden_layers": 4, "gradient": "last_cycle"}),
+    "hrm, equal parameters": ("hrm", {**SCHEDULE, "num_hidden_layers": 2}),
+    # layers run once: as many weights as TRM, or as many layer calls as one of its segments
+    "plain, equal parameters": ("plain", {"num_hidden_layers": 2}),
+    "plain, equal compute": ("plain", {"num_hidden_layers": 24}),
+}
+SEGMENTS = (1, 2, 4, 8, 16, 32)
+
+
+def main() -> None:
+    """Runs what has not been run, or draws what has."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where results.jsonl is, or will be")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--size", type=int, default=6, help="side of the board")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--hidden-size", type=int, default=64)
+    parser.add_argument("--max-segments", type=int, default=8, help="segments in training")
+    parser.add_argument("--num-puzzles", type=int, default=1000, help="training puzzles, before symmetries")
+    parser.add_argument("--test-rows", type=int, default=512)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--ema-decay", type=float, default=0.99)
+    parser.add_argument("--plot", action="store_true", help="write tables.md and segments.png from results.jsonl")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    path = args.folder / "results.jsonl"
+    results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if args.plot:
+        (args.folder / "tables.md").write_text(tables(results))
+        draw(results, args.folder / "segments.png")
+        return
+    excluded = ("folder", "variants", "seeds", "plot")
+    options = {name: value for name, value in vars(args).items() if name not in excluded}
+    for seed in args.seeds:
+        for variant in args.variants:
+            run = {"variant": variant, "seed": seed, **options}
+            if any(run.items() <= result.items() for result in results):
+                continue
+            result = {**run, **train_and_evaluate(variant, seed, args)}
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(result) + "\n")
+            print(json.dumps(result), flush=True)
+
+
+def train_and_evaluate(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One run: its size and time, and everything that is measured on the test puzzles."""
+    splits, _ = sudoku(
+        args.steps * args.batch_size, args.test_rows, args.size, num_puzzles=args.num_puzzles, seed=seed
+    )
+    set_seed(seed)
+    model = HierarchicalForPuzzle(config_of(variant, args))
+    training = DeepSupervisionArguments(
+        output_dir=str(args.folder / "unused"), seed=seed, max_steps=args.steps, learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay, adam_beta2=0.95, warmup_steps=min(100, args.steps // 4),
+        ema_decay=args.ema_decay,
+        lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": max(1, args.steps // 5)},
+        max_grad_norm=1.0, per_device_train_batch_size=args.batch_size, save_strategy="no", disable_tqdm=True,
+        logging_steps=max(1, args.steps // 10),
+    )  # fmt: skip
+    trainer = DeepSupervisionTrainer(model, training, train_dataset=splits["train"])
+    start, work = time.perf_counter(), time.process_time()
+    trainer.train()
+    facts = {
+        "parameters": model.num_parameters(),
+        "layer_calls": model.config.num_slots(model.config.num_loops),
+        "seconds": round(time.perf_counter() - start, 1),
+        "processor_seconds": round(time.process_time() - work, 1),
+        "losses": [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry],
+    }
+    return {**facts, **measure_puzzles(model, splits["test"], blank=1, segments=SEGMENTS)}
+
+
+def config_of(variant: str, args: argparse.Namespace) -> HierarchicalConfig:
+    """The configuration of a variant; a mixer over positions, which TRM found best on Sudoku, in all of them."""
+    preset, fields = VARIANTS[variant]
+    cells = args.size**2
+    sizes = {
+        "vocab_size": args.size + 2,
+        "hidden_size": args.hidden_size,
+        "intermediate_size": 3 * args.hidden_size,
+        "num_attention_heads": 4,
+        "token_mixer": "mlp",
+        "mixer_intermediate_size": 3 * cells,
+        "max_position_embeddings": cells,
+        "num_puzzles": 0,
+        "num_puzzle_tokens": 0,
+    }
+    segments = {} if preset == "plain" else {"max_segments": args.max_segments}
+    return HierarchicalConfig.from_preset(preset, **{**sizes, **segments, **fields})
+
+
+def tables(results: list[dict[str, Any]]) -> str:
+    """Exact accuracy by segments, then failures and halting, in Markdown: the mean over seeds, and the lowest."""
+    variants = list(dict.fromkeys(result["variant"] for result in results))
+    lines = ["Exact accuracy (every cell right) after so many segments: mean over seeds (lowest)", ""]
+    lines.append("| variant | parameters | layer calls | seconds | seeds | " + " | ".join(map(str, SEGMENTS)) + " |")
+    lines.append("|---|---:|---:|---:|---:|" + "---:|" * len(SEGMENTS))
+    for variant in variants:
+        runs = [result for result in results if result["variant"] == variant]
+        cells = [spread([run["accuracy"][str(count)][0] for run in runs]) for count in SEGMENTS]
+        seconds = sum(run["processor_seconds"] for run in runs) / len(runs)
+        facts = f"{runs[0]['parameters']} | {runs[0]['layer_calls']} | {seconds:.0f} | {len(runs)}"
+        lines.append(f"| {variant} | {facts} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| variant | cell accuracy | stays solved | wrong fixed points | one blank | halts after | lost by it |",
+    ]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|")
+    for variant in variants:
+        runs = [result for result in results if result["variant"] == variant]
+        columns = [[run["accuracy"][str(max(SEGMENTS))][1] for run in runs]]
+        columns += [[run["failures"][name] for run in runs] for name in ("stays_solved", "wrong_fixed_points")]
+        columns.append([run["one_blank_accuracy"] for run in runs])
+        cells = [spread(values) for values in columns]
+        halting = [run["halting"]["blanks"] for run in runs if run["halting"]]
+        for name in ("mean_segments", "accuracy_lost"):
+            cells.append(spread([values[name] for values in halting]) if halting else "")
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float]) -> str:
+    """The mean, and the lowest where values differ."""
+    lowest = f" ({min(values):.3f})" if min(values) < max(values) else ""
+    return f"{sum(values) / len(values):.3f}{lowest}"
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Mean exact accuracy over segments, a line for each variant, between the lowest and the highest seed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from hf_loop.evaluation.plots import COLORS
+
+    figure = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for index, variant in enumerate(dict.fromkeys(result["variant"] for result in results)):
+        runs = [result["accuracy"] for result in results if result["variant"] == variant]
+        columns = [[run[str(count)][0] for run in runs] for count in SEGMENTS]
+        color, style = COLORS[index % len(COLORS)], "-" if index < len(COLORS) else "--"
+        means = [sum(values) / len(values) for values in columns]
+        axes.plot(SEGMENTS, means, style, marker="o", markersize=3, color=color, label=variant)
+        lowest, highest = [min(values) for values in columns], [max(values) for values in columns]
+        axes.fill_between(SEGMENTS, lowest, highest, color=color, alpha=0.12)
+    trained = max(result["max_segments"] for result in results)
+    axes.axvline(trained, color="0.4", linestyle="--", linewidth=1, label="most in training")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(SEGMENTS, labels=[str(count) for count in SEGMENTS])
+    axes.minorticks_off()
+    axes.set_xlabel("segments")
+    axes.set_ylabel("puzzles with every cell right")
+    axes.set_ylim(-0.02, 1.02)
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
