@@ -85,7 +85,7 @@ def test_a_path_is_loaded(base, tmp_path):
 def test_what_cannot_be_retrofitted_is_refused(base):
     with pytest.raises(ValueError, match="leave no core layer"):
         retrofit(base, num_prelude_layers=4)
-    with pytest.raises(ValueError, match="`family` must be 'looped' or 'feedback', got 'spiral'"):
+    with pytest.raises(ValueError, match="`family` must be 'looped' or 'feedback' or 'sleep', got 'spiral'"):
         retrofit(base, "spiral")
     with pytest.raises(ValueError, match="looped model already"):
         retrofit(retrofit(base))

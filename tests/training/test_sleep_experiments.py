@@ -89,7 +89,7 @@ def test_passes_run_once_and_are_drawn(load, monkeypatch, tmp_path, task, column
 
 def test_what_the_controls_cost(load):
     passes = load("passes")
-    tokens = {"rule_110": (12, 4), "successor": (12, 6)}
+    tokens = {"rule_110": (16, 4), "successor": (8, 3)}
     for task, (slept, asking) in tokens.items():
         four = (4 * slept + asking) / (slept + asking)
         assert passes.total_cost(task, "N = 1") == 1
