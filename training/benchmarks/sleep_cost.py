@@ -18,6 +18,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3NextConfig
@@ -29,7 +30,7 @@ PASSES = (1, 2, 4, 8)
 WINDOW = 128
 # tokens in the open window before the steps that are timed, and the steps
 NUM_OPEN, NUM_STEPS = 64, 32
-COMMON = {
+COMMON: dict[str, Any] = {
     "vocab_size": 4096,
     "hidden_size": 256,
     "intermediate_size": 768,

@@ -40,7 +40,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 def small_llama(tokenizer: PreTrainedTokenizerFast, **sizes: Any) -> LlamaConfig:
     """A Llama of width 64 for the tokenizer's vocabulary."""
-    fields = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, **sizes}
+    fields: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, **sizes}
     return LlamaConfig(
         vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False, max_position_embeddings=1024, **fields,
