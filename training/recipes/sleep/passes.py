@@ -5,8 +5,9 @@
     python training/recipes/sleep/passes.py successor outputs/sleep_successor --variants "N = 4" --seeds 0
     python training/recipes/sleep/passes.py successor outputs/sleep_successor --plot    # table and figure
 
-All variants are Llamas of width 64 with a fast-weight layer after each of two layers, trained on the same rows with
-hard eviction; windows with labels are read once and the others slept over, as in the paper. The controls of N = 4:
+All variants are Llamas of width 64 with a fast-weight layer after each of two layers, trained on the same rows (the
+one with more steps on rows of its own) with hard eviction; windows with labels are read once and the others slept
+over, as in the paper. The controls of N = 4:
 
 - `N = 1, compute of N = 4`: as many more steps as four passes cost;
 - `N = 1, 8 layers`: four times the layers, each called once;
