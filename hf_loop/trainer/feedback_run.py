@@ -2,11 +2,9 @@
 
 from typing import Any, cast
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -14,9 +12,9 @@ from transformers import (
 )
 
 from ..models import FeedbackConfig, FeedbackForCausalLM
-from ..retrofitting import retrofit
 from .data import TrainingData
-from .new_backbone import check_vocabulary, new_backbone_config
+from .family_model import build_family_model
+from .new_backbone import new_backbone_config
 from .sections import FeedbackSection
 from .state_passing import RandomStatePassing, find_feedback_model
 
@@ -46,19 +44,7 @@ def build_feedback_model(section: FeedbackSection, tokenizer: PreTrainedTokenize
     Raises:
         ValueError: The backbone's vocabulary is smaller than the tokenizer's, or a field is refused by the config.
     """
-    if section.pretrained is None:
-        backbone_config = new_backbone_config(section.backbone or {}, tokenizer)
-        model = FeedbackForCausalLM(FeedbackConfig(backbone_config=backbone_config, **section.feedback))
-    else:
-        # in single precision whatever the stored type: small updates vanish in 16-bit weights
-        options: dict[str, Any] = {"dtype": torch.float32}
-        if _is_feedback(AutoConfig.from_pretrained(section.pretrained)):
-            model = AutoModelForCausalLM.from_pretrained(section.pretrained, **options, **section.feedback)
-        else:
-            base = AutoModelForCausalLM.from_pretrained(section.pretrained, **options)
-            model = retrofit(base, "feedback", **section.feedback)
-    check_vocabulary(model, tokenizer)
-    return model
+    return build_family_model(FeedbackForCausalLM, section, section.feedback, tokenizer)
 
 
 def feedback_trainer(

@@ -2,10 +2,8 @@
 
 from typing import Any, cast
 
-import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -13,9 +11,9 @@ from transformers import (
 )
 
 from ..models import SleepConfig, SleepForCausalLM
-from ..retrofitting import retrofit
 from .data import TrainingData
-from .new_backbone import check_vocabulary, new_backbone_config
+from .family_model import build_family_model
+from .new_backbone import new_backbone_config
 from .sections import SleepSection
 
 
@@ -52,19 +50,7 @@ def build_sleep_model(section: SleepSection, tokenizer: PreTrainedTokenizerBase)
     Raises:
         ValueError: The backbone's vocabulary is smaller than the tokenizer's, or a field is refused by the config.
     """
-    if section.pretrained is None:
-        backbone_config = new_backbone_config(section.backbone or {}, tokenizer)
-        model = SleepForCausalLM(SleepConfig(backbone_config=backbone_config, **section.sleep))
-    else:
-        # in single precision whatever the stored type: small updates vanish in 16-bit weights
-        options: dict[str, Any] = {"dtype": torch.float32}
-        if _is_sleep(AutoConfig.from_pretrained(section.pretrained)):
-            model = AutoModelForCausalLM.from_pretrained(section.pretrained, **options, **section.sleep)
-        else:
-            base = AutoModelForCausalLM.from_pretrained(section.pretrained, **options)
-            model = retrofit(base, "sleep", **section.sleep)
-    check_vocabulary(model, tokenizer)
-    return model
+    return build_family_model(SleepForCausalLM, section, section.sleep, tokenizer)
 
 
 def sleep_trainer(

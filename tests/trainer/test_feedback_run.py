@@ -132,7 +132,7 @@ def test_a_pretrained_model_gets_a_memory_and_a_feedback_model_goes_on(tmp_path)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.family=fedback", "model.family must be one of looped, feedback, hierarchical, got 'fedback'"),
+        ("model.family=fedback", "model.family must be one of looped, feedback, sleep, hierarchical, got 'fedback'"),
         ("model.feedback.blok_size=4", "unknown key 'blok_size' in model.feedback; did you mean 'block_size'?"),
         ("model.feedback.vocab_size=4", "unknown key 'vocab_size' in model.feedback"),
         ("model.num_loops=4", "unknown key 'num_loops' in section 'model'"),

@@ -20,6 +20,7 @@ from datasets import Dataset
 from transformers import LlamaConfig, Trainer, TrainingArguments, set_seed
 
 from hf_loop import FeedbackConfig, FeedbackForCausalLM
+from hf_loop.evaluation.seed_plots import plot_seeds
 from hf_loop.tasks import passkey
 from hf_loop.trainer import RandomStatePassing
 
@@ -161,34 +162,10 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Mean accuracy over blocks, a line for each variant, between the lowest and the highest seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from hf_loop.evaluation.plots import COLORS
-
-    figure = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for index, variant in enumerate(dict.fromkeys(result["variant"] for result in results)):
-        runs = [list(result["accuracy"].values()) for result in results if result["variant"] == variant]
-        columns = list(zip(*runs))
-        color, style = COLORS[index % len(COLORS)], "-" if index < len(COLORS) else "--"
-        means = [sum(values) / len(values) for values in columns]
-        axes.plot(BLOCKS, means, style, marker="o", markersize=3, color=color, label=variant)
-        axes.fill_between(
-            BLOCKS, [min(values) for values in columns], [max(values) for values in columns], color=color, alpha=0.12
-        )
-    axes.axvline(MAX_BLOCKS, color="0.4", linestyle="--", linewidth=1, label="longest in training")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(BLOCKS, labels=[str(count) for count in BLOCKS])
-    axes.minorticks_off()
-    axes.set_xlabel("blocks of 32 tokens")
-    axes.set_ylabel("whole key right")
-    axes.set_ylim(-0.02, 1.02)
-    axes.grid(axis="y", color="0.9", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path)
+    runs: dict[str, list[list[float]]] = {}
+    for result in results:
+        runs.setdefault(result["variant"], []).append(list(result["accuracy"].values()))
+    plot_seeds(runs, BLOCKS, path, x_label="blocks of 32 tokens", y_label="whole key right", trained=MAX_BLOCKS)
 
 
 if __name__ == "__main__":

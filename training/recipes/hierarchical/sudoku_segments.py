@@ -19,6 +19,7 @@ from transformers import set_seed
 
 from hf_loop import DeepSupervisionArguments, DeepSupervisionTrainer, HierarchicalConfig, HierarchicalForPuzzle
 from hf_loop.evaluation import measure_puzzles
+from hf_loop.evaluation.seed_plots import plot_seeds
 from hf_loop.tasks import sudoku
 
 
@@ -167,34 +168,12 @@ def spread(values: list[float | None]) -> str:
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Mean exact accuracy over segments, a line for each variant, between the lowest and the highest seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from hf_loop.evaluation.plots import COLORS
-
-    figure = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for index, variant in enumerate(dict.fromkeys(result["variant"] for result in results)):
-        runs = [result["accuracy"] for result in results if result["variant"] == variant]
-        columns = [[run[str(count)][0] for run in runs] for count in SEGMENTS]
-        color, style = COLORS[index % len(COLORS)], "-" if index < len(COLORS) else "--"
-        means = [sum(values) / len(values) for values in columns]
-        axes.plot(SEGMENTS, means, style, marker="o", markersize=3, color=color, label=variant)
-        lowest, highest = [min(values) for values in columns], [max(values) for values in columns]
-        axes.fill_between(SEGMENTS, lowest, highest, color=color, alpha=0.12)
+    runs: dict[str, list[list[float]]] = {}
+    for result in results:
+        accuracy = [result["accuracy"][str(count)][0] for count in SEGMENTS]
+        runs.setdefault(result["variant"], []).append(accuracy)
     trained = max(result["max_segments"] for result in results)
-    axes.axvline(trained, color="0.4", linestyle="--", linewidth=1, label="most in training")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(SEGMENTS, labels=[str(count) for count in SEGMENTS])
-    axes.minorticks_off()
-    axes.set_xlabel("segments")
-    axes.set_ylabel("puzzles with every cell right")
-    axes.set_ylim(-0.02, 1.02)
-    axes.grid(axis="y", color="0.9", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path)
+    plot_seeds(runs, SEGMENTS, path, x_label="segments", y_label="puzzles with every cell right", trained=trained)
 
 
 if __name__ == "__main__":

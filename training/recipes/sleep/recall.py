@@ -21,6 +21,7 @@ from runs import answers, finish_runs, read_results, small_llama, spread, train
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from hf_loop import FeedbackConfig, FeedbackForCausalLM, SleepConfig, SleepForCausalLM
+from hf_loop.evaluation.seed_plots import plot_seeds
 from hf_loop.tasks import associative_recall, recall_accuracy
 
 
@@ -100,29 +101,11 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Mean accuracy over blocks, a line for each variant, between the lowest and the highest seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from hf_loop.evaluation.plots import COLORS
-
-    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for index, variant in enumerate(dict.fromkeys(result["variant"] for result in results)):
-        runs = [list(result["accuracy"].values()) for result in results if result["variant"] == variant]
-        columns = list(zip(*runs))
-        color = COLORS[index % len(COLORS)]
-        axes.plot(BLOCKS, [sum(column) / len(column) for column in columns], marker="o", color=color, label=variant)
-        axes.fill_between(BLOCKS, [min(c) for c in columns], [max(c) for c in columns], color=color, alpha=0.12)
-    axes.axhline(1 / TASK["num_values"], color="0.4", linestyle=":", linewidth=1, label="guessing")
-    axes.axvline(MAX_BLOCKS, color="0.4", linestyle="--", linewidth=1, label="longest in training")
-    axes.set_xlabel(f"windows of {WINDOW} tokens")
-    axes.set_ylabel("values right")
-    axes.set_ylim(-0.02, 1.02)
-    axes.grid(axis="y", color="0.9", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small")
-    figure.savefig(path)
+    runs: dict[str, list[list[float]]] = {}
+    for result in results:
+        runs.setdefault(result["variant"], []).append(list(result["accuracy"].values()))
+    labels = {"x_label": f"windows of {WINDOW} tokens", "y_label": "values right"}
+    plot_seeds(runs, BLOCKS, path, trained=MAX_BLOCKS, guessing=1 / TASK["num_values"], **labels)
 
 
 if __name__ == "__main__":

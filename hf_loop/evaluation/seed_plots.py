@@ -1,0 +1,62 @@
+"""The figure of an experiment over seeds: a share of right answers over a count, a line for each variant."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .plots import COLORS
+
+
+def plot_seeds(
+    runs: Mapping[str, Sequence[Sequence[float]]],
+    counts: Sequence[int],
+    path: str | Path,
+    *,
+    x_label: str,
+    y_label: str,
+    trained: int | None = None,
+    guessing: float | None = None,
+) -> None:
+    """Draws the mean over seeds, in a band from the lowest to the highest, into an image file.
+
+    Args:
+        runs (`Mapping[str, Sequence[Sequence[float]]]`): For each variant, the shares of every seed at every count.
+        counts (`Sequence[int]`): The counts, which the x axis, logarithmic in base 2, has as ticks.
+        path (`str` or `Path`): The file; its ending picks the format (`.png`, `.svg`, `.pdf`).
+        x_label (`str`): What is counted.
+        y_label (`str`): What the shares are of.
+        trained (`int`, *optional*): The highest count in training, marked by a dashed line.
+        guessing (`float`, *optional*): What guessing gives, marked by a dotted line.
+
+    Raises:
+        ValueError: If there are no runs, or one has not a share for every count.
+    """
+    if not runs or any(len(shares) != len(counts) for seeds in runs.values() for shares in seeds):
+        raise ValueError(f"every run must have {len(counts)} shares, one for each count, and there must be runs.")
+
+    # the object interface with the Agg canvas needs no display and leaves pyplot's global state alone
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for index, (variant, seeds) in enumerate(runs.items()):
+        columns = list(zip(*seeds))
+        color, style = COLORS[index % len(COLORS)], "-" if index < len(COLORS) else "--"
+        means = [sum(values) / len(values) for values in columns]
+        axes.plot(counts, means, style, marker="o", markersize=3, color=color, label=variant)
+        axes.fill_between(counts, [min(v) for v in columns], [max(v) for v in columns], color=color, alpha=0.12)
+    if trained is not None:
+        axes.axvline(trained, color="0.4", linestyle="--", linewidth=1, label="most in training")
+    if guessing is not None:
+        axes.axhline(guessing, color="0.4", linestyle=":", linewidth=1, label="guessing")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, labels=[str(count) for count in counts])
+    axes.minorticks_off()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_ylim(-0.02, 1.02)
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path)
