@@ -10,7 +10,9 @@ from ..models.puzzle_variants import puzzles, tiny_puzzle_model
 
 
 def record(solved, changed=None, halts=None, confidence=None):
-    as_bools = lambda rows: torch.tensor([[mark == "x" for mark in row] for row in rows])  # noqa: E731
+    def as_bools(rows):
+        return torch.tensor([[mark == "x" for mark in row] for row in rows])
+
     none = ["." * len(solved[0])] * len(solved)
     return SegmentRecord(
         as_bools(solved), as_bools(solved).float(), as_bools(changed or none), as_bools(halts or none), confidence

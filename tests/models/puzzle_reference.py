@@ -45,7 +45,10 @@ def rotate(x: Tensor) -> Tensor:
 
 def attention(x: Tensor, layer: dict[str, Tensor], num_heads: int, is_rotary: bool) -> Tensor:
     """Every position sees every other."""
-    heads = lambda name: (x @ layer[name].T).unflatten(-1, (num_heads, -1)).transpose(1, 2)  # noqa: E731
+
+    def heads(name: str) -> Tensor:
+        return (x @ layer[name].T).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
     query, key, value = heads("q"), heads("k"), heads("v")
     if is_rotary:
         query, key = rotate(query), rotate(key)

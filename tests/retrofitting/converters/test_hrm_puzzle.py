@@ -51,7 +51,10 @@ def make_tensors(arch, prefix="_orig_mod.model.inner."):
     """A state dict with the published names and shapes."""
     torch.manual_seed(0)
     positions = CELLS + num_puzzle_tokens(arch)
-    draw = lambda *shape: torch.randn(shape) / shape[-1] ** 0.5  # noqa: E731
+
+    def draw(*shape):
+        return torch.randn(shape) / shape[-1] ** 0.5
+
     tensors = {
         "embed_tokens.embedding_weight": draw(VOCAB_SIZE, WIDTH),
         "lm_head.weight": draw(VOCAB_SIZE, WIDTH),
