@@ -27,6 +27,8 @@ def train(
         overrides.append("training.resume_from_checkpoint=true")
     checked = load_recipe(recipe, overrides, debug)
 
+    from accelerate import PartialState
+
     from ..trainer.run import run_recipe
 
     register()
@@ -38,3 +40,5 @@ def train(
                 evaluation += f", {name.replace('_', ' ')} {result.eval_metrics[f'eval_{name}']:.4f}"
         print(f"{result.num_parameters:,} parameters, training loss {result.train_loss:.4f}{evaluation}")
         print(result.output_dir)
+    # a process that ends with its group still open may abort, and a finished run would look like a failed one
+    PartialState().destroy_process_group()

@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
+
 from tests.trainer.tiny_puzzles import logged, train
 
 
@@ -21,3 +23,5 @@ if __name__ == "__main__":
         result = {"losses": logged(trainer), "resumed": logged(resumed), "metrics": metrics}
         (folder / "result.json").write_text(json.dumps(result))
         trainer.save_model(str(folder / "model"))
+    # a process that ends with its group still open may abort
+    dist.destroy_process_group()
