@@ -112,7 +112,7 @@ class RecurrentConfig(PreTrainedConfig):
         self.backbone_config.validate_rope()
 
     def num_slots(self, num_loops: int) -> int:
-        """Cache slots of a forward pass with `num_loops` loops; every family's class defines it."""
+        """Cache slots of a forward pass with `num_loops` loops; every family with loops defines it."""
         # there is no count that would be right for a schedule nobody has written yet
         raise NotImplementedError
 
