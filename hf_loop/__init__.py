@@ -50,6 +50,7 @@ def register() -> None:
     """
     models = importlib.import_module(".models", __name__)
     models.LoopedPreTrainedModel.write_model_card = _write_model_card
+    models.HierarchicalForPuzzle.write_model_card = _write_puzzle_card
 
 
 def _write_model_card(model: "PreTrainedModel", folder: str, repo_id: str) -> None:
@@ -57,6 +58,12 @@ def _write_model_card(model: "PreTrainedModel", folder: str, repo_id: str) -> No
     from .evaluation.hub_card import write_card_before_push
 
     write_card_before_push(model, folder, repo_id)
+
+
+def _write_puzzle_card(model: "PreTrainedModel", folder: str, repo_id: str) -> None:
+    from .evaluation.hub_card import write_puzzle_card_before_push
+
+    write_puzzle_card_before_push(model, folder, repo_id)
 
 
 if Path(sys.argv[0]).stem != "hf-loop":

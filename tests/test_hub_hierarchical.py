@@ -25,8 +25,10 @@ def solve(model):
 """
 
 WRITE = """
-from transformers import HrmTextConfig, LlamaConfig, set_seed
+from datasets import Dataset
+from transformers import AutoModelForMaskedLM, HrmTextConfig, LlamaConfig, set_seed
 from hf_loop import HierarchicalConfig, HierarchicalForCausalLM, HierarchicalForPuzzle
+from hf_loop.evaluation import measure_puzzles, write_puzzle_card
 
 sizes = dict(vocab_size=20, hidden_size=16, intermediate_size=24, num_attention_heads=4, num_hidden_layers=2)
 common = dict(vocab_size=20, hidden_size=16, intermediate_size=32, num_attention_heads=4, max_position_embeddings=64,
@@ -52,6 +54,12 @@ for name, config in puzzle_configs.items():
     model = HierarchicalForPuzzle(config).eval()
     model.push_to_hub(name)
     answers[name] = solve(model)
+    if name == "mixer":
+        # measured, loaded again, and pushed without its measurements being mentioned
+        model.save_pretrained("measured")
+        rows = Dataset.from_dict({"input_ids": [[2] * 4] * 3, "labels": [[3] * 4] * 3})
+        write_puzzle_card("measured", measure_puzzles(model, rows, segments=[1, 2]), data="three boards")
+        AutoModelForMaskedLM.from_pretrained("measured").push_to_hub("measured")
 print(json.dumps(answers))
 """
 
@@ -80,12 +88,13 @@ def answers(tmp_path_factory):
     with HubServer() as hub:
         here = run_python(ANSWER + WRITE, hub, tmp_path_factory.mktemp("writer"))
         there = run_python(BLOCK_HF_LOOP + ANSWER + READ, hub, tmp_path_factory.mktemp("reader"))
-    return json.loads(here.splitlines()[-1]), json.loads(there.splitlines()[-1])
+        files = hub.files("me/measured")
+    return json.loads(here.splitlines()[-1]), json.loads(there.splitlines()[-1]), files
 
 
 @pytest.mark.parametrize("name", ["llama", "hrm_text"])
 def test_without_hf_loop_the_model_answers_the_same(answers, name):
-    here, there = (answer[name] for answer in answers)
+    here, there = (answer[name] for answer in answers[:2])
     assert there == here
     # the number of cycles matters for this model, so equality above says something
     assert len({json.dumps(tokens) for tokens in here["tokens"]}) == 3
@@ -93,5 +102,13 @@ def test_without_hf_loop_the_model_answers_the_same(answers, name):
 
 @pytest.mark.parametrize("name", ["hrm", "mixer", "urm"])
 def test_without_hf_loop_the_puzzle_model_answers_the_same(answers, name):
-    here, there = (answer[name] for answer in answers)
+    here, there = (answer[name] for answer in answers[:2])
     assert there == here
+
+
+def test_a_measured_puzzle_model_pushes_its_card(answers):
+    files = answers[2]
+    card = files["README.md"].decode()
+    assert "On 3 puzzles: three boards" in card
+    assert 'AutoModelForMaskedLM.from_pretrained("me/measured", trust_remote_code=True)' in card
+    assert {"puzzle_results.json", "figures/accuracy_over_segments.png"} <= set(files)

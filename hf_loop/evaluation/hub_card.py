@@ -3,11 +3,13 @@
 import filecmp
 import shutil
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from .model_card import CARD_FILE, CARD_MARKER, ModelCardFacts, write_model_card
+from .puzzle_card import PUZZLE_RESULTS_FILE, write_puzzle_card_again
 from .results import RESULTS_FILE
 
 
@@ -30,20 +32,53 @@ def write_card_before_push(model: PreTrainedModel, folder: str | Path, repo_id: 
         repo_id (`str`): The repository that the card will stand in.
     """
     folder = Path(folder)
-    card_path = folder / CARD_FILE
-    card = ModelCard.load(card_path) if card_path.is_file() else None
-    if card is not None and not any(sentence in card.text for sentence in GENERATED):
+    card = _card_of(folder)
+    if card is not None and not _is_generated(card):
         return
-    if model.name_or_path:
-        results_path = Path(model.name_or_path) / RESULTS_FILE
-        if results_path.is_file() and _same_weights(results_path.parent, folder):
-            shutil.copyfile(results_path, folder / RESULTS_FILE)
+    _take_along(RESULTS_FILE, model, folder)
     facts = ModelCardFacts.from_folder(folder, repo_id=repo_id)
     if card is not None:
         facts.tags += [tag for tag in card.data.tags or [] if tag not in facts.tags]
         facts.results.license = facts.results.license or card.data.license
         facts.training_summary = _training_summary(card.text)
     write_model_card(folder, facts)
+
+
+def write_puzzle_card_before_push(model: PreTrainedModel, folder: str | Path, repo_id: str) -> None:
+    """The same for a puzzle model, whose measurements are in `puzzle_results.json`.
+
+    Without measurements there is nothing to say that transformers' own card does not, and it stays.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        folder (`str` or `Path`): The folder that it was saved to.
+        repo_id (`str`): The repository that the card will stand in.
+    """
+    folder = Path(folder)
+    card = _card_of(folder)
+    if card is not None and not _is_generated(card):
+        return
+    _take_along(PUZZLE_RESULTS_FILE, model, folder)
+    if (folder / PUZZLE_RESULTS_FILE).is_file():
+        write_puzzle_card_again(folder, repo_id)
+
+
+def _card_of(folder: Path) -> Any:
+    path = folder / CARD_FILE
+    return ModelCard.load(path) if path.is_file() else None
+
+
+def _is_generated(card: Any) -> bool:
+    return any(sentence in card.text for sentence in GENERATED)
+
+
+def _take_along(name: str, model: PreTrainedModel, folder: Path) -> None:
+    """Copies a file of measurements from where the model was loaded, if it has not been trained since."""
+    if not model.name_or_path:
+        return
+    path = Path(model.name_or_path) / name
+    if path.is_file() and _same_weights(path.parent, folder):
+        shutil.copyfile(path, folder / name)
 
 
 def _training_summary(text: str) -> str | None:

@@ -14,13 +14,15 @@ from transformers import AutoConfig
 
 from .. import models  # noqa: F401 (registers the model types with AutoConfig)
 from .atomic import write_text_atomic
-from .model_card import CARD_FILE, CARD_MARKER
+from .model_card import CARD_FILE, CARD_MARKER, FIGURES_FOLDER
+from .puzzle_plots import plot_puzzle_results
 from .puzzles import failure_checks, halting_quality, record_segments, segment_accuracy, with_one_blank
 from .results import package_versions
 from .weights import count_stored_parameters
 
 
 PUZZLE_RESULTS_FILE = "puzzle_results.json"
+FIGURE_FILE = f"{FIGURES_FOLDER}/accuracy_over_segments.png"
 SEGMENTS = (1, 2, 4, 8, 16, 32)
 # columns that tasks give a puzzle's difficulty in
 DIFFICULTIES = ("blanks", "dead_ends", "length", "rating")
@@ -62,7 +64,7 @@ def measure_puzzles(
         "one_blank_accuracy": one_blank,
         "halting": halting,
     }
-    # keys of a difficulty are numbers, which JSON does not have
+    # what is measured now equals what is read from a file: tuples are lists
     return json.loads(json.dumps(measured))
 
 
@@ -75,7 +77,7 @@ def write_puzzle_card(
     seed: int | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
-    """Writes `puzzle_results.json` and `README.md` into the folder of a puzzle model.
+    """Writes `puzzle_results.json`, a figure and `README.md` into the folder of a puzzle model.
 
     Args:
         folder: The folder that `save_pretrained` wrote.
@@ -92,14 +94,45 @@ def write_puzzle_card(
         ValueError: The folder holds no puzzle model.
     """
     folder = Path(folder)
+    config = _puzzle_config(folder)
+    stored = {
+        "results": results, "data": data, "command": command, "seed": seed, "notes": list(notes),
+        "versions": package_versions(),
+    }  # fmt: skip
+    write_text_atomic(folder / PUZZLE_RESULTS_FILE, json.dumps(stored, indent=2, allow_nan=False) + "\n")
+    return _write_card(folder, config, folder.resolve().name)
+
+
+def write_puzzle_card_again(folder: str | Path, repo_id: str) -> Path:
+    """Writes the card and its figure from the `puzzle_results.json` in the folder of a puzzle model.
+
+    Args:
+        folder: The folder, where [`write_puzzle_card`] once was.
+        repo_id: The repository that the card will stand in.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        ValueError: The folder holds no puzzle model.
+    """
+    folder = Path(folder)
+    return _write_card(folder, _puzzle_config(folder), repo_id)
+
+
+def _puzzle_config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json, so it is not a model folder.")
     config = AutoConfig.from_pretrained(folder)
     if not (config.architectures or [""])[0].endswith("ForPuzzle"):
         raise ValueError(f"{folder} holds {config.architectures}, and no puzzle model.")
-    versions = package_versions()
-    stored = {"results": results, "data": data, "command": command, "seed": seed, "versions": versions}
-    write_text_atomic(folder / PUZZLE_RESULTS_FILE, json.dumps(stored, indent=2, allow_nan=False) + "\n")
+    return config
+
+
+def _write_card(folder: Path, config: Any, repo_id: str) -> Path:
+    stored = json.loads((folder / PUZZLE_RESULTS_FILE).read_text(encoding="utf-8"))
+    (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
+    plot_puzzle_results(stored["results"], folder / FIGURE_FILE, max_segments=config.max_segments)
     card_data = ModelCardData(
         library_name="transformers", tags=["hf_loop", "hierarchical-reasoning-model", "recurrent-depth", "puzzles"]
     )
@@ -109,11 +142,12 @@ def write_puzzle_card(
     text = environment.from_string(_template()).render(
         card_data=card_data.to_yaml(),
         marker=CARD_MARKER,
-        name=folder.resolve().name,
+        repo_id=repo_id,
+        name=repo_id.split("/")[-1],
         config=config,
         num_parameters=count_stored_parameters(folder),
         has_remote_code="auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")),
-        notes=list(notes),
+        figure=FIGURE_FILE,
         **stored,
     )
     path = folder / CARD_FILE

@@ -3,6 +3,7 @@
 All functions run on boards of Sudoku or mazes as [`hf_loop.tasks`] makes them: `input_ids` and `labels` `[N, T]`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,10 @@ import torch
 from ..models.checks import check_positive_int
 from ..models.puzzle_loss import IGNORE_INDEX
 from .running import evaluation_mode
+
+
+# rows of a table of difficulties
+MAX_GROUPS = 8
 
 
 @dataclass
@@ -68,9 +73,12 @@ class HaltingQuality:
         accuracy_lost: The first less the second.
         oracle_accuracy: Share that a reader who knows the answer would read solved: solved after any segment.
         mean_segments: Segments until a row halts.
-        calibration_error: Mean difference between how likely the head holds a row to be solved and how often it is,
-            over ten bins of what it says, after every segment. `None` where there is no such head.
-        segments_by_difficulty: Mean segments until halting, exact accuracy there and rows, by difficulty.
+        calibration: By tenths of what the head says, after every segment: how likely it holds a row to be solved in
+            the mean, how often it is, and how many times it was asked. Empty where there is no such head.
+        calibration_error: Mean difference between the two (https://huggingface.co/papers/1706.04599); `None` where
+            there is no such head.
+        segments_by_difficulty: Mean segments until halting, exact accuracy there and rows, by difficulty: a number, or
+            a range such as `"4-7"` where there are many.
     """
 
     exact_accuracy: float
@@ -78,8 +86,9 @@ class HaltingQuality:
     accuracy_lost: float
     oracle_accuracy: float
     mean_segments: float
+    calibration: list[tuple[float, float, int]]
     calibration_error: float | None
-    segments_by_difficulty: dict[int, tuple[float, float, int]]
+    segments_by_difficulty: dict[str, tuple[float, float, int]]
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers by name."""
@@ -201,7 +210,8 @@ def halting_quality(record: SegmentRecord, difficulty: Sequence[int], max_segmen
 
     Args:
         record: What the model said, for at least `max_segments` segments.
-        difficulty: A number for every row, such as its blanks or dead ends; rows of one number are taken together.
+        difficulty: A number for every row, such as its blanks or dead ends; neighbouring
+            numbers are taken together where there are more than eight.
         max_segments: Segments after which a row is read in any case.
 
     Raises:
@@ -217,10 +227,14 @@ def halting_quality(record: SegmentRecord, difficulty: Sequence[int], max_segmen
     stops = halts.int().argmax(1)
     at_stop = solved[torch.arange(num_rows), stops]
     groups, numbers = {}, torch.tensor(list(difficulty))
-    for value in sorted(set(numbers.tolist())):
-        rows = numbers == value
+    for low, high in _ranges(list(difficulty)):
+        rows = (low <= numbers) & (numbers <= high)
         segments = (stops[rows] + 1).float().mean().item()
-        groups[value] = (segments, at_stop[rows].float().mean().item(), int(rows.sum()))
+        name = str(low) if low == high else f"{low}-{high}"
+        groups[name] = (segments, at_stop[rows].float().mean().item(), int(rows.sum()))
+    calibration = _calibration(record, max_segments)
+    asked = sum(count for _, _, count in calibration)
+    gaps = sum(abs(said - share) * count for said, share, count in calibration)
     exact, halted = solved[:, -1].float().mean().item(), at_stop.float().mean().item()
     return HaltingQuality(
         exact_accuracy=exact,
@@ -228,20 +242,33 @@ def halting_quality(record: SegmentRecord, difficulty: Sequence[int], max_segmen
         accuracy_lost=exact - halted,
         oracle_accuracy=solved.any(1).float().mean().item(),
         mean_segments=(stops + 1).float().mean().item(),
-        calibration_error=_calibration_error(record, max_segments),
+        calibration=calibration,
+        calibration_error=gaps / asked if asked else None,
         segments_by_difficulty=groups,
     )
 
 
-def _calibration_error(record: SegmentRecord, max_segments: int) -> float | None:
-    """Expected calibration error in ten bins (https://huggingface.co/papers/1706.04599)."""
+def _ranges(numbers: list[int]) -> list[tuple[int, int]]:
+    """Every number by itself, or, of more than `MAX_GROUPS`, ranges that hold at least their share of the rows."""
+    counts = Counter(numbers)
+    least = 1 if len(counts) <= MAX_GROUPS else len(numbers) / MAX_GROUPS
+    ranges, start, rows = [], None, 0
+    for number, count in sorted(counts.items()):
+        start, rows = number if start is None else start, rows + count
+        if rows >= least:
+            ranges.append((start, number))
+            start, rows = None, 0
+    if start is not None:
+        ranges.append((start, max(counts)))
+    return ranges
+
+
+def _calibration(record: SegmentRecord, max_segments: int) -> list[tuple[float, float, int]]:
+    """Means of what the head says and of what is so, and how many, in each of ten bins that is not empty."""
     if record.confidence is None:
-        return None
+        return []
     said = record.confidence[:, :max_segments].flatten()
     solved = record.solved[:, :max_segments].flatten().float()
     bins = (said * 10).long().clamp(max=9)
-    error = 0.0
-    for index in bins.unique():
-        inside = bins == index
-        error += inside.float().mean().item() * (said[inside].mean() - solved[inside].mean()).abs().item()
-    return error
+    insides = [bins == index for index in bins.unique()]
+    return [(said[inside].mean().item(), solved[inside].mean().item(), int(inside.sum())) for inside in insides]

@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 from transformers import LlamaConfig
 
+from hf_loop import HierarchicalForPuzzle
 from hf_loop.evaluation import measure_puzzles, write_puzzle_card
+from hf_loop.evaluation.hub_card import write_puzzle_card_before_push
 from hf_loop.tasks import sudoku
 from hf_loop.trainer.recipe import load_recipe
 from hf_loop.trainer.run import run_recipe
@@ -35,7 +38,32 @@ def test_measurements_and_card(preset, tmp_path):
     assert f"| 3 | {results['accuracy']['3'][0]:.3f} | {results['accuracy']['3'][1]:.3f} |" in text
     assert ("## Halting" in text) == (preset == "trm")
     assert "trust_remote_code=True" in text
+    (shown,) = re.findall(r"!\[.*\]\((.+)\)", text)
+    assert (tmp_path / shown).read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "puzzle_results.json").read_text())["results"] == results
+
+
+def test_a_push_takes_the_measurements_of_unchanged_weights_along(tmp_path):
+    rows = sudoku(1, 6, 4)[0]["test"]
+    model = tiny_puzzle_model("trm", max_segments=2)
+    model.save_pretrained(tmp_path / "model")
+    write_puzzle_card(tmp_path / "model", measure_puzzles(model, rows, segments=(1,)), data="six boards", seed=3)
+    model = HierarchicalForPuzzle.from_pretrained(tmp_path / "model")
+
+    model.save_pretrained(tmp_path / "upload")
+    (tmp_path / "upload" / "README.md").write_text("# Mine\n")
+    write_puzzle_card_before_push(model, tmp_path / "upload", "me/puzzles")
+    assert (tmp_path / "upload" / "README.md").read_text() == "# Mine\n"
+    (tmp_path / "upload" / "README.md").unlink()
+    write_puzzle_card_before_push(model, tmp_path / "upload", "me/puzzles")
+    text = (tmp_path / "upload" / "README.md").read_text()
+    assert "# puzzles\n" in text and 'from_pretrained("me/puzzles"' in text and "Seed 3." in text
+
+    model.lm_head.weight.data += 1
+    model.save_pretrained(tmp_path / "changed")
+    write_puzzle_card_before_push(model, tmp_path / "changed", "me/puzzles")
+    assert not (tmp_path / "changed" / "README.md").exists()
+    assert not (tmp_path / "changed" / "puzzle_results.json").exists()
 
 
 def test_other_folders_are_refused(tmp_path):

@@ -45,8 +45,8 @@ def test_halting_quality_by_hand():
     quality = halting_quality(made, [3, 3, 5, 5], 4)
     assert (quality.exact_accuracy, quality.halted_accuracy, quality.accuracy_lost) == (0.25, 0.5, -0.25)
     assert (quality.oracle_accuracy, quality.mean_segments) == (0.75, 2.5)
-    assert quality.segments_by_difficulty == {3: (2.5, 1.0, 2), 5: (2.5, 0.0, 2)}
-    assert quality.calibration_error is None
+    assert quality.segments_by_difficulty == {"3": (2.5, 1.0, 2), "5": (2.5, 0.0, 2)}
+    assert quality.calibration_error is None and quality.calibration == []
     # a row is read after the last segment where nothing halts it
     assert halting_quality(made, [0] * 4, 2).mean_segments == 1.5
     with pytest.raises(ValueError, match="max_segments must lie between 1 and 4, got 5"):
@@ -55,12 +55,24 @@ def test_halting_quality_by_hand():
         halting_quality(made, [0] * 3, 4)
 
 
+def test_many_difficulties_are_taken_together():
+    made = record(["x"] * 18, halts=["x"] * 18)
+    # sixteen numbers: each range has at least 18 / 8 rows, but for the rest at the end
+    numbers = [0, 0, 0, 0, *range(1, 15)]
+    groups = halting_quality(made, numbers, 1).segments_by_difficulty
+    assert {name: rows for name, (_, _, rows) in groups.items()} == {
+        "0": 4, "1-3": 3, "4-6": 3, "7-9": 3, "10-12": 3, "13-14": 2,
+    }  # fmt: skip
+
+
 def test_calibration_by_hand():
     confidence = torch.tensor([[0.05, 0.95], [0.05, 0.95], [0.05, 0.95], [0.05, 0.95]])
     sure = halting_quality(record([".x", ".x", ".x", ".x"], confidence=confidence), [0] * 4, 2)
     assert sure.calibration_error == pytest.approx(0.05)
     wrong = halting_quality(record(["..", "..", ".x", ".x"], confidence=confidence), [0] * 4, 2)
     assert wrong.calibration_error == pytest.approx(0.5 * 0.05 + 0.5 * 0.45)
+    low, high = wrong.calibration
+    assert low == pytest.approx((0.05, 0, 4)) and high == pytest.approx((0.95, 0.5, 4))
 
 
 @pytest.mark.parametrize("name", ["trm", "hrm", "plain"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForMaskedLM
 
 from hf_loop import HierarchicalForPuzzle
 
@@ -39,6 +40,8 @@ def test_a_run_that_has_its_line_is_skipped(experiment, monkeypatch, tmp_path):
         assert set(result["accuracy"]) == {"1", "2", "4"}
         assert 0 <= result["one_blank_accuracy"] <= 1
         assert result["failures"]["num_rows"] == 6
+        assert isinstance(AutoModelForMaskedLM.from_pretrained(tmp_path / result["model"]), HierarchicalForPuzzle)
+    assert results[0]["model"] != results[1]["model"]
     assert set(results[0]["halting"]) == {"blanks", "dead_ends"} and results[1]["halting"] == {}
     call(experiment, monkeypatch, tmp_path, "--plot")
     text = (tmp_path / "tables.md").read_text()
@@ -58,7 +61,7 @@ def test_variants_are_equal_where_they_say_so(experiment):
     assert sizes["trm, one step"] == (base, calls) and calls == 24
     for name in ("hrm, equal compute", "hrm, equal compute, last cycle", "plain, equal compute"):
         assert sizes[name][1] == calls, name
-    for name in ("hrm, equal parameters", "plain, equal parameters"):
+    for name in ("hrm, equal parameters", "plain, equal parameters", "plain, equal parameters, segments"):
         # heads that say when to halt differ
         assert abs(sizes[name][0] - base) < 200, name
     assert sizes["hrm, equal parameters"][1] == calls / 2

@@ -6,12 +6,14 @@
 
 All variants see the same puzzles in the same order for the same number of steps; a result says how many parameters and
 layer calls a model has and how long it took, since no comparison is equal in all three. A finished run is one line in
-`results.jsonl`; a run that has its line is skipped, so the command can be given again after an interruption.
+`results.jsonl`, and a model in the folder that the line names. A run that has its line is skipped, so the command can
+be given again after an interruption. Several processes may share a folder if they have different variants or seeds.
 """
 
 import argparse
 import json
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # layers run once: as many weights as TRM, or as many layer calls as one of its segments
     "plain, equal parameters": ("plain", {"num_hidden_layers": 2}),
     "plain, equal compute": ("plain", {"num_hidden_layers": 24}),
+    # the former as the step of a recurrence, under deep supervision: segments without cycles inside of them
+    "plain, equal parameters, segments": ("plain", {"num_hidden_layers": 2, "halting": "binary"}),
 }
 SEGMENTS = (1, 2, 4, 8, 16, 32)
 
@@ -47,8 +51,8 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--size", type=int, default=6, help="side of the board")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--hidden-size", type=int, default=64)
     parser.add_argument("--max-segments", type=int, default=8, help="segments in training")
     parser.add_argument("--num-puzzles", type=int, default=1000, help="training puzzles, before symmetries")
@@ -72,19 +76,20 @@ def main() -> None:
             run = {"variant": variant, "seed": seed, **options}
             if any(run.items() <= result.items() for result in results):
                 continue
-            result = {**run, **train_and_evaluate(variant, seed, args)}
+            result = {**run, **train_and_evaluate(run, args)}
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(result) + "\n")
             print(json.dumps(result), flush=True)
 
 
-def train_and_evaluate(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """One run: its size and time, and everything that is measured on the test puzzles."""
+def train_and_evaluate(run: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """One run: its model, size and time, and everything that is measured on the test puzzles."""
+    seed = run["seed"]
     splits, _ = sudoku(
         args.steps * args.batch_size, args.test_rows, args.size, num_puzzles=args.num_puzzles, seed=seed
     )
     set_seed(seed)
-    model = HierarchicalForPuzzle(config_of(variant, args))
+    model = HierarchicalForPuzzle(config_of(run["variant"], args))
     training = DeepSupervisionArguments(
         output_dir=str(args.folder / "unused"), seed=seed, max_steps=args.steps, learning_rate=args.learning_rate,
         weight_decay=args.weight_decay, adam_beta2=0.95, warmup_steps=min(100, args.steps // 4),
@@ -96,13 +101,16 @@ def train_and_evaluate(variant: str, seed: int, args: argparse.Namespace) -> dic
     trainer = DeepSupervisionTrainer(model, training, train_dataset=splits["train"])
     start, work = time.perf_counter(), time.process_time()
     trainer.train()
-    facts = {
+    facts: dict[str, Any] = {
         "parameters": model.num_parameters(),
         "layer_calls": model.config.num_slots(model.config.num_loops),
         "seconds": round(time.perf_counter() - start, 1),
         "processor_seconds": round(time.process_time() - work, 1),
         "losses": [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry],
     }
+    # one folder for every set of options
+    facts["model"] = f"models/{zlib.crc32(json.dumps(run, sort_keys=True).encode()):08x}"
+    model.save_pretrained(args.folder / facts["model"])
     return {**facts, **measure_puzzles(model, splits["test"], blank=1, segments=SEGMENTS)}
 
 
@@ -121,8 +129,10 @@ def config_of(variant: str, args: argparse.Namespace) -> HierarchicalConfig:
         "num_puzzles": 0,
         "num_puzzle_tokens": 0,
     }
-    segments = {} if preset == "plain" else {"max_segments": args.max_segments}
-    return HierarchicalConfig.from_preset(preset, **{**sizes, **segments, **fields})
+    config = HierarchicalConfig.from_preset(preset, **{**sizes, **fields})
+    if config.halting != "none":
+        config.max_segments = args.max_segments
+    return config
 
 
 def tables(results: list[dict[str, Any]]) -> str:

@@ -1,0 +1,81 @@
+"""The figure of a puzzle model: accuracy over segments, where it halts, and whether its head is right."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .plots import COLORS
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot_puzzle_results(results: dict[str, Any], path: str | Path, *, max_segments: int) -> None:
+    """Draws what [`~hf_loop.evaluation.measure_puzzles`] returned into an image file.
+
+    The first panel is accuracy over segments. A model that halts has a panel for each measure of difficulty, with the
+    mean number of segments of its puzzles and their exact accuracy; one with a halting head has a last panel of how
+    likely it holds puzzles to be solved, against how often they are.
+
+    Args:
+        results (`dict[str, Any]`): The measurements.
+        path (`str` or `Path`): The file; its ending picks the format (`.png`, `.svg`, `.pdf`).
+        max_segments (`int`): Segments after which training, and halting, end; marked by a dashed line.
+    """
+    # the object interface with the Agg canvas needs no display and leaves pyplot's global state alone
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    halting: dict[str, Any] = results["halting"]
+    calibration = next(iter(halting.values()))["calibration"] if halting else []
+    num_panels = 1 + len(halting) + bool(calibration)
+    figure = Figure(figsize=(0.6 + 3.4 * num_panels, 3.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels: list[Axes] = list(figure.subplots(1, num_panels, squeeze=False)[0])
+    _draw_accuracy(panels[0], results["accuracy"], max_segments)
+    for axes, (name, quality) in zip(panels[1:], halting.items()):
+        _draw_segments(axes, name, quality["segments_by_difficulty"])
+    if calibration:
+        _draw_calibration(panels[-1], calibration)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+    figure.savefig(path)
+
+
+def _draw_accuracy(axes: "Axes", accuracy: dict[str, list[float]], max_segments: int) -> None:
+    counts = [int(count) for count in accuracy]
+    for index, label in enumerate(("every cell right", "cells right")):
+        shares = [both[index] for both in accuracy.values()]
+        axes.plot(counts, shares, marker="o", markersize=3, color=COLORS[index], label=label)
+    axes.axvline(max_segments, color="0.4", linestyle="--", linewidth=1, label="most in training")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, labels=[str(count) for count in counts])
+    axes.minorticks_off()
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("segments")
+    axes.set_ylabel("accuracy")
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.legend(frameon=False, fontsize="small", loc="best")
+
+
+def _draw_segments(axes: "Axes", name: str, groups: dict[str, Any]) -> None:
+    labels = list(groups)
+    bars = axes.bar(labels, [segments for segments, _, _ in groups.values()], color=COLORS[0], width=0.7)
+    axes.bar_label(bars, [f"{accuracy:.2f}" for _, accuracy, _ in groups.values()], fontsize="x-small", color="0.3")
+    axes.set_xlabel(f"{name.replace('_', ' ')} (above a bar: its exact accuracy)", fontsize="small")
+    axes.set_ylabel("segments until it halts")
+    axes.tick_params(axis="x", labelsize="small")
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+
+
+def _draw_calibration(axes: "Axes", calibration: list[tuple[float, float, int]]) -> None:
+    asked = sum(count for _, _, count in calibration)
+    said, shares, counts = zip(*calibration)
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)
+    axes.plot(said, shares, color=COLORS[2], linewidth=0.8)
+    axes.scatter(said, shares, s=[12 + 200 * count / asked for count in counts], color=COLORS[2], alpha=0.7)
+    axes.set_xlim(-0.05, 1.05)
+    axes.set_ylim(-0.05, 1.05)
+    axes.set_xlabel("how likely the head holds it to be solved", fontsize="small")
+    axes.set_ylabel("how often it is")
