@@ -5,7 +5,7 @@ import unittest
 from hf_loop import HierarchicalConfig, HierarchicalForCausalLM, HierarchicalForPuzzle, HierarchicalModel
 from hf_loop.models import HierarchicalPuzzleModel
 
-from .family import FamilyTest, FamilyTester, modeling
+from .family import FamilyTest, FamilyTester, modeling, tensor_parallel
 
 
 class SharedStackTester(FamilyTester):
@@ -55,12 +55,15 @@ class PuzzleTester(FamilyTester):
         return config, {"input_ids": inputs["input_ids"]}
 
 
-class PuzzleTest(modeling.ModelTesterMixin, unittest.TestCase):
+# not the FSDP mixin, which makes causal models of a configuration: see test_hierarchical_puzzle_sharding.py
+class PuzzleTest(modeling.ModelTesterMixin, tensor_parallel.TensorParallelTesterMixin, unittest.TestCase):
     all_model_classes = (HierarchicalForPuzzle,)
     SKIPS = {
         "test_causal_lm_loss_honors_shift_labels": "a puzzle's answer is not shifted",
         "test_init_weights_can_init_buffers": "the starting states are drawn at random",
         "test_inputs_embeds": "a puzzle is read as tokens",
+        "test_tp_generation": "a puzzle is solved, not continued",
+        "test_tp_generation_quantized": "a puzzle is solved, not continued",
     }
 
     @property
