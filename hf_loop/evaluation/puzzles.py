@@ -16,7 +16,7 @@ from .running import evaluation_mode
 
 
 # rows of a table of difficulties
-MAX_GROUPS = 8
+MAX_GROUPS = 12
 
 
 @dataclass
@@ -210,8 +210,8 @@ def halting_quality(record: SegmentRecord, difficulty: Sequence[int], max_segmen
 
     Args:
         record: What the model said, for at least `max_segments` segments.
-        difficulty: A number for every row, such as its blanks or dead ends; neighbouring
-            numbers are taken together where there are more than eight.
+        difficulty: A number for every row, such as its blanks or dead ends; neighbouring numbers are taken
+            together where there are more than twelve.
         max_segments: Segments after which a row is read in any case.
 
     Raises:

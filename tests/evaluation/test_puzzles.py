@@ -56,13 +56,15 @@ def test_halting_quality_by_hand():
 
 
 def test_many_difficulties_are_taken_together():
-    made = record(["x"] * 18, halts=["x"] * 18)
-    # sixteen numbers: each range has at least 18 / 8 rows, but for the rest at the end
-    numbers = [0, 0, 0, 0, *range(1, 15)]
+    # fourteen numbers, so a range has at least 24 / 12 rows, but for the rest at the end
+    numbers = [0] * 11 + list(range(1, 14))
+    made = record(["x"] * len(numbers), halts=["x"] * len(numbers))
     groups = halting_quality(made, numbers, 1).segments_by_difficulty
-    assert {name: rows for name, (_, _, rows) in groups.items()} == {
-        "0": 4, "1-3": 3, "4-6": 3, "7-9": 3, "10-12": 3, "13-14": 2,
-    }  # fmt: skip
+    pairs = {f"{low}-{low + 1}": 2 for low in range(1, 13, 2)}
+    assert {name: rows for name, (_, _, rows) in groups.items()} == {"0": 11, **pairs, "13": 1}
+    # twelve or fewer stay by themselves, however few rows one has
+    groups = halting_quality(made, [min(number, 11) for number in numbers], 1).segments_by_difficulty
+    assert list(groups) == [str(number) for number in range(12)]
 
 
 def test_calibration_by_hand():

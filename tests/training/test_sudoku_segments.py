@@ -46,7 +46,13 @@ def test_a_run_that_has_its_line_is_skipped(experiment, monkeypatch, tmp_path):
     call(experiment, monkeypatch, tmp_path, "--plot")
     text = (tmp_path / "tables.md").read_text()
     assert text.startswith("Exact accuracy") and text.count("| trm |") == 2
-    assert (tmp_path / "segments.png").stat().st_size > 10_000
+    for name in ("segments.png", "halting.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_means_over_seeds_are_weighted(experiment):
+    parts = [(1, (1.0, 0.5), 30), (0, (2.0, 1.0), 4), (1, (2.0, 0.0), 10)]
+    assert experiment.pooled(parts) == {0: [2.0, 1.0], 1: [1.25, 0.375]}
 
 
 def test_variants_are_equal_where_they_say_so(experiment):

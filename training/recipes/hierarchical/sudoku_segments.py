@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import set_seed
 
 from hf_loop import DeepSupervisionArguments, DeepSupervisionTrainer, HierarchicalConfig, HierarchicalForPuzzle
 from hf_loop.evaluation import measure_puzzles
+from hf_loop.evaluation.plots import COLORS
 from hf_loop.evaluation.seed_plots import plot_seeds
 from hf_loop.tasks import sudoku
 
@@ -41,6 +43,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # the former as the step of a recurrence, under deep supervision: segments without cycles inside of them
     "plain, equal parameters, segments": ("plain", {"num_hidden_layers": 2, "halting": "binary"}),
 }
+# puzzles of more dead ends are taken together in the figure
+MOST_DEAD_ENDS = 4
 SEGMENTS = (1, 2, 4, 8, 16, 32)
 
 
@@ -60,7 +64,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--ema-decay", type=float, default=0.99)
-    parser.add_argument("--plot", action="store_true", help="write tables.md and segments.png from results.jsonl")
+    parser.add_argument("--plot", action="store_true", help="write tables.md and figures from results.jsonl")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     path = args.folder / "results.jsonl"
@@ -68,6 +72,8 @@ def main() -> None:
     if args.plot:
         (args.folder / "tables.md").write_text(tables(results))
         draw(results, args.folder / "segments.png")
+        if any(result["halting"] for result in results):
+            draw_halting(results, args.folder / "halting.png")
         return
     excluded = ("folder", "variants", "seeds", "plot")
     options = {name: value for name, value in vars(args).items() if name not in excluded}
@@ -149,11 +155,9 @@ def tables(results: list[dict[str, Any]]) -> str:
         seconds = sum(run["processor_seconds"] for run in runs) / len(runs)
         facts = f"{runs[0]['parameters']} | {runs[0]['layer_calls']} | {seconds:.0f} | {len(runs)}"
         lines.append(f"| {variant} | {facts} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "| variant | cell accuracy | stays solved | wrong fixed points | one blank | halts after | lost by it |",
-    ]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|")
+    names = ("cell accuracy", "stays solved", "wrong fixed points", "one blank")
+    names += ("halts after", "lost by it", "calibration error")
+    lines += ["", "| variant | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for variant in variants:
         runs = [result for result in results if result["variant"] == variant]
         columns = [[run["accuracy"][str(max(SEGMENTS))][1] for run in runs]]
@@ -161,7 +165,7 @@ def tables(results: list[dict[str, Any]]) -> str:
         columns.append([run["one_blank_accuracy"] for run in runs])
         cells = [spread(values) for values in columns]
         halting = [run["halting"]["blanks"] for run in runs if run["halting"]]
-        for name in ("mean_segments", "accuracy_lost"):
+        for name in ("mean_segments", "accuracy_lost", "calibration_error"):
             cells.append(spread([values[name] for values in halting]) if halting else "")
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -184,6 +188,54 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         runs.setdefault(result["variant"], []).append(accuracy)
     trained = max(result["max_segments"] for result in results)
     plot_seeds(runs, SEGMENTS, path, x_label="segments", y_label="puzzles with every cell right", trained=trained)
+
+
+def draw_halting(results: list[dict[str, Any]], path: Path) -> None:
+    """For each variant that halts, over all seeds: segments until it does by dead ends, and its head's calibration."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 4.0), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    by_difficulty, calibration = figure.subplots(1, 2)
+    halting = [result for result in results if result["halting"]]
+    for index, variant in enumerate(dict.fromkeys(result["variant"] for result in halting)):
+        runs = [result["halting"]["dead_ends"] for result in halting if result["variant"] == variant]
+        segments = pooled(
+            (min(int(name.split("-")[0]), MOST_DEAD_ENDS), (segments,), rows)
+            for run in runs
+            for name, (segments, _, rows) in run["segments_by_difficulty"].items()
+        )
+        shares = pooled(
+            (int(min(said, 0.99) * 10), (said, share), count)
+            for run in runs
+            for said, share, count in run["calibration"]
+        )
+        style = {"marker": "o", "markersize": 3, "color": COLORS[index % len(COLORS)], "label": variant}
+        by_difficulty.plot(list(segments), [mean for (mean,) in segments.values()], **style)
+        calibration.plot(*zip(*shares.values()), **style)
+    ticks = range(MOST_DEAD_ENDS + 1)
+    by_difficulty.set_xticks(ticks, labels=[*map(str, ticks[:-1]), f"{MOST_DEAD_ENDS} or more"])
+    by_difficulty.set_ylim(bottom=0)
+    by_difficulty.set_xlabel("dead ends that a search meets in the puzzle")
+    by_difficulty.set_ylabel("segments until it halts")
+    calibration.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)
+    calibration.set_xlabel("how likely the head holds a puzzle to be solved")
+    calibration.set_ylabel("how often it is")
+    calibration.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for axes in (by_difficulty, calibration):
+        axes.grid(color="0.9", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def pooled(parts: Iterable[tuple[int, tuple[float, ...], int]]) -> dict[int, list[float]]:
+    """Means of the same key taken together, each weighted by how many it is of."""
+    sums: dict[int, list[float]] = {}
+    for key, means, count in parts:
+        counted = [count, *(mean * count for mean in means)]
+        sums[key] = [before + more for before, more in zip(sums.get(key, [0.0] * len(counted)), counted)]
+    return {key: [value / total for value in values] for key, (total, *values) in sorted(sums.items())}
 
 
 if __name__ == "__main__":
