@@ -43,40 +43,51 @@ CHECKPOINTS = {
 }
 
 
+# as the checkpoints for 9x9 Sudoku were published
+PUBLISHED_SIZES = {"hidden_size": 512, "num_heads": 8, "puzzle_emb_ndim": 512}
+PUBLISHED = {
+    "hrm": HRM | PUBLISHED_SIZES,
+    "trm": TRM | PUBLISHED_SIZES,
+    "trm, mlp": TRM | PUBLISHED_SIZES | {"mlp_t": True, "pos_encodings": "none"},
+}
+
+
 def num_puzzle_tokens(arch):
-    return (arch.get("puzzle_emb_len", 0) if "puzzle_emb_len" in arch else 0) or -(arch["puzzle_emb_ndim"] // -WIDTH)
+    given = arch.get("puzzle_emb_len", 0)
+    return given or -(arch["puzzle_emb_ndim"] // -arch["hidden_size"])
 
 
-def make_tensors(arch, prefix="_orig_mod.model.inner."):
+def make_tensors(arch, prefix="_orig_mod.model.inner.", cells=CELLS):
     """A state dict with the published names and shapes."""
     torch.manual_seed(0)
-    positions = CELLS + num_puzzle_tokens(arch)
+    width = arch["hidden_size"]
+    positions = cells + num_puzzle_tokens(arch)
 
     def draw(*shape):
         return torch.randn(shape) / shape[-1] ** 0.5
 
     tensors = {
-        "embed_tokens.embedding_weight": draw(VOCAB_SIZE, WIDTH),
-        "lm_head.weight": draw(VOCAB_SIZE, WIDTH),
-        "q_head.weight": draw(2, WIDTH),
+        "embed_tokens.embedding_weight": draw(VOCAB_SIZE, width),
+        "lm_head.weight": draw(VOCAB_SIZE, width),
+        "q_head.weight": draw(2, width),
         "q_head.bias": torch.randn(2),
         "puzzle_emb.weights": draw(3, arch["puzzle_emb_ndim"]),
-        "H_init": torch.randn(WIDTH).bfloat16(),
-        "L_init": torch.randn(WIDTH).bfloat16(),
+        "H_init": torch.randn(width).bfloat16(),
+        "L_init": torch.randn(width).bfloat16(),
     }
     if arch["pos_encodings"] == "learned":
-        tensors["embed_pos.embedding_weight"] = draw(positions, WIDTH)
+        tensors["embed_pos.embedding_weight"] = draw(positions, width)
     for level in ("H_level", "L_level") if arch["H_layers"] else ("L_level",):
         for index in range(arch["L_layers"]):
             layer = f"{level}.layers.{index}"
-            for name, size in (("mlp", WIDTH), ("mlp_t", positions)):
+            for name, size in (("mlp", width), ("mlp_t", positions)):
                 if name == "mlp" or arch.get("mlp_t"):
                     inner = gated_width(size)
                     tensors[f"{layer}.{name}.gate_up_proj.weight"] = draw(2 * inner, size)
                     tensors[f"{layer}.{name}.down_proj.weight"] = draw(size, inner)
             if not arch.get("mlp_t"):
-                tensors[f"{layer}.self_attn.qkv_proj.weight"] = draw(3 * WIDTH, WIDTH)
-                tensors[f"{layer}.self_attn.o_proj.weight"] = draw(WIDTH, WIDTH)
+                tensors[f"{layer}.self_attn.qkv_proj.weight"] = draw(3 * width, width)
+                tensors[f"{layer}.self_attn.o_proj.weight"] = draw(width, width)
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
@@ -116,7 +127,7 @@ def reference(arch, tensors):
         schedule={
             "num_loops": arch["H_cycles"],
             "low_cycles": arch["L_cycles"],
-            "num_heads": HEADS,
+            "num_heads": arch["num_heads"],
             "rotary": arch["pos_encodings"] == "rope",
             "puzzle_tokens": num_puzzle_tokens(arch),
         },
@@ -127,18 +138,26 @@ def reference(arch, tensors):
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-@torch.no_grad()
 def test_three_segments_equal_the_papers_forward(name, tmp_path):
-    arch = CHECKPOINTS[name]
-    tensors = make_tensors(arch)
+    check_three_segments(CHECKPOINTS[name], CELLS, 4, tmp_path)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_three_segments_at_the_published_sizes(name, tmp_path):
+    check_three_segments(PUBLISHED[name], 81, 1, tmp_path)
+
+
+@torch.no_grad()
+def check_three_segments(arch, cells, num_rows, tmp_path):
+    tensors = make_tensors(arch, cells=cells)
     model = convert(write(tmp_path / "published", arch, tensors))
     assert isinstance(model, HierarchicalForPuzzle) and not model.training
     # random layers, run 250 times, amplify what single precision rounds away
     model = model.double()
     weights, states, carry = reference(arch, tensors), None, None
     generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(1, VOCAB_SIZE, (4, CELLS), generator=generator)
-    puzzle_ids = torch.tensor([0, 2, 1, 1])
+    input_ids = torch.randint(1, VOCAB_SIZE, (num_rows, cells), generator=generator)
+    puzzle_ids = torch.tensor([0, 2, 1, 1])[:num_rows]
     encoded = encode(weights, input_ids, puzzle_ids)
     is_binary = arch.get("no_ACT_continue", False)
     for _ in range(3):
