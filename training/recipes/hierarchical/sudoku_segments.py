@@ -101,7 +101,7 @@ def train_and_evaluate(run: dict[str, Any], args: argparse.Namespace) -> dict[st
         weight_decay=args.weight_decay, adam_beta2=0.95, warmup_steps=min(100, args.steps // 4),
         ema_decay=args.ema_decay,
         lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": max(1, args.steps // 5)},
-        max_grad_norm=1.0, per_device_train_batch_size=args.batch_size, save_strategy="no", disable_tqdm=True,
+        max_grad_norm=1.0, per_device_train_batch_size=args.batch_size, save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
         logging_steps=max(1, args.steps // 10),
     )  # fmt: skip
     trainer = DeepSupervisionTrainer(model, training, train_dataset=splits["train"])
