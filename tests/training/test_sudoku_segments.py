@@ -43,7 +43,9 @@ def test_a_run_that_has_its_line_is_skipped(experiment, monkeypatch, tmp_path):
         assert isinstance(AutoModelForMaskedLM.from_pretrained(tmp_path / result["model"]), HierarchicalForPuzzle)
     assert results[0]["model"] != results[1]["model"]
     assert set(results[0]["halting"]) == {"blanks", "dead_ends"} and results[1]["halting"] == {}
-    call(experiment, monkeypatch, tmp_path, "--plot")
+    with pytest.raises(SystemExit, match=r"results\.jsonl has no run of these options yet"):
+        call(experiment, monkeypatch, tmp_path, "--plot")
+    call(experiment, monkeypatch, tmp_path, *options, "--plot")
     text = (tmp_path / "tables.md").read_text()
     assert text.startswith("Exact accuracy") and text.count("| trm |") == 2
     for name in ("segments.png", "halting.png"):

@@ -2,7 +2,7 @@
 
     python training/recipes/hierarchical/sudoku_segments.py outputs/segments                    # all runs, in order
     python training/recipes/hierarchical/sudoku_segments.py outputs/segments --variants trm --seeds 0
-    python training/recipes/hierarchical/sudoku_segments.py outputs/segments --plot             # tables and figure
+    python training/recipes/hierarchical/sudoku_segments.py outputs/segments --plot             # tables, figures
 
 All variants see the same puzzles in the same order for the same number of steps; a result says how many parameters and
 layer calls a model has and how long it took, since no comparison is equal in all three. A finished run is one line in
@@ -64,19 +64,16 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--ema-decay", type=float, default=0.99)
-    parser.add_argument("--plot", action="store_true", help="write tables.md and figures from results.jsonl")
+    parser.add_argument("--plot", action="store_true", help="write tables.md and figures of the runs of these options")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     path = args.folder / "results.jsonl"
     results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if args.plot:
-        (args.folder / "tables.md").write_text(tables(results))
-        draw(results, args.folder / "segments.png")
-        if any(result["halting"] for result in results):
-            draw_halting(results, args.folder / "halting.png")
-        return
     excluded = ("folder", "variants", "seeds", "plot")
     options = {name: value for name, value in vars(args).items() if name not in excluded}
+    if args.plot:
+        plot([result for result in results if options.items() <= result.items()], args.folder)
+        return
     for seed in args.seeds:
         for variant in args.variants:
             run = {"variant": variant, "seed": seed, **options}
@@ -86,6 +83,18 @@ def main() -> None:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(result) + "\n")
             print(json.dumps(result), flush=True)
+
+
+def plot(results: list[dict[str, Any]], folder: Path) -> None:
+    """Writes the tables and the figures of runs of the same options."""
+    # several processes write their lines in any order
+    results = sorted(results, key=lambda result: (list(VARIANTS).index(result["variant"]), result["seed"]))
+    if not results:
+        raise SystemExit(f"{folder}/results.jsonl has no run of these options yet")
+    (folder / "tables.md").write_text(tables(results))
+    draw(results, folder / "segments.png")
+    if any(result["halting"] for result in results):
+        draw_halting(results, folder / "halting.png")
 
 
 def train_and_evaluate(run: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -101,7 +110,8 @@ def train_and_evaluate(run: dict[str, Any], args: argparse.Namespace) -> dict[st
         weight_decay=args.weight_decay, adam_beta2=0.95, warmup_steps=min(100, args.steps // 4),
         ema_decay=args.ema_decay,
         lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": max(1, args.steps // 5)},
-        max_grad_norm=1.0, per_device_train_batch_size=args.batch_size, save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
+        max_grad_norm=1.0, per_device_train_batch_size=args.batch_size, save_strategy="no", disable_tqdm=True,
+        dataloader_pin_memory=False,
         logging_steps=max(1, args.steps // 10),
     )  # fmt: skip
     trainer = DeepSupervisionTrainer(model, training, train_dataset=splits["train"])
