@@ -1,5 +1,6 @@
 """`hf-loop train`: runs a recipe."""
 
+import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -40,5 +41,7 @@ def train(
                 evaluation += f", {name.replace('_', ' ')} {result.eval_metrics[f'eval_{name}']:.4f}"
         print(f"{result.num_parameters:,} parameters, training loss {result.train_loss:.4f}{evaluation}")
         print(result.output_dir)
-    # a process that ends with its group still open may abort, and a finished run would look like a failed one
+    # gloo's threads live as long as a model that uses the group, and a process that ends while they run may abort: a
+    # finished run would look like a failed one
+    gc.collect()
     PartialState().destroy_process_group()

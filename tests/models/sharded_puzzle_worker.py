@@ -12,6 +12,7 @@ from transformers import AutoModelForMaskedLM
 from transformers.distributed import DistributedConfig
 
 from tests.models.puzzle_variants import puzzles
+from tests.process_group import leave_process_group
 
 
 def main() -> None:
@@ -34,8 +35,8 @@ def main() -> None:
             assert (parameter.grad is None) == (other.grad is None), name
             if other.grad is not None:
                 torch.testing.assert_close(parameter.grad.full_tensor(), other.grad, rtol=1e-4, atol=1e-6, msg=name)
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+    leave_process_group()

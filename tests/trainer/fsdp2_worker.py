@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from tests.process_group import leave_process_group
 from tests.trainer.tiny import tiny_dataset, tiny_model
 
 
@@ -30,8 +31,8 @@ def main() -> None:
                 model(input_ids[rows], labels=input_ids[rows], **depth).loss.backward()
                 for parameter, expected in zip(model.parameters(), whole.parameters(), strict=True):
                     torch.testing.assert_close(parameter.grad.full_tensor(), expected.grad, rtol=1e-4, atol=1e-6)
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+    leave_process_group()
