@@ -40,7 +40,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # and with TRM's halting, to tell what comes of the two stacks and what of Q-learning
     "hrm, equal parameters, binary": ("hrm", {**SCHEDULE, "num_hidden_layers": 2, "halting": "binary"}),
     # layers run once: as many weights as TRM, or as many layer calls as one of its segments. 24 layers with the norm
-    # after them, where TRM has it, stay at chance here; before them, they learn
+    # after them, where TRM has it, solve no puzzle here; before them, they learn
     "plain, equal parameters": ("plain", {"num_hidden_layers": 2}),
     "plain, equal compute": ("plain", {"num_hidden_layers": 24, "norm_placement": "pre"}),
     # the former as the step of a recurrence, under deep supervision: segments without cycles inside of them
