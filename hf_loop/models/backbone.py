@@ -28,12 +28,12 @@ import torch
 from torch import nn
 from transformers import AutoModel, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
-from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .cache_views import CacheSlot
 from .modeling_hrm import HrmBackboneModel
 from .modeling_huginn import HuginnBackboneModel
 from .modeling_parcae import ParcaeBackboneModel, scale_and_softcap
+from .transformers_seams import RELEASE, adopt_attention, layer_cache_name, named_cache
 
 
 def _unchanged(owner: PreTrainedModel | PreTrainedConfig, tensor: torch.Tensor) -> torch.Tensor:
@@ -89,7 +89,6 @@ class BackboneSpec:
         embed_tokens, layers, norm (`str`): attribute names of the parts in the base model.
         enter (`Callable`): what happens to the token embeddings before the first layer.
         finish_logits (`Callable`): what the causal head does to the logits after the linear map.
-        cache_argument (`str`): the name under which a layer takes the cache.
         rotary_per_layer_type (`bool`): whether the rotary embedding is asked once per layer type.
         position_rows (`int`): rows of position ids the rotary embedding wants (3 for temporal, height and width).
         head_bias (`bool`): whether the causal head has a bias.
@@ -106,7 +105,6 @@ class BackboneSpec:
     norm: str = "norm"
     enter: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = _unchanged
     finish_logits: Callable[[PreTrainedConfig, torch.Tensor], torch.Tensor] = _unchanged
-    cache_argument: str = "past_key_values"
     rotary_per_layer_type: bool = False
     position_rows: int = 1
     head_bias: bool = False
@@ -138,7 +136,6 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
         embed_tokens="embed_in",
         norm="final_layer_norm",
         enter=_neox_dropout_module,
-        cache_argument="layer_past",
     ),
     "gpt_oss": _LIKE_LLAMA,
     "granite": BackboneSpec(enter=_scale_embeddings, finish_logits=_divide_logits),
@@ -202,7 +199,7 @@ class LayerInputs:
         position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`): position of every token.
         position_embeddings (`dict` or `tuple`): rotary cosines and sines, by layer type where they differ.
         masks (`dict`, `torch.Tensor` or `None`): attention masks, by layer type where they differ.
-        past_key_values (`Cache` or `None`): the cache of the whole model.
+        cache (`Cache` or `None`): the cache of the whole model.
         use_cache (`bool`): whether layers write to the cache.
         kwargs (`dict`): whatever else the caller passed down to the attention functions.
     """
@@ -210,7 +207,7 @@ class LayerInputs:
     position_ids: torch.Tensor
     position_embeddings: Any
     masks: Any
-    past_key_values: Cache | None
+    cache: Cache | None
     use_cache: bool
     kwargs: dict[str, Any]
 
@@ -262,7 +259,7 @@ class Backbone:
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | dict | None,
         position_ids: torch.Tensor,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         use_cache: bool,
         input_ids: torch.Tensor | None = None,
         block_sequence_ids: torch.Tensor | None = None,
@@ -275,7 +272,7 @@ class Backbone:
             hidden_states (`torch.Tensor` of shape `[B, T, D]`): the first layer's input.
             attention_mask: a padding mask `[B, T]`, or masks already prepared by `generate`.
             position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`): position of every token.
-            past_key_values (`Cache`, *optional*): the cache, which shifts the masks by what it holds.
+            cache (`Cache`, *optional*): the cache, which shifts the masks by what it holds.
             use_cache (`bool`): whether layers write to the cache.
             input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): the tokens, where the layers embed them too.
             block_sequence_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): block of every token; those of a
@@ -286,6 +283,8 @@ class Backbone:
         Raises:
             ValueError: the layers need the tokens, and there are none.
         """
+        if "paged_cache" in kwargs:
+            kwargs["cache"] = kwargs.pop("paged_cache")
         if self.spec.layers_take_token_ids:
             kwargs["token_ids"] = self.check_token_ids(input_ids)
         masks = attention_mask
@@ -294,13 +293,13 @@ class Backbone:
                 config=self.config,
                 inputs_embeds=hidden_states,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
+                **named_cache(cache),
                 position_ids=position_ids,
                 block_sequence_ids=block_sequence_ids,
                 and_mask_function=and_mask_function,
             )
         position_embeddings = self.rotate(hidden_states, position_ids)
-        return LayerInputs(position_ids, position_embeddings, masks, past_key_values, use_cache, kwargs)
+        return LayerInputs(position_ids, position_embeddings, masks, cache, use_cache, kwargs)
 
     def check_token_ids(self, input_ids: torch.Tensor | None) -> torch.Tensor:
         """The tokens, for layers that embed them too.
@@ -351,14 +350,18 @@ class Backbone:
         """
         layer = self.layers[index] if layer is None else layer
         layer_type = self.layer_types[index] if self.layer_types is not None else None
-        if inputs.past_key_values is None and ("cache" in inputs.kwargs or "attention_instances" in inputs.kwargs):
-            # paged caches (continuous batching, vLLM) are not handed to the layer: they ask the attention module
+        if inputs.cache is None and ("cache" in inputs.kwargs or "attention_instances" in inputs.kwargs):
+            # such paged caches (vLLM, and continuous batching up to 5.23) are not handed to the layer: they ask the
+            # attention module
             module: Any
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = slot
-        if cache_view is None and inputs.past_key_values is not None:
-            cache_view = CacheSlot(inputs.past_key_values, slot)
+        if cache_view is None and inputs.cache is not None:
+            cache_view = CacheSlot(inputs.cache, slot)
+        keywords = inputs.kwargs
+        if cache_view is not None:
+            keywords = {**keywords, layer_cache_name(type(layer)): cache_view}
         masks, rotary = inputs.masks, inputs.position_embeddings
         output = layer(
             hidden_states,
@@ -366,9 +369,13 @@ class Backbone:
             position_embeddings=rotary[layer_type] if isinstance(rotary, dict) else rotary,
             position_ids=inputs.position_ids,
             use_cache=inputs.use_cache,
-            **{self.spec.cache_argument: cache_view},
-            **inputs.kwargs,
+            **keywords,
         )
+        if cache_view is not None and not cache_view.was_used:
+            raise RuntimeError(
+                f"layer {index} of the {self.config.model_type} backbone neither read nor wrote its cache, slot {slot} "
+                f"(transformers {RELEASE}): {_reason_not_used(layer)}"
+            )
         return output[0] if isinstance(output, tuple) else output
 
     def norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -376,9 +383,9 @@ class Backbone:
         return self.final_norm(hidden_states)
 
 
-def next_positions(hidden_states: torch.Tensor, past_key_values: Cache | None) -> torch.Tensor:
+def next_positions(hidden_states: torch.Tensor, cache: Cache | None) -> torch.Tensor:
     """Positions `[1, T]` of tokens `[B, T, D]` that follow what the cache holds."""
-    past_seen_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
+    past_seen_tokens = cache.get_seq_length() if cache is not None else 0
     positions = torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_seen_tokens
     return positions.unsqueeze(0)
 
@@ -410,13 +417,10 @@ def make_backbone(config: PreTrainedConfig, spec: BackboneSpec | None = None) ->
 
 
 def adopt_backbone(outer: PreTrainedModel, backbone: PreTrainedModel) -> None:
-    """Let `outer` record hidden states and attentions, and compile, wherever its backbone can."""
-    outer._can_record_outputs = backbone._can_record_outputs
-    _CAN_RECORD_REGISTRY[outer] = backbone._can_record_outputs
+    """Let `outer` compile and choose attention functions wherever its backbone can."""
     outer._can_compile_fullgraph = backbone._can_compile_fullgraph
     outer._supports_attention_backend = backbone._supports_attention_backend
-    # what the backbone settled on: it may refuse the attention function that was asked for
-    outer.config._attn_implementation_internal = backbone.config._attn_implementation
+    adopt_attention(outer, backbone)
 
 
 def backbone_spec(config: PreTrainedConfig) -> BackboneSpec:
@@ -432,6 +436,15 @@ def backbone_spec(config: PreTrainedConfig) -> BackboneSpec:
             f"{_missing_parts(config)}. Supported are {', '.join(SUPPORTED_BACKBONES)}"
         )
     return spec
+
+
+def _reason_not_used(layer: nn.Module) -> str:
+    if layer.training and getattr(layer, "gradient_checkpointing", False):
+        return (
+            "a layer that is checkpointed by itself drops it. Train without a cache, and switch checkpointing on by "
+            "`gradient_checkpointing_enable` of the whole model, not of its backbone"
+        )
+    return "this release hands the cache to its layers in a way that hf_loop does not know, and results would be wrong"
 
 
 @functools.cache

@@ -33,23 +33,30 @@ class CacheSlot:
     def __init__(self, cache: Cache, slot: int):
         self.cache = cache
         self.slot = slot
+        # whether the layer has read or written what it carries
+        self.was_used = False
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        if self.cache.offloading:
+        self.was_used = True
+        if getattr(self.cache, "offloading", False):
             # the cache fetches slot + 1 ahead of time, but the slot after the prelude's last is not the next one used
             self.cache.prefetch(self.slot, self.cache.only_non_sliding)
         return self.cache.update(key_states, value_states, self.slot, *args, **kwargs)
 
     def get_conv_state(self, layer_idx, *args, **kwargs):
+        self.was_used = True
         return self.cache.get_conv_state(self.slot, *args, **kwargs)
 
     def update_conv_state(self, conv_states, layer_idx, *args, **kwargs):
+        self.was_used = True
         return self.cache.update_conv_state(conv_states, self.slot, *args, **kwargs)
 
     def get_recurrent_state(self, layer_idx, *args, **kwargs):
+        self.was_used = True
         return self.cache.get_recurrent_state(self.slot, *args, **kwargs)
 
     def update_recurrent_state(self, recurrent_states, layer_idx, *args, **kwargs):
+        self.was_used = True
         return self.cache.update_recurrent_state(recurrent_states, self.slot, *args, **kwargs)
 
     def has_previous_state(self, layer_idx=None, *args, **kwargs):
@@ -79,9 +86,12 @@ def check_num_slots(cache: Cache, num_slots: int, num_loops: int) -> None:
     Raises:
         ValueError: the cache has another number of slots.
     """
+    if not isinstance(cache, Cache):
+        # the paged cache of continuous batching, which was made for the configuration of this call
+        return
     grows = cache.layer_class_to_replicate is not None and len(cache.layers) == 0
     if not grows and len(cache.layers) != num_slots:
         raise ValueError(
-            f"`past_key_values` has {len(cache.layers)} slots but num_loops={num_loops} needs {num_slots}: a cache "
+            f"`cache` has {len(cache.layers)} slots but num_loops={num_loops} needs {num_slots}: a cache "
             "keeps the loop count it was started with"
         )

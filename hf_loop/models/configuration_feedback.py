@@ -75,7 +75,7 @@ class FeedbackConfig(RecurrentConfig):
     """
 
     model_type = "feedback_lm"
-    keys_to_ignore_at_inference = ["past_key_values", "feedback"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "feedback"]
     remote_classes = {
         "AutoConfig": "configuration_feedback.FeedbackConfig",
         "AutoModel": "modeling_feedback.FeedbackModel",

@@ -95,7 +95,7 @@ class HierarchicalConfig(RecurrentConfig):
     """
 
     model_type = "hierarchical_lm"
-    keys_to_ignore_at_inference = ["past_key_values", "num_loops", "carry"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "num_loops", "carry"]
     remote_classes = {
         "AutoConfig": "configuration_hierarchical.HierarchicalConfig",
         "AutoModel": "modeling_hierarchical.HierarchicalModel",

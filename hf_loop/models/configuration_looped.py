@@ -90,7 +90,7 @@ class LoopedConfig(RecurrentConfig):
     """
 
     model_type = "looped_lm"
-    keys_to_ignore_at_inference = ["past_key_values", "num_loops", "loop_states", "loop_logits"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "num_loops", "loop_states", "loop_logits"]
     remote_classes = {
         "AutoConfig": "configuration_looped.LoopedConfig",
         "AutoModel": "modeling_looped.LoopedModel",

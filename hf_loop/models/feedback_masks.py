@@ -22,6 +22,7 @@ from .backbone import Backbone
 from .configuration_feedback import FeedbackConfig
 from .feedback_plan import BlockPlan
 from .token_rows import Round
+from .transformers_seams import attention_function
 
 
 def block_masks(config: FeedbackConfig, backbone: Backbone, round_: Round, plan: BlockPlan, dtype: torch.dtype) -> Any:
@@ -34,7 +35,7 @@ def block_masks(config: FeedbackConfig, backbone: Backbone, round_: Round, plan:
         plan (`BlockPlan`): the round.
         dtype (`torch.dtype`): of masks that are added.
     """
-    attention = backbone.config._attn_implementation
+    attention = attention_function(backbone.config)
     window = getattr(backbone.config, "sliding_window", None)
     if backbone.layer_types is None:
         return _attention_mask(config, attention, round_, plan, window, dtype)

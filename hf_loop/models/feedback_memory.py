@@ -55,8 +55,10 @@ class BlockView:
         self.plan = plan
         self.keys: torch.Tensor | None = None
         self.values: torch.Tensor | None = None
+        self.was_used = False
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        self.was_used = True
         self.keys, all_keys = self._write(self.memory.keys, key_states)
         self.values, all_values = self._write(self.memory.values, value_states)
         return all_keys, all_values

@@ -135,11 +135,9 @@ def start_state(
     layers = [] if cache is None else _cache_layers(config, cache)
     if layers and layers[0].num_tokens is not None:
         if len(layers[0].num_tokens) != num_rows:
-            raise ValueError(
-                f"`past_key_values` has {len(layers[0].num_tokens)} rows, and there are {num_rows} to go on with"
-            )
+            raise ValueError(f"`cache` has {len(layers[0].num_tokens)} rows, and there are {num_rows} to go on with")
         if initial_feedback is not None:
-            raise ValueError("`initial_feedback` is for the start of a sequence, and `past_key_values` has tokens")
+            raise ValueError("`initial_feedback` is for the start of a sequence, and `cache` has tokens")
         memories = [layer.memory for layer in layers]
         counts = layers[0].num_tokens, layers[0].num_loaded, layers[0].has_feedback, layers[0].keys_are_stale
         return FeedbackState(memories, *map(list, counts))
@@ -176,19 +174,19 @@ def _check_start(config: FeedbackConfig, start: torch.Tensor | None) -> None:
 def _cache_layers(config: FeedbackConfig, cache: Cache) -> list[Any]:
     layers: Any = cache.layers
     if cache.offloading:
-        raise ValueError("`past_key_values` must not be offloaded: a feedback memory does not grow, and stays")
+        raise ValueError("`cache` must not be offloaded: a feedback memory does not grow, and stays")
     if cache.layer_class_to_replicate is not None and not layers:
         layers.extend(FeedbackCacheLayer() for _ in range(config.num_hidden_layers))
     # by name, since code that came with a checkpoint may hold the class twice
     kinds = {getattr(layer, "_layer_type", None) for layer in layers}
     if kinds != {FeedbackCacheLayer._layer_type} or len(layers) != config.num_hidden_layers:
         raise ValueError(
-            "`past_key_values` must be a cache of this model, as `DynamicCache(config=model.config)` makes it; got "
+            "`cache` must be a cache of this model, as `DynamicCache(config=model.config)` makes it; got "
             f"{type(cache).__name__} with {len(layers)} layers of type {', '.join(map(str, kinds))}"
         )
     # a cache goes on under the blocks that it was filled with: slots and memories of others would be read wrongly
     schedule = {name: getattr(config, name) for name in SCHEDULE}
     if layers[0].schedule not in (None, schedule):
-        raise ValueError(f"`past_key_values` was filled with {layers[0].schedule}, and this model has {schedule}")
+        raise ValueError(f"`cache` was filled with {layers[0].schedule}, and this model has {schedule}")
     layers[0].schedule = schedule
     return layers

@@ -53,21 +53,20 @@ class MemoryMixin:
     config: Any
     device: Any
 
-    def save_memory(self, past_key_values: Cache, path: str | os.PathLike) -> None:
+    def save_memory(self, cache: Cache, path: str | os.PathLike) -> None:
         """Write a memory to a file, which appears whole or not at all.
 
         Args:
-            past_key_values (`Cache`): what `forward` or `generate` returned.
+            cache (`Cache`): what `forward` or `generate` returned.
             path (`str` or `os.PathLike`): the file to write, in the safetensors format.
 
         Raises:
             ValueError: the cache is not a memory of this family, or is empty; there is no folder for the file.
         """
-        layers: Any = getattr(past_key_values, "layers", None)
+        layers: Any = getattr(cache, "layers", None)
         if not layers or any(not hasattr(layer, "memory_state") for layer in layers):
             raise ValueError(
-                f"`past_key_values` must be a cache that a {self.config.model_type} model has filled, got "
-                f"{type(past_key_values).__name__}"
+                f"`cache` must be a cache that a {self.config.model_type} model has filled, got {type(cache).__name__}"
             )
         tensors = {
             f"layers.{index}.{name}": tensor.detach().to("cpu").contiguous().clone()
@@ -75,7 +74,7 @@ class MemoryMixin:
             for name, tensor in layer.memory_state().items()
         }
         if not tensors:
-            raise ValueError("`past_key_values` holds no memory yet: nothing was read with it")
+            raise ValueError("`cache` holds no memory yet: nothing was read with it")
         metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "fingerprint": self.fingerprint()}
         metadata["model_type"] = self.config.model_type
         target = Path(path)
@@ -93,14 +92,14 @@ class MemoryMixin:
     def load_memory(self, path: str | os.PathLike) -> Cache:
         """Read a memory that this model wrote.
 
-        What it has read lies before the first token that comes next: `generate(new_ids, past_key_values=memory)` takes
+        What it has read lies before the first token that comes next: `generate(new_ids, cache=memory)` takes
         the new tokens alone.
 
         Args:
             path (`str` or `os.PathLike`): the file.
 
         Returns:
-            `Cache`: to be given to `forward` or `generate` as `past_key_values`.
+            `Cache`: to be given to `forward` or `generate` as `cache`.
 
         Raises:
             ValueError: the file is no memory, of another version of the format, or of another model.

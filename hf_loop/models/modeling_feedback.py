@@ -28,7 +28,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import auto_docstring, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY, capture_outputs
+from transformers.utils.output_capturing import capture_outputs
 
 from .backbone import (
     Backbone,
@@ -54,6 +54,7 @@ from .outputs import (
     wants_hidden_states,
 )
 from .token_rows import Round, arrange_rows, gather_outputs, plan_rounds
+from .transformers_seams import named_cache, recordable, takes_cache
 from .weighted_loss import weighted_causal_lm_loss
 
 
@@ -71,6 +72,8 @@ class FeedbackPreTrainedModel(RecurrentPreTrainedModel):
     # compiles a kernel for every length of a block, fails to build some of them (torch 2.13, on a CPU)
     _supports_flash_attn = False
     _supports_flex_attn = False
+    # hidden states are put together from the blocks
+    _can_record_outputs = recordable("attentions", "router_logits")
     # here, since `PreTrainedModel` comes before the generation mixin: `generate` refuses to take tokens back
     _is_stateful = True
 
@@ -97,11 +100,8 @@ class FeedbackPreTrainedModel(RecurrentPreTrainedModel):
                 module._gradient_checkpointing_func = gradient_checkpointing_func
 
     def adopt(self, backbone: PreTrainedModel) -> None:
-        """Record attentions wherever the backbone can; hidden states are put together from the blocks instead."""
+        """Choose attention functions as the backbone does."""
         adopt_backbone(self, backbone)
-        can_record = self._can_record_outputs or {}
-        recorded = {name: what for name, what in can_record.items() if name != "hidden_states"}
-        self._can_record_outputs = _CAN_RECORD_REGISTRY[self] = recorded
         # the schedule is decided on the host, by how far every row has come
         self._can_compile_fullgraph = False
 
@@ -165,6 +165,7 @@ class FeedbackModel(FeedbackPreTrainedModel):
     def set_input_embeddings(self, value):
         self.backbone.set_input_embeddings(value)
 
+    @takes_cache
     @merge_with_config_defaults
     @capture_outputs
     @auto_docstring
@@ -173,13 +174,15 @@ class FeedbackModel(FeedbackPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         initial_feedback: torch.Tensor | None = None,
         **kwargs,
     ) -> FeedbackModelOutputWithPast:
         r"""
+        cache (`Cache`, *optional*):
+            What earlier calls have left for this one; `past_key_values` is its older name.
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
             0 at padding, which counts for no block. Without a mask and a cache, positions that start anew within a
             row begin a document with a memory of its own.
@@ -195,16 +198,16 @@ class FeedbackModel(FeedbackPreTrainedModel):
         backbone = Backbone(self.backbone)
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
         batch_size, length = inputs_embeds.shape[:2]
-        rows = arrange_rows(batch_size, length, attention_mask, position_ids, has_cache=past_key_values is not None)
-        if past_key_values is None and use_cache and len(rows.lengths) == batch_size:
-            past_key_values = DynamicCache(config=config)
+        rows = arrange_rows(batch_size, length, attention_mask, position_ids, has_cache=cache is not None)
+        if cache is None and use_cache and len(rows.lengths) == batch_size:
+            cache = DynamicCache(config=config)
             rows = arrange_rows(batch_size, length, attention_mask, position_ids, has_cache=True)
         embedding = None if self.feedback_embedding is None else self.feedback_embedding(inputs_embeds)
-        state = start_state(config, len(rows.lengths), embedding, initial_feedback, past_key_values)
+        state = start_state(config, len(rows.lengths), embedding, initial_feedback, cache)
         self.warn_of_missing_state_passing()
 
         if position_ids is None:
-            position_ids = next_positions(inputs_embeds, past_key_values)
+            position_ids = next_positions(inputs_embeds, cache)
         position_ids = self.shift_positions(position_ids.expand(batch_size, -1), state)
         per_token = {"states": backbone.enter(inputs_embeds), "positions": position_ids}
         if backbone.spec.layers_take_token_ids:
@@ -215,7 +218,7 @@ class FeedbackModel(FeedbackPreTrainedModel):
         all_layers = wants_hidden_states(output_hidden_states)
 
         rounds, outputs = [], []
-        for round_ in plan_rounds(rows.lengths, state.num_tokens, config.block_size, past_key_values is not None):
+        for round_ in plan_rounds(rows.lengths, state.num_tokens, config.block_size, cache is not None):
             state.shrink(len(round_.counts))
             tensors = {name: round_.take(tensor) for name, tensor in per_token.items()}
             rounds.append(round_)
@@ -228,15 +231,15 @@ class FeedbackModel(FeedbackPreTrainedModel):
         if self.training and embedding is not None and not state.was_read:
             # distributed training waits for a gradient of every parameter, also where all rows are short
             last_hidden_state = last_hidden_state + 0.0 * embedding.sum()
-        if past_key_values is not None:
-            state.store(past_key_values, rows, length)
+        if cache is not None:
+            state.store(cache, rows, length)
         return FeedbackModelOutputWithPast(
             last_hidden_state=last_hidden_state,
-            past_key_values=past_key_values,
+            **named_cache(cache),
             hidden_states=cast(
                 Any, select_hidden_states(self, (*layer_states[:-1], last_hidden_state), output_hidden_states)
             ),
-            feedback=state.final_feedback(rows.order) if past_key_values is None else None,
+            feedback=state.final_feedback(rows.order) if cache is None else None,
         )
 
     def shift_positions(self, position_ids: torch.Tensor, state: FeedbackState) -> torch.Tensor:
@@ -337,11 +340,6 @@ class FeedbackModel(FeedbackPreTrainedModel):
                 rows = torch.cat([lead.masked_fill(plan.is_first, 0), tokens, tail], dim=1)
             view = BlockView(memory, plan)
             rows = backbone.run_layer(index, index, rows, inputs, layer, view)
-            if view.keys is None:
-                raise ValueError(
-                    f"layer {index} of the {backbone.config.model_type} backbone did not take its memory: switch "
-                    "checkpointing on by `gradient_checkpointing_enable` of this model, not of the backbone"
-                )
             lead, tokens, tail = rows.split(plan.row_counts, dim=1)
             feedback = memory.feedback
             if is_from_layer and plan.num_lead and plan.any_completes:
@@ -377,7 +375,7 @@ class FeedbackForCausalLM(FeedbackPreTrainedModel, MemoryGenerationMixin):
 
     >>> model = hf_loop.retrofit("HuggingFaceTB/SmolLM2-135M", "feedback", block_size=512)
     >>> outputs = model.generate(**inputs, return_dict_in_generate=True)
-    >>> model.save_memory(outputs.past_key_values, "memory.safetensors")
+    >>> model.save_memory(outputs.cache, "memory.safetensors")
     ```
     """
 
@@ -393,6 +391,7 @@ class FeedbackForCausalLM(FeedbackPreTrainedModel, MemoryGenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=spec.head_bias)
         self.post_init()
 
+    @takes_cache
     @can_return_tuple
     @auto_docstring
     def forward(
@@ -400,7 +399,7 @@ class FeedbackForCausalLM(FeedbackPreTrainedModel, MemoryGenerationMixin):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         loss_weights: torch.Tensor | None = None,
@@ -410,6 +409,8 @@ class FeedbackForCausalLM(FeedbackPreTrainedModel, MemoryGenerationMixin):
         **kwargs,
     ) -> FeedbackCausalLMOutputWithPast:
         r"""
+        cache (`Cache`, *optional*):
+            What earlier calls have left for this one; `past_key_values` is its older name.
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
             0 at padding, which counts for no block. Without a mask and a cache, positions that start anew within a
             row begin a document with a memory of its own.
@@ -427,7 +428,7 @@ class FeedbackForCausalLM(FeedbackPreTrainedModel, MemoryGenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             initial_feedback=initial_feedback,
@@ -446,7 +447,7 @@ class FeedbackForCausalLM(FeedbackPreTrainedModel, MemoryGenerationMixin):
         return FeedbackCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **named_cache(outputs.cache),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             feedback=outputs.feedback,

@@ -52,6 +52,7 @@ from .generation import LoopedGenerationMixin
 from .modeling_hrm import truncated_normal_
 from .modeling_recurrent import RecurrentPreTrainedModel
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
+from .transformers_seams import named_cache, takes_cache
 
 
 logger = logging.get_logger(__name__)
@@ -264,6 +265,7 @@ class HierarchicalModel(HierarchicalStacks):
         super().__init__(config)
         self.post_init()
 
+    @takes_cache
     @merge_with_config_defaults
     @capture_outputs
     @auto_docstring
@@ -272,7 +274,7 @@ class HierarchicalModel(HierarchicalStacks):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -281,6 +283,8 @@ class HierarchicalModel(HierarchicalStacks):
         **kwargs,
     ) -> LoopedModelOutputWithPast:
         r"""
+        cache (`Cache`, *optional*):
+            What earlier calls have left for this one; `past_key_values` is its older name.
         token_type_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             For a backbone with `prefix_lm`, 1 for the tokens of the prefix, which see each other in both directions.
             They must all be in the first call that fills a cache.
@@ -299,18 +303,18 @@ class HierarchicalModel(HierarchicalStacks):
 
         backbone = Backbone(self.backbone, self.spec)
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
-        if past_key_values is not None:
-            check_num_slots(past_key_values, config.num_slots(num_loops), num_loops)
+        if cache is not None:
+            check_num_slots(cache, config.num_slots(num_loops), num_loops)
         elif use_cache:
-            past_key_values = DynamicCache(config=config.with_num_loops(num_loops))
+            cache = DynamicCache(config=config.with_num_loops(num_loops))
         if position_ids is None:
-            position_ids = next_positions(inputs_embeds, past_key_values)
-        is_prefill = past_key_values is None or not past_key_values.is_initialized
+            position_ids = next_positions(inputs_embeds, cache)
+        is_prefill = cache is None or not cache.is_initialized
         inputs = backbone.prepare(
             inputs_embeds,
             attention_mask,
             position_ids,
-            past_key_values,
+            cache,
             bool(use_cache),
             input_ids,
             block_sequence_ids=prefix_blocks(config, token_type_ids) if is_prefill else None,
@@ -325,7 +329,7 @@ class HierarchicalModel(HierarchicalStacks):
         high, _ = self.run_cycles(backbone, states, encoded, inputs, num_loops, num_backprop_loops)
         return LoopedModelOutputWithPast(
             last_hidden_state=self.finish(backbone, high),
-            past_key_values=past_key_values,
+            **named_cache(cache),
             num_loops=torch.full((inputs_embeds.shape[0],), num_loops, device=inputs_embeds.device),
         )
 
@@ -360,11 +364,12 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin
         self.post_init()
 
     @staticmethod
+    @takes_cache
     def create_masks_for_generate(
         config: HierarchicalConfig,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         position_ids: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
@@ -375,7 +380,7 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin
             config=config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            **named_cache(cache),
             position_ids=position_ids,
             block_sequence_ids=prefix_blocks(config, token_type_ids) if is_first_iteration else None,
         )
@@ -389,6 +394,7 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin
             model_kwargs["token_type_ids"] = torch.cat([prompt_types, torch.zeros_like(new_types)], dim=1)
         return model_kwargs
 
+    @takes_cache
     @can_return_tuple
     @auto_docstring
     def forward(
@@ -396,7 +402,7 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -407,6 +413,8 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin
         **kwargs,
     ) -> LoopedCausalLMOutputWithPast:
         r"""
+        cache (`Cache`, *optional*):
+            What earlier calls have left for this one; `past_key_values` is its older name.
         token_type_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             For a backbone with `prefix_lm`, 1 for the tokens of the prefix, which see each other in both directions.
             They must all be in the first call that fills a cache.
@@ -422,7 +430,7 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             token_type_ids=token_type_ids,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
@@ -440,7 +448,7 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin
         return LoopedCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **named_cache(outputs.cache),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             num_loops=outputs.num_loops,

@@ -22,7 +22,7 @@ Everything inside the sub-layers is Llama's, with a bias on queries and keys.
 
 import torch
 from torch import nn
-from transformers import Cache, LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
+from transformers import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
@@ -63,7 +63,6 @@ class HuginnDecoderLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs,
     ) -> torch.Tensor:
@@ -71,7 +70,6 @@ class HuginnDecoderLayer(GradientCheckpointingLayer):
             hidden_states=self.input_layernorm(hidden_states),
             position_embeddings=position_embeddings,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
             **kwargs,
         )

@@ -51,6 +51,7 @@ from .loop_lora import LayerLoopLora, LoopLora
 from .modeling_recurrent import RecurrentPreTrainedModel
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
 from .state_noise import example_seeds, truncated_normal
+from .transformers_seams import named_cache, takes_cache
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
@@ -129,6 +130,7 @@ class LoopedModel(LoopedPreTrainedModel):
     def set_input_embeddings(self, value):
         self.backbone.set_input_embeddings(value)
 
+    @takes_cache
     @merge_with_config_defaults
     @capture_outputs
     @auto_docstring
@@ -137,7 +139,7 @@ class LoopedModel(LoopedPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         num_loops: int | None = None,
@@ -147,6 +149,8 @@ class LoopedModel(LoopedPreTrainedModel):
         **kwargs,
     ) -> LoopedModelOutputWithPast:
         r"""
+        cache (`Cache`, *optional*):
+            What earlier calls have left for this one; `past_key_values` is its older name.
         num_loops (`int`, *optional*):
             Loops to run, `config.num_loops` if not given.
         num_backprop_loops (`int`, *optional*):
@@ -165,8 +169,8 @@ class LoopedModel(LoopedPreTrainedModel):
         if num_backprop_loops is not None:
             check_positive_int("num_backprop_loops", num_backprop_loops)
         if output_loop_hidden_states:
-            if past_key_values is not None:
-                raise ValueError("`output_loop_hidden_states` and `output_loop_logits` need `past_key_values=None`")
+            if cache is not None:
+                raise ValueError("`output_loop_hidden_states` and `output_loop_logits` need `cache=None`")
             use_cache = False
 
         # slots: prelude layer i -> i; coda layer j -> P + j; core layer l in loop r -> P + C + r * n + l.
@@ -174,16 +178,14 @@ class LoopedModel(LoopedPreTrainedModel):
         num_prelude, num_core, num_coda = self.layer_counts()
         backbone = Backbone(self.backbone)
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
-        if past_key_values is not None:
-            check_num_slots(past_key_values, num_prelude + num_coda + num_core * num_loops, num_loops)
+        if cache is not None:
+            check_num_slots(cache, num_prelude + num_coda + num_core * num_loops, num_loops)
         elif use_cache:
-            past_key_values = DynamicCache(config=self.config.with_num_loops(num_loops))
+            cache = DynamicCache(config=self.config.with_num_loops(num_loops))
         if position_ids is None:
-            position_ids = next_positions(inputs_embeds, past_key_values)
+            position_ids = next_positions(inputs_embeds, cache)
         use_cache = bool(use_cache)
-        inputs = backbone.prepare(
-            inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, input_ids, **kwargs
-        )
+        inputs = backbone.prepare(inputs_embeds, attention_mask, position_ids, cache, use_cache, input_ids, **kwargs)
 
         is_damped = self.config.loop_update == "damped"
         hidden_states = backbone.enter(inputs_embeds)
@@ -221,7 +223,7 @@ class LoopedModel(LoopedPreTrainedModel):
             last_hidden_state = self.read_out(backbone, state, inputs, num_prelude, num_coda)
         return LoopedModelOutputWithPast(
             last_hidden_state=last_hidden_state,
-            past_key_values=past_key_values,
+            **named_cache(cache),
             num_loops=torch.full((inputs_embeds.shape[0],), num_loops, device=inputs_embeds.device),
             loop_states=tuple(loop_states) if output_loop_states else None,
             loop_hidden_states=loop_hidden_states,
@@ -313,6 +315,7 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=spec.head_bias)
         self.post_init()
 
+    @takes_cache
     @can_return_tuple
     @auto_docstring
     def forward(
@@ -320,7 +323,7 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -332,6 +335,8 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
         **kwargs,
     ) -> LoopedCausalLMOutputWithPast:
         r"""
+        cache (`Cache`, *optional*):
+            What earlier calls have left for this one; `past_key_values` is its older name.
         num_loops (`int`, *optional*):
             Loops to run, `config.num_loops` if not given.
         num_backprop_loops (`int`, *optional*):
@@ -349,7 +354,7 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             num_loops=self.config.num_loops if num_loops is None else num_loops,
@@ -375,7 +380,7 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
         return LoopedCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **named_cache(outputs.cache),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             num_loops=outputs.num_loops,

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel, PreTrainedConfig
+from transformers import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
@@ -38,6 +38,7 @@ from transformers.models.nanochat.modeling_nanochat import NanoChatMLP
 from transformers.utils import can_return_tuple
 
 from .configuration_parcae import ParcaeBackboneConfig
+from .transformers_seams import CACHE_NAME, attention_function, cache_of, named_cache
 
 
 class ParcaeAttention(LlamaAttention):
@@ -63,7 +64,6 @@ class ParcaeAttention(LlamaAttention):
         hidden_states: torch.Tensor,
         position_embeddings: Any = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         token_ids: Any = None,
         **kwargs,
     ) -> Any:
@@ -81,11 +81,12 @@ class ParcaeAttention(LlamaAttention):
         query_states, key_states = apply_rotary_pos_emb(query_states, key_states, *position_embeddings)
         query_states = nn.functional.rms_norm(query_states, (self.head_dim,))
         key_states = nn.functional.rms_norm(key_states, (self.head_dim,))
-        if past_key_values is not None:
-            key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
+        cache = kwargs.pop(CACHE_NAME, None)
+        if cache is not None:
+            key_states, value_states = cache.update(key_states, value_states, self.layer_idx, kwargs=kwargs)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            attention_function(self.config), eager_attention_forward
         )
         attention_output, attention_weights = attention_interface(
             self,
@@ -120,7 +121,6 @@ class ParcaeDecoderLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         token_ids: torch.Tensor | None = None,
         **kwargs,
@@ -129,7 +129,6 @@ class ParcaeDecoderLayer(GradientCheckpointingLayer):
             hidden_states=self.input_layernorm(hidden_states),
             position_embeddings=position_embeddings,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
             token_ids=token_ids,
             **kwargs,
@@ -211,7 +210,7 @@ class ParcaeBackboneForCausalLM(ParcaeBackbonePreTrainedModel, LlamaForCausalLM)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **named_cache(cache_of(outputs)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -18,23 +18,25 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .configuration_recurrent import RecurrentConfig
+from .transformers_seams import BeforeUpload, recordable
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
-class RecurrentPreTrainedModel(PreTrainedModel):
+class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):
     """A model that runs a backbone on a schedule, with or without a head."""
 
     config_class = RecurrentConfig
     config: Any
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     # what a backbone does not support it refuses itself, when it is made
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _can_record_outputs = recordable("hidden_states", "attentions", "router_logits")
     # tags of the family on the Hub, besides the library's and the model type
     family_tags: tuple[str, ...] = ()
     # set where hf_loop is installed; code that came with a checkpoint pushes transformers' own card
@@ -44,11 +46,9 @@ class RecurrentPreTrainedModel(PreTrainedModel):
         super().post_init()
         self.add_model_tags(["hf_loop", *self.family_tags, self.config.model_type])
 
-    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
-        # `push_to_hub` calls this once the folder is complete
+    def before_upload(self, folder: str, repo_id: str) -> None:
         if self.write_model_card is not None:
-            self.write_model_card(working_dir, repo_id)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+            self.write_model_card(folder, repo_id)
 
 
 __all__ = ["RecurrentPreTrainedModel"]

@@ -33,14 +33,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import auto_docstring, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import (
-    _CAN_RECORD_REGISTRY,
-    capture_outputs,
-)
+from transformers.utils.output_capturing import capture_outputs
 
 from .backbone import Backbone, adopt_backbone, backbone_spec, compute_logits, make_backbone
 from .checks import check_positive_int
@@ -48,11 +44,17 @@ from .configuration_sleep import SleepConfig
 from .fast_weight_layer import FastWeightLayer, ShortConvolution, ZeroLinear
 from .generation_sleep import SleepGenerationMixin
 from .modeling_recurrent import RecurrentPreTrainedModel
-from .outputs import select_hidden_states, wants_hidden_states
+from .outputs import (
+    RecurrentCausalLMOutputWithPast,
+    RecurrentModelOutputWithPast,
+    select_hidden_states,
+    wants_hidden_states,
+)
 from .sleep_cache import check_sleep_cache, read_window, sleep_rows
 from .sleep_passes import Place, SleepPasses
 from .sleep_states import LayerState, select_rows
 from .token_rows import Round, arrange_rows, gather_outputs, plan_rounds
+from .transformers_seams import named_cache, recordable, takes_cache
 
 
 # lengths of packed documents, which windows cut differently
@@ -69,6 +71,8 @@ class SleepPreTrainedModel(RecurrentPreTrainedModel):
     config_class = SleepConfig
     config: SleepConfig
     family_tags = ("sleep-consolidation", "fast-weights")
+    # hidden states are put together from the windows
+    _can_record_outputs = recordable("attentions", "router_logits")
     # here, since `PreTrainedModel` comes before the generation mixin: `generate` refuses to take tokens back
     _is_stateful = True
 
@@ -79,11 +83,8 @@ class SleepPreTrainedModel(RecurrentPreTrainedModel):
             module.reset_parameters()
 
     def adopt(self, backbone: PreTrainedModel) -> None:
-        """Record attentions wherever the backbone can; hidden states are put together from the windows instead."""
+        """Choose attention functions as the backbone does."""
         adopt_backbone(self, backbone)
-        can_record = self._can_record_outputs or {}
-        recorded = {name: what for name, what in can_record.items() if name != "hidden_states"}
-        self._can_record_outputs = _CAN_RECORD_REGISTRY[self] = recorded
         # where a row is in its window decides on the host what runs
         self._can_compile_fullgraph = False
 
@@ -135,6 +136,7 @@ class SleepModel(SleepPreTrainedModel):
     def set_input_embeddings(self, value):
         self.backbone.set_input_embeddings(value)
 
+    @takes_cache
     @merge_with_config_defaults
     @capture_outputs
     @auto_docstring
@@ -143,14 +145,16 @@ class SleepModel(SleepPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         num_sleep_passes: int | None = None,
         reads_once: torch.Tensor | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPast:
+    ) -> RecurrentModelOutputWithPast:
         r"""
+        cache (`Cache`, *optional*):
+            What earlier calls have left for this one; `past_key_values` is its older name.
         position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Where they restart within a row, without a mask and without a cache, a new document begins, with fast
             weights of its own. Positions themselves are counted from the window or the row, see `position_mode`.
@@ -167,33 +171,33 @@ class SleepModel(SleepPreTrainedModel):
         backbone = Backbone(self.backbone)
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
         batch_size, length, _ = inputs_embeds.shape
-        rows = arrange_rows(batch_size, length, attention_mask, position_ids, has_cache=past_key_values is not None)
-        if past_key_values is None and use_cache and len(rows.lengths) == batch_size:
-            past_key_values = DynamicCache(config=self.config)
+        rows = arrange_rows(batch_size, length, attention_mask, position_ids, has_cache=cache is not None)
+        if cache is None and use_cache and len(rows.lengths) == batch_size:
+            cache = DynamicCache(config=self.config)
             rows = arrange_rows(batch_size, length, attention_mask, position_ids, has_cache=True)
         # put together from the windows here; `output_attentions` gives those of the layer calls, pass by pass
         output_hidden_states = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
         all_layers = wants_hidden_states(output_hidden_states)
         passes = self._passes(backbone, all_layers, kwargs)
         hidden_states = backbone.enter(inputs_embeds)
-        if past_key_values is None:
+        if cache is None:
             rounds = list(plan_rounds(rows.lengths, [0] * len(rows.lengths), self.config.sleep_window, False))
             reads_once = None if reads_once is None else rows.take(reads_once)
             outputs = self._read_all(passes, rounds, rows.take(hidden_states), num_passes, reads_once)
         else:
             if reads_once is not None:
                 raise ValueError("`reads_once` must be None with a cache, where later tokens may follow in a window")
-            check_sleep_cache(past_key_values, self.config)
-            rounds, outputs = read_window(passes, past_key_values, rows, hidden_states, num_passes)
+            check_sleep_cache(cache, self.config)
+            rounds, outputs = read_window(passes, cache, rows, hidden_states, num_passes)
         layer_states = [
             gather_outputs(rounds, list(states), rows, hidden_states.shape) for states in zip(*outputs, strict=True)
         ]
         # nothing was read where all tokens are padding
         last_hidden_state = backbone.norm(layer_states[-1] if layer_states else hidden_states)
         all_states: Any = (*layer_states[:-1], last_hidden_state)
-        return BaseModelOutputWithPast(
+        return RecurrentModelOutputWithPast(
             last_hidden_state=last_hidden_state,
-            past_key_values=past_key_values,
+            **named_cache(cache),
             hidden_states=cast(Any, select_hidden_states(self, all_states, output_hidden_states)),
         )
 
@@ -229,24 +233,24 @@ class SleepModel(SleepPreTrainedModel):
         return outputs
 
     @torch.no_grad()
-    def sleep(self, past_key_values: Cache, num_passes: int | None = None) -> None:
+    def sleep(self, cache: Cache, num_passes: int | None = None) -> None:
         """Write what is in the open windows into the fast weights now, and drop their keys and values.
 
         The next token of every row starts a window. A row whose window is empty, because it has just filled and
         slept, stays as it is.
 
         Args:
-            past_key_values (`Cache`): the cache, which is changed.
+            cache (`Cache`): the cache, which is changed.
             num_passes (`int`, *optional*): passes, `config.num_sleep_passes` if not given.
 
         Raises:
             ValueError: the number of passes is not a positive integer, or the cache is not a sleep model's.
         """
         num_passes = self._check_num_passes(num_passes, "num_passes")
-        check_sleep_cache(past_key_values, self.config)
-        window: Any = past_key_values.layers[0]
+        check_sleep_cache(cache, self.config)
+        window: Any = cache.layers[0]
         rows = [row for row, filled in enumerate(window.filled) if filled > 0]
-        sleep_rows(self._passes(Backbone(self.backbone), False, {}), past_key_values, rows, num_passes)
+        sleep_rows(self._passes(Backbone(self.backbone), False, {}), cache, rows, num_passes)
 
     def _passes(self, backbone: Backbone, all_layers: bool, kwargs: dict[str, Any]) -> SleepPasses:
         kwargs = {name: value for name, value in kwargs.items() if name not in _PACKING_ARGUMENTS}
@@ -303,7 +307,7 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin):
 
     >>> model = AutoModelForCausalLM.from_pretrained("me/sleeper")
     >>> output = model.generate(**document, num_sleep_passes=4, return_dict_in_generate=True)
-    >>> model.sleep(output.past_key_values)
+    >>> model.sleep(output.cache)
     ```
     """
 
@@ -319,10 +323,11 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=spec.head_bias)
         self.post_init()
 
-    def sleep(self, past_key_values: Cache, num_passes: int | None = None) -> None:
+    def sleep(self, cache: Cache, num_passes: int | None = None) -> None:
         """Write what is in the open windows of a cache into its fast weights now; see `SleepModel.sleep`."""
-        self.model.sleep(past_key_values, num_passes)
+        self.model.sleep(cache, num_passes)
 
+    @takes_cache
     @can_return_tuple
     @auto_docstring
     def forward(
@@ -330,15 +335,17 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_sleep_passes: int | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> RecurrentCausalLMOutputWithPast:
         r"""
+        cache (`Cache`, *optional*):
+            What earlier calls have left for this one; `past_key_values` is its older name.
         position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Where they restart within a row, without a mask and without a cache, a new document begins, with fast
             weights of its own. Positions themselves are counted from the window or the row, see `position_mode`.
@@ -352,7 +359,7 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin):
                 not a sleep model's or has another number of rows, or there are labels and a cache where
                 `config.sleep_over_labels` is False.
         """
-        if labels is not None and past_key_values is None and use_cache is None:
+        if labels is not None and cache is None and use_cache is None:
             use_cache = False
         reads_once = None
         # CODEPATH: Algorithm 1 of the paper reads windows with labels once; in generation there is no such difference
@@ -362,7 +369,7 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             num_sleep_passes=num_sleep_passes,
@@ -374,10 +381,10 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
+        return RecurrentCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **named_cache(outputs.cache),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

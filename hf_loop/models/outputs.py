@@ -21,9 +21,29 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.output_capturing import resolve_hidden_states_indices, selected_hidden_states
 
+from .transformers_seams import CacheNames
+
 
 @dataclass
-class LoopedModelOutputWithPast(BaseModelOutputWithPast):
+class RecurrentModelOutputWithPast(CacheNames, BaseModelOutputWithPast):
+    """
+    Args:
+        cache (`Cache`, *optional*, with `use_cache=True`):
+            What later calls go on from; `past_key_values` is its older name.
+    """
+
+
+@dataclass
+class RecurrentCausalLMOutputWithPast(CacheNames, CausalLMOutputWithPast):
+    """
+    Args:
+        cache (`Cache`, *optional*, with `use_cache=True`):
+            What later calls go on from; `past_key_values` is its older name.
+    """
+
+
+@dataclass
+class LoopedModelOutputWithPast(RecurrentModelOutputWithPast):
     """
     Args:
         num_loops (`torch.LongTensor` of shape `(batch_size,)`):
@@ -40,7 +60,7 @@ class LoopedModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class LoopedCausalLMOutputWithPast(CausalLMOutputWithPast):
+class LoopedCausalLMOutputWithPast(RecurrentCausalLMOutputWithPast):
     """
     Args:
         num_loops (`torch.LongTensor` of shape `(batch_size,)`):
@@ -57,7 +77,7 @@ class LoopedCausalLMOutputWithPast(CausalLMOutputWithPast):
 
 
 @dataclass
-class FeedbackModelOutputWithPast(BaseModelOutputWithPast):
+class FeedbackModelOutputWithPast(RecurrentModelOutputWithPast):
     """
     Args:
         feedback (`torch.FloatTensor` of shape `(rows, num_hidden_layers, feedback_length, hidden_size)`, *optional*):
@@ -69,7 +89,7 @@ class FeedbackModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class FeedbackCausalLMOutputWithPast(CausalLMOutputWithPast):
+class FeedbackCausalLMOutputWithPast(RecurrentCausalLMOutputWithPast):
     """
     Args:
         feedback (`torch.FloatTensor` of shape `(rows, num_hidden_layers, feedback_length, hidden_size)`, *optional*):

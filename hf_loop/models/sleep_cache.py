@@ -39,11 +39,11 @@ def check_sleep_cache(cache: Cache, config: SleepConfig) -> None:
     kinds = [getattr(layer, "_layer_type", None) for layer in cache.layers]
     if kinds != config.layer_types:
         raise ValueError(
-            f"`past_key_values` must be made for this model, as by DynamicCache(config=model.config), with "
+            f"`cache` must be made for this model, as by DynamicCache(config=model.config), with "
             f"{config.num_hidden_layers} layers; got {len(kinds)} layers of {type(cache).__name__}"
         )
     if cache.offloading:
-        raise ValueError("`past_key_values` must not have `offloading`: all layers' states are needed in every pass")
+        raise ValueError("`cache` must not have `offloading`: all layers' states are needed in every pass")
 
 
 def read_window(

@@ -34,6 +34,7 @@ from transformers.masking_utils import sliding_window_overlay
 from .backbone import Backbone, LayerInputs
 from .configuration_sleep import SleepConfig
 from .sleep_states import LayerState, PassStates
+from .transformers_seams import attention_function
 
 
 class Place(NamedTuple):
@@ -180,7 +181,7 @@ class SleepPasses:
         overlay = None
         window = self.config.sleep_window
         if self.config.eviction == "sliding" and num_columns + num_tokens > window:
-            implementation = self.backbone.config._attn_implementation or ""
+            implementation = attention_function(self.backbone.config)
             if "flash" in implementation:
                 raise ValueError(
                     "`eviction='sliding'` needs an `attn_implementation` that takes a mask, such as 'sdpa', got "
@@ -207,14 +208,8 @@ class SleepPasses:
         outputs: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Layers `start` up to `end` with what is inserted after them; the output of each is added to `outputs`."""
-        inputs = dataclasses.replace(inputs, past_key_values=view)
+        inputs = dataclasses.replace(inputs, cache=view)
         for index in range(start, end):
-            layer: Any = self.backbone.layers[index]
-            if layer.training and getattr(layer, "gradient_checkpointing", False):
-                raise ValueError(
-                    f"layer {index} of the {self.backbone.config.model_type} backbone would not see its fast weights: "
-                    "switch checkpointing on by `gradient_checkpointing_enable` of this model, not of the backbone"
-                )
             hidden_states = self.backbone.run_layer(index, index, hidden_states, inputs)
             if index in self.inserted:
                 number, layer = self.inserted[index]

@@ -274,7 +274,7 @@ class SleepWindowLayer(_SleepCacheLayer):
         if not self.filled:
             self.filled, self.kept, self.seen = ([0] * batch_size for _ in range(3))
         if len(self.filled) != batch_size:
-            raise ValueError(f"`past_key_values` has {len(self.filled)} rows but the input has {batch_size}")
+            raise ValueError(f"`cache` has {len(self.filled)} rows but the input has {batch_size}")
 
     def lengths(self, rows: list[int]) -> list[int]:
         """Tokens whose keys and values each of `rows` has."""

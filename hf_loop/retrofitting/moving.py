@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..models.backbone import backbone_spec
 from ..models.modeling_recurrent import RecurrentPreTrainedModel
+from ..models.transformers_seams import attention_function, choose_attention_function
 
 
 def open_base(model_or_path: PreTrainedModel | str | os.PathLike) -> PreTrainedModel:
@@ -54,10 +55,10 @@ def move_into(
         ValueError: the configuration or the model refuses a field.
     """
     # a configuration that becomes part of another forgets which attention function was chosen
-    attn_implementation = base.config._attn_implementation
+    attention = attention_function(base.config)
     config_class: Any = model_class.config_class
     config = config_class(backbone_config=base.config, dtype=base.dtype, **fields)
-    config._attn_implementation = attn_implementation
+    choose_attention_function(config, attention)
     with torch.device("meta"):
         model: Any = model_class(config)
     model.model.backbone = base.base_model

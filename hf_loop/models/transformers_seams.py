@@ -1,0 +1,135 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Every touch of transformers, torch, accelerate and peft that their releases may move.
+
+Each is a function of its own with a short test against the installed release (tests/models/test_transformers_seams.py),
+so that a release that moves one is mended here and nowhere else. No other file names a private part of these
+libraries, apart from the hooks meant for subclasses (`_init_weights`, `_tied_weights_keys`, `_tp_plan`, ...).
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.output_capturing import OutputRecorder
+
+
+RELEASE: str = transformers.__version__
+
+# what the installed release calls the cache: "past_key_values" up to 5.23, "cache" since 5.24
+CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+# the names under which a layer may take it, that of the release first
+_LAYER_CACHE_NAMES = (CACHE_NAME, "cache", "past_key_values", "layer_past")
+
+
+def takes_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a `forward` with a `cache` argument so that it takes `past_key_values` for it as well.
+
+    transformers sends the one name or the other, by its release; code on the Hub meets both.
+
+    Raises:
+        ValueError: If a call gives both.
+    """
+    signature = inspect.signature(forward)
+    parameters = list(signature.parameters.values())
+    old_name = inspect.Parameter("past_key_values", inspect.Parameter.KEYWORD_ONLY, default=None)
+    parameters.insert(len(parameters) - 1, old_name)
+
+    @functools.wraps(forward)
+    def wrapper(*args, **kwargs):
+        # up to 5.23 continuous batching gives its own paged cache under the name that our layers' cache has now
+        if CACHE_NAME == "past_key_values" and not isinstance(kwargs.get("cache"), Cache | None):
+            kwargs["paged_cache"] = kwargs.pop("cache")
+        if kwargs.get("past_key_values") is not None and kwargs.get("cache") is not None:
+            raise ValueError("`cache` and `past_key_values` are two names of one argument: give one of them")
+        if "past_key_values" in kwargs:
+            past_key_values = kwargs.pop("past_key_values")
+            kwargs["cache"] = kwargs.get("cache") if past_key_values is None else past_key_values
+        return forward(*args, **kwargs)
+
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # ty: ignore[unresolved-attribute]
+    return wrapper
+
+
+def named_cache(cache: Any) -> dict[str, Any]:
+    """`cache` under the name that the installed release has for it, for its functions and outputs."""
+    return {CACHE_NAME: cache}
+
+
+def cache_of(outputs: Any) -> Any:
+    """The cache of an output of transformers, without the warning about its old name."""
+    return getattr(outputs, CACHE_NAME)
+
+
+class CacheNames:
+    """Gives an output the name of the cache that its release does not have; mixed into our output classes."""
+
+    if CACHE_NAME == "past_key_values":
+
+        @property
+        def cache(self) -> Any:
+            return self.past_key_values  # ty: ignore[unresolved-attribute]
+
+
+@functools.cache
+def layer_cache_name(layer_class: type[nn.Module]) -> str:
+    """The argument under which layers of a class take the cache."""
+    parameters = inspect.signature(layer_class.forward).parameters
+    # a layer that names none passes its keyword arguments on to its attention
+    return next((name for name in _LAYER_CACHE_NAMES if name in parameters), CACHE_NAME)
+
+
+class _InTheBackbone(nn.Module):
+    """No module is one: what it is to record is recorded by the backbone, whose own class says where."""
+
+
+def recordable(*names: str) -> dict[str, OutputRecorder]:
+    """`_can_record_outputs` of a model whose backbone records `names` of what a forward pass is asked for.
+
+    Such a model has no layers of its own: transformers goes down to the backbone and asks its class for the modules.
+    """
+    return {name: OutputRecorder(_InTheBackbone) for name in names}
+
+
+def adopt_attention(outer: PreTrainedModel, backbone: PreTrainedModel) -> None:
+    """Give `outer` the attention function that its backbone settled on, which may refuse the one asked for."""
+    # not by `set_attn_implementation`, which would check the choice once more for the outer class and warn
+    outer.config._attn_implementation_internal = backbone.config._attn_implementation
+
+
+def attention_function(config: PreTrainedConfig) -> str:
+    """The name of the attention function a model runs."""
+    return config._attn_implementation or "eager"
+
+
+def choose_attention_function(config: PreTrainedConfig, name: str) -> None:
+    """Have a model that is made of `config`, with all of its parts, run an attention function."""
+    config._attn_implementation = name
+
+
+class BeforeUpload:
+    """Calls `before_upload` when `push_to_hub` has put its folder together; mixed in before `PreTrainedModel`."""
+
+    def before_upload(self, folder: str, repo_id: str) -> None:
+        """Add to the folder, whose model card is written already."""
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        self.before_upload(working_dir, repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)  # ty: ignore[unresolved-attribute]
