@@ -373,8 +373,8 @@ class Backbone:
         )
         if cache_view is not None and not cache_view.was_used:
             raise RuntimeError(
-                f"layer {index} of the {self.config.model_type} backbone neither read nor wrote its cache, slot {slot} "
-                f"(transformers {RELEASE}): {_reason_not_used(layer)}"
+                f"layer {index} of the {self.config.model_type} backbone neither read nor wrote slot {slot} of the "
+                f"cache (transformers {RELEASE}): {_reason_not_used(layer)}"
             )
         return output[0] if isinstance(output, tuple) else output
 

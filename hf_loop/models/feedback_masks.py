@@ -16,13 +16,12 @@
 from typing import Any
 
 import torch
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from .backbone import Backbone
 from .configuration_feedback import FeedbackConfig
 from .feedback_plan import BlockPlan
 from .token_rows import Round
-from .transformers_seams import attention_function
+from .transformers_seams import ALL_MASK_ATTENTION_FUNCTIONS, attention_function
 
 
 def block_masks(config: FeedbackConfig, backbone: Backbone, round_: Round, plan: BlockPlan, dtype: torch.dtype) -> Any:

@@ -16,9 +16,9 @@
 from typing import Any, NamedTuple
 
 import torch
-from transformers.cache_utils import CacheLayerMixin
 
 from .feedback_plan import BlockPlan
+from .transformers_seams import CacheLayerMixin
 
 
 class LayerMemory(NamedTuple):

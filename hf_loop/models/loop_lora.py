@@ -181,7 +181,7 @@ def vector_parameter_names(module: nn.Module) -> list[str]:
     They are the biases of linear maps and every vector of a module without children, except convolutions: layers with
     one (the hybrids) read its parameters without calling it.
     """
-    if next(module.children(), None) is not None or isinstance(module, nn.modules.conv._ConvNd):
+    if next(module.children(), None) is not None or isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return []
     return [name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim == 1]
 

@@ -25,10 +25,7 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import auto_docstring, can_return_tuple, logging
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .backbone import (
     Backbone,
@@ -54,7 +51,15 @@ from .outputs import (
     wants_hidden_states,
 )
 from .token_rows import Round, arrange_rows, gather_outputs, plan_rounds
-from .transformers_seams import named_cache, recordable, takes_cache
+from .transformers_seams import (
+    CheckpointsSteps,
+    capture_outputs,
+    keep_logits,
+    merge_with_config_defaults,
+    named_cache,
+    recordable,
+    takes_cache,
+)
 from .weighted_loss import weighted_causal_lm_loss
 
 
@@ -62,7 +67,7 @@ logger = logging.get_logger(__name__)
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
-class FeedbackPreTrainedModel(RecurrentPreTrainedModel):
+class FeedbackPreTrainedModel(CheckpointsSteps, RecurrentPreTrainedModel):
     """What the feedback model and its head share."""
 
     config_class = FeedbackConfig
@@ -72,6 +77,7 @@ class FeedbackPreTrainedModel(RecurrentPreTrainedModel):
     # compiles a kernel for every length of a block, fails to build some of them (torch 2.13, on a CPU)
     _supports_flash_attn = False
     _supports_flex_attn = False
+    steps = "blocks"
     # hidden states are put together from the blocks
     _can_record_outputs = recordable("attentions", "router_logits")
     # here, since `PreTrainedModel` comes before the generation mixin: `generate` refuses to take tokens back
@@ -82,22 +88,6 @@ class FeedbackPreTrainedModel(RecurrentPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, FeedbackEmbedding):
             init.normal_(module.weight, std=self.config.initializer_range)
-
-    def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
-    ):
-        # a layer that is checkpointed by itself is not handed its memory, so it is blocks that are
-        if enable and every_n_layers != 1:
-            raise ValueError(
-                f"`every_n_layers` must be 1, as it is blocks that are checkpointed, got {every_n_layers}"
-            )
-        options = getattr(gradient_checkpointing_func, "keywords", None) or {}
-        if enable and options.get("use_reentrant", False):
-            raise ValueError("`use_reentrant` must be False, as every layer runs once per block, got True")
-        for module in self.modules():
-            if isinstance(module, FeedbackModel):
-                module.gradient_checkpointing = enable
-                module._gradient_checkpointing_func = gradient_checkpointing_func
 
     def adopt(self, backbone: PreTrainedModel) -> None:
         """Choose attention functions as the backbone does."""
@@ -134,7 +124,6 @@ class FeedbackModel(FeedbackPreTrainedModel):
         ValueError: the backbone's layers embed the tokens too, which rows of memory are not.
     """
 
-    gradient_checkpointing = False
     # whether something hands this model's memory on to the next training step, as `random_state_passing` wants it
     has_state_passing = False
 
@@ -237,7 +226,7 @@ class FeedbackModel(FeedbackPreTrainedModel):
             last_hidden_state=last_hidden_state,
             **named_cache(cache),
             hidden_states=cast(
-                Any, select_hidden_states(self, (*layer_states[:-1], last_hidden_state), output_hidden_states)
+                Any, select_hidden_states((*layer_states[:-1], last_hidden_state), output_hidden_states)
             ),
             feedback=state.final_feedback(rows.order) if cache is None else None,
         )
@@ -286,13 +275,9 @@ class FeedbackModel(FeedbackPreTrainedModel):
         # CODEPATH: an ablation of the paper, which advises against it
         if config.stop_gradient:
             memories = [memory.map(torch.Tensor.detach) for memory in memories]
-        run = self.run_layers
-        if self.gradient_checkpointing and self.training:
-            outputs, memories = self._gradient_checkpointing_func(
-                run, backbone, states, memories, embedding, plan, inputs, all_layers
-            )
-        else:
-            outputs, memories = run(backbone, states, memories, embedding, plan, inputs, all_layers)
+        outputs, memories = self.run_step(
+            self.run_layers, backbone, states, memories, embedding, plan, inputs, all_layers
+        )
         state.advance(memories, round_, plan)
         return outputs
 
@@ -434,7 +419,7 @@ class FeedbackForCausalLM(FeedbackPreTrainedModel, MemoryGenerationMixin):
             initial_feedback=initial_feedback,
             **kwargs,
         )
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        hidden_states = keep_logits(outputs.last_hidden_state, logits_to_keep)
         logits = compute_logits(self.model.backbone.config, self.lm_head, hidden_states)
 
         loss = None

@@ -28,11 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedConfig
-from transformers.masking_utils import create_masks_for_generate
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import auto_docstring, can_return_tuple, logging
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .backbone import (
     PUZZLE_BACKBONES,
@@ -52,7 +48,14 @@ from .generation import LoopedGenerationMixin
 from .modeling_hrm import truncated_normal_
 from .modeling_recurrent import RecurrentPreTrainedModel
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
-from .transformers_seams import named_cache, takes_cache
+from .transformers_seams import (
+    capture_outputs,
+    create_masks_for_generate,
+    keep_logits,
+    merge_with_config_defaults,
+    named_cache,
+    takes_cache,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -439,7 +442,7 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin
             **kwargs,
         )
         backbone_config = self.model.backbone.config
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        hidden_states = keep_logits(outputs.last_hidden_state, logits_to_keep)
         logits = stack_spec(backbone_config).finish_logits(backbone_config, self.lm_head(hidden_states))
 
         loss = None

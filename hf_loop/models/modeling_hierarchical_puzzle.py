@@ -27,8 +27,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import auto_docstring, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .backbone import Backbone, LayerInputs, adopt_backbone
 from .checks import check_positive_int
@@ -37,6 +35,7 @@ from .generation_puzzle import PuzzleSolvingMixin
 from .modeling_hierarchical import HierarchicalPreTrainedModel, HierarchicalStacks
 from .modeling_hrm import truncated_normal_
 from .puzzle_loss import puzzle_loss
+from .transformers_seams import capture_outputs, merge_with_config_defaults
 
 
 # a row that starts is far from done: the head's first guess is e^-5

@@ -28,10 +28,7 @@ from torch import nn
 from transformers import Cache, DynamicCache
 from transformers import initialization as init
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import auto_docstring, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .backbone import (
     Backbone,
@@ -51,7 +48,7 @@ from .loop_lora import LayerLoopLora, LoopLora
 from .modeling_recurrent import RecurrentPreTrainedModel
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
 from .state_noise import example_seeds, truncated_normal
-from .transformers_seams import named_cache, takes_cache
+from .transformers_seams import capture_outputs, keep_logits, merge_with_config_defaults, named_cache, takes_cache
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
@@ -364,7 +361,7 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
             **kwargs,
         )
         backbone_config = self.model.backbone.config
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        hidden_states = keep_logits(outputs.last_hidden_state, logits_to_keep)
         logits = compute_logits(backbone_config, self.lm_head, hidden_states)
 
         loss = None
@@ -374,7 +371,7 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
         loop_logits = None
         if output_loop_logits:
             loop_logits = tuple(
-                compute_logits(backbone_config, self.lm_head, slice_logits_to_keep(states, logits_to_keep))
+                compute_logits(backbone_config, self.lm_head, keep_logits(states, logits_to_keep))
                 for states in outputs.loop_hidden_states
             )
         return LoopedCausalLMOutputWithPast(

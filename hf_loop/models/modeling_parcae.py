@@ -27,7 +27,7 @@ from torch import nn
 from transformers import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaRMSNorm,
@@ -38,7 +38,7 @@ from transformers.models.nanochat.modeling_nanochat import NanoChatMLP
 from transformers.utils import can_return_tuple
 
 from .configuration_parcae import ParcaeBackboneConfig
-from .transformers_seams import CACHE_NAME, attention_function, cache_of, named_cache
+from .transformers_seams import CACHE_NAME, attention_function, cache_of, keep_logits, named_cache
 
 
 class ParcaeAttention(LlamaAttention):
@@ -202,7 +202,7 @@ class ParcaeBackboneForCausalLM(ParcaeBackbonePreTrainedModel, LlamaForCausalLM)
     ) -> CausalLMOutputWithPast:
         """As Llama's, with the logits scaled and bounded."""
         outputs = self.model(input_ids=input_ids, **kwargs)
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        hidden_states = keep_logits(outputs.last_hidden_state, logits_to_keep)
         logits = scale_and_softcap(self.config, self.lm_head(hidden_states))
         loss = None
         if labels is not None:

@@ -33,10 +33,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import auto_docstring, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .backbone import Backbone, adopt_backbone, backbone_spec, compute_logits, make_backbone
 from .checks import check_positive_int
@@ -54,7 +51,15 @@ from .sleep_cache import check_sleep_cache, read_window, sleep_rows
 from .sleep_passes import Place, SleepPasses
 from .sleep_states import LayerState, select_rows
 from .token_rows import Round, arrange_rows, gather_outputs, plan_rounds
-from .transformers_seams import named_cache, recordable, takes_cache
+from .transformers_seams import (
+    CheckpointsSteps,
+    capture_outputs,
+    keep_logits,
+    merge_with_config_defaults,
+    named_cache,
+    recordable,
+    takes_cache,
+)
 
 
 # lengths of packed documents, which windows cut differently
@@ -65,12 +70,13 @@ IGNORE_INDEX = -100
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
-class SleepPreTrainedModel(RecurrentPreTrainedModel):
+class SleepPreTrainedModel(CheckpointsSteps, RecurrentPreTrainedModel):
     """What the sleep model and its head share."""
 
     config_class = SleepConfig
     config: SleepConfig
     family_tags = ("sleep-consolidation", "fast-weights")
+    steps = "windows"
     # hidden states are put together from the windows
     _can_record_outputs = recordable("attentions", "router_logits")
     # here, since `PreTrainedModel` comes before the generation mixin: `generate` refuses to take tokens back
@@ -88,23 +94,6 @@ class SleepPreTrainedModel(RecurrentPreTrainedModel):
         # where a row is in its window decides on the host what runs
         self._can_compile_fullgraph = False
 
-    def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
-    ):
-        # a checkpointed layer of transformers drops the cache, which is where it would find the fast weights: windows
-        # are checkpointed instead
-        if enable and every_n_layers != 1:
-            raise ValueError(
-                f"`every_n_layers` must be 1, as it is windows that are checkpointed, got {every_n_layers}"
-            )
-        options = getattr(gradient_checkpointing_func, "keywords", None) or {}
-        if enable and options.get("use_reentrant", False):
-            raise ValueError("`use_reentrant` must be False, as every layer runs once per window, got True")
-        for module in self.modules():
-            if isinstance(module, SleepModel):
-                module.gradient_checkpointing = enable
-                module._gradient_checkpointing_func = gradient_checkpointing_func
-
 
 # trf-ignore: TRF057 as above
 class SleepModel(SleepPreTrainedModel):
@@ -113,9 +102,6 @@ class SleepModel(SleepPreTrainedModel):
     Args:
         config (`SleepConfig`): the backbone and the schedule.
     """
-
-    gradient_checkpointing = False
-    _gradient_checkpointing_func: Any = None
 
     def __init__(self, config: SleepConfig):
         super().__init__(config)
@@ -198,7 +184,7 @@ class SleepModel(SleepPreTrainedModel):
         return RecurrentModelOutputWithPast(
             last_hidden_state=last_hidden_state,
             **named_cache(cache),
-            hidden_states=cast(Any, select_hidden_states(self, all_states, output_hidden_states)),
+            hidden_states=cast(Any, select_hidden_states(all_states, output_hidden_states)),
         )
 
     def _read_all(
@@ -223,12 +209,7 @@ class SleepModel(SleepPreTrainedModel):
                 # of a row that ends here this may say anything: nothing reads what its sleep would write
                 once = round_.take(reads_once).any(-1).tolist()
                 passes_here = [1 if is_once else num_passes for is_once in once]
-            if self.gradient_checkpointing and self.training:
-                read, states = self._gradient_checkpointing_func(
-                    _window_step, passes, round_, passes_here, round_.take(tokens), states
-                )
-            else:
-                read, states = _window_step(passes, round_, passes_here, round_.take(tokens), states)
+            read, states = self.run_step(_window_step, passes, round_, passes_here, round_.take(tokens), states)
             outputs.append(read)
         return outputs
 
@@ -376,7 +357,7 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin):
             reads_once=reads_once,
             **kwargs,
         )
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        hidden_states = keep_logits(outputs.last_hidden_state, logits_to_keep)
         logits = compute_logits(self.model.backbone.config, self.lm_head, hidden_states)
         loss = None
         if labels is not None:

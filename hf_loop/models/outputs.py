@@ -17,15 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils.output_capturing import resolve_hidden_states_indices, selected_hidden_states
 
-from .transformers_seams import CacheNames
+from .transformers_seams import CacheNames, selected_indices
 
 
+# ty: `CacheNames` has the property only under releases whose output has no such field
 @dataclass
-class RecurrentModelOutputWithPast(CacheNames, BaseModelOutputWithPast):
+class RecurrentModelOutputWithPast(CacheNames, BaseModelOutputWithPast):  # ty: ignore[incompatible-property-override]
     """
     Args:
         cache (`Cache`, *optional*, with `use_cache=True`):
@@ -34,7 +33,7 @@ class RecurrentModelOutputWithPast(CacheNames, BaseModelOutputWithPast):
 
 
 @dataclass
-class RecurrentCausalLMOutputWithPast(CacheNames, CausalLMOutputWithPast):
+class RecurrentCausalLMOutputWithPast(CacheNames, CausalLMOutputWithPast):  # ty: ignore[incompatible-property-override]
     """
     Args:
         cache (`Cache`, *optional*, with `use_cache=True`):
@@ -102,23 +101,21 @@ class FeedbackCausalLMOutputWithPast(RecurrentCausalLMOutputWithPast):
 
 def wants_hidden_states(output_hidden_states: Any) -> bool:
     """Whether any hidden state was asked for, by a flag or by the indices of some."""
-    return bool(output_hidden_states) or selected_hidden_states(output_hidden_states) is not None
+    return bool(output_hidden_states) or (isinstance(output_hidden_states, int) and output_hidden_states is not False)
 
 
 def select_hidden_states(
-    model: PreTrainedModel, hidden_states: tuple[torch.Tensor, ...], output_hidden_states: Any
+    hidden_states: tuple[torch.Tensor, ...], output_hidden_states: Any
 ) -> tuple[torch.Tensor | None, ...] | None:
     """The hidden states that were asked for, `None` in place of others, as transformers records them.
 
     For models that put their hidden states together themselves.
 
     Args:
-        model (`PreTrainedModel`): whose they are.
         hidden_states (`tuple(torch.FloatTensor)`): all of them, the first layer's input included.
         output_hidden_states (`bool`, `int` or `list[int]`): all, none, or which.
     """
-    selection = selected_hidden_states(output_hidden_states)
-    if selection is None:
-        return hidden_states if output_hidden_states else None
-    chosen = resolve_hidden_states_indices(model, selection, len(hidden_states))
+    if not wants_hidden_states(output_hidden_states):
+        return None
+    chosen = selected_indices(output_hidden_states, len(hidden_states))
     return tuple(state if index in chosen else None for index, state in enumerate(hidden_states))

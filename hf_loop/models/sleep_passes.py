@@ -29,12 +29,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers.masking_utils import sliding_window_overlay
 
 from .backbone import Backbone, LayerInputs
 from .configuration_sleep import SleepConfig
 from .sleep_states import LayerState, PassStates
-from .transformers_seams import attention_function
+from .transformers_seams import attention_function, sliding_window_overlay
 
 
 class Place(NamedTuple):

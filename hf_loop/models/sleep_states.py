@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers.cache_utils import CacheLayerMixin
+
+from .transformers_seams import CacheLayerMixin
 
 
 class LayerState(NamedTuple):

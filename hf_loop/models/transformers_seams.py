@@ -13,22 +13,27 @@
 # limitations under the License.
 """Every touch of transformers, torch, accelerate and peft that their releases may move.
 
-Each is a function of its own with a short test against the installed release (tests/models/test_transformers_seams.py),
-so that a release that moves one is mended here and nowhere else. No other file names a private part of these
-libraries, apart from the hooks meant for subclasses (`_init_weights`, `_tied_weights_keys`, `_tp_plan`, ...).
+Each has a name of its own and a short test against the installed release (tests/models/test_transformers_seams.py), so
+that a release that moves one is mended here and nowhere else. No other file names a private part of these libraries,
+apart from the hooks meant for subclasses (`_init_weights`, `_tied_weights_keys`, `_tp_plan`, ...); tests/test_seams.py
+holds that list.
 """
 
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
+import torch
 import transformers
 from torch import nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel, modeling_utils
+from transformers.cache_utils import CacheLayerMixin
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_masks_for_generate, sliding_window_overlay
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils.output_capturing import OutputRecorder
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 
 RELEASE: str = transformers.__version__
@@ -52,8 +57,7 @@ def takes_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
     old_name = inspect.Parameter("past_key_values", inspect.Parameter.KEYWORD_ONLY, default=None)
     parameters.insert(len(parameters) - 1, old_name)
 
-    @functools.wraps(forward)
-    def wrapper(*args, **kwargs):
+    def call(*args, **kwargs):
         # up to 5.23 continuous batching gives its own paged cache under the name that our layers' cache has now
         if CACHE_NAME == "past_key_values" and not isinstance(kwargs.get("cache"), Cache | None):
             kwargs["paged_cache"] = kwargs.pop("cache")
@@ -64,7 +68,8 @@ def takes_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
             kwargs["cache"] = kwargs.get("cache") if past_key_values is None else past_key_values
         return forward(*args, **kwargs)
 
-    wrapper.__signature__ = signature.replace(parameters=parameters)  # ty: ignore[unresolved-attribute]
+    wrapper: Any = functools.wraps(forward)(call)
+    wrapper.__signature__ = signature.replace(parameters=parameters)
     return wrapper
 
 
@@ -82,10 +87,11 @@ class CacheNames:
     """Gives an output the name of the cache that its release does not have; mixed into our output classes."""
 
     if CACHE_NAME == "past_key_values":
+        past_key_values: Any
 
         @property
         def cache(self) -> Any:
-            return self.past_key_values  # ty: ignore[unresolved-attribute]
+            return self.past_key_values
 
 
 @functools.cache
@@ -132,4 +138,102 @@ class BeforeUpload:
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         self.before_upload(working_dir, repo_id)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)  # ty: ignore[unresolved-attribute]
+        return cast(Any, super())._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+def keep_logits(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The hidden states `[B, T, D]` that logits are asked of: transformers' function, or its rule up to 5.20.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `[B, T, D]`): all of them.
+        logits_to_keep (`int` or `torch.Tensor`): how many of the last ones (0 for all), or their indices.
+    """
+    slicing = getattr(modeling_utils, "slice_logits_to_keep", None)
+    if slicing is not None:
+        return slicing(hidden_states, logits_to_keep)
+    kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+    return hidden_states[:, kept]
+
+
+def selected_indices(output_hidden_states: Any, num_hidden_states: int) -> set[int]:
+    """Indices of the hidden states that `output_hidden_states` asks for.
+
+    Args:
+        output_hidden_states (`bool`, `int` or `list[int]`): all, none, or which, also counted from the last.
+        num_hidden_states (`int`): how many there are; indices beyond them select nothing.
+    """
+    if output_hidden_states is None or isinstance(output_hidden_states, bool):
+        return set(range(num_hidden_states)) if output_hidden_states else set()
+    chosen = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
+    return {index % num_hidden_states for index in chosen if -num_hidden_states <= index < num_hidden_states}
+
+
+class CheckpointsSteps:
+    """Gradient checkpointing of steps of a model's own, instead of its backbone's layers.
+
+    A layer that is checkpointed by itself drops the cache, which is where it finds its memory. Mixed in before
+    `PreTrainedModel`; `steps` is their name in messages.
+    """
+
+    steps = "steps"
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Any = None
+
+    def _set_gradient_checkpointing(
+        self: Any, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
+    ) -> None:
+        if enable and every_n_layers != 1:
+            raise ValueError(f"`every_n_layers` must be 1, as {self.steps} are checkpointed, got {every_n_layers}")
+        options = getattr(gradient_checkpointing_func, "keywords", None) or {}
+        if enable and options.get("use_reentrant", False):
+            raise ValueError(
+                f"`use_reentrant` must be False, as every layer runs once in each of {self.steps}, got True"
+            )
+        for module in self.modules():
+            if isinstance(module, CheckpointsSteps):
+                module.gradient_checkpointing = enable
+                module._gradient_checkpointing_func = gradient_checkpointing_func
+
+    def run_step(self: Any, function: Callable[..., Any], *args: Any) -> Any:
+        """`function(*args)`, whose activations are not kept where checkpointing is on."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(function, *args)
+        return function(*args)
+
+
+def make_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of a class of ours, with the dtype and attention function of its configuration, as the Auto classes make
+    one."""
+    return model_class._from_config(config)
+
+
+def prepare_inputs(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """`inputs` on the device of a `Trainer`."""
+    return trainer._prepare_inputs(inputs)
+
+
+__all__ = [
+    "ALL_MASK_ATTENTION_FUNCTIONS",
+    "CACHE_NAME",
+    "RELEASE",
+    "BeforeUpload",
+    "CacheLayerMixin",
+    "CacheNames",
+    "CheckpointsSteps",
+    "adopt_attention",
+    "attention_function",
+    "cache_of",
+    "capture_outputs",
+    "choose_attention_function",
+    "create_masks_for_generate",
+    "keep_logits",
+    "layer_cache_name",
+    "make_model",
+    "merge_with_config_defaults",
+    "named_cache",
+    "prepare_inputs",
+    "recordable",
+    "selected_indices",
+    "sliding_window_overlay",
+    "takes_cache",
+]

@@ -9,6 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ..models import HierarchicalConfig, LoopedConfig
+from ..models.transformers_seams import make_model
 from .checkpoint import locate, read_config, read_tensors, tokenizer_token_ids
 from .converters import CONVERTERS
 
@@ -113,7 +114,7 @@ def load_converted(
         for tensor in state_dict.values():
             dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config) if model_class is None else model_class._from_config(config)
+        empty = AutoModelForCausalLM.from_config(config) if model_class is None else make_model(model_class, config)
     check_state_dict(empty, state_dict)
     # fills the rotary buffers and ties the weights, too
     model: Any = type(empty).from_pretrained(None, config=config, state_dict=state_dict, dtype=dtype)

@@ -13,6 +13,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerContro
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ..models.puzzle_loss import IGNORE_INDEX, puzzle_loss
+from ..models.transformers_seams import prepare_inputs
 from .adam_atan2 import AdamATan2
 from .ema import WeightAveraging
 from .optimizer import undecayed_parameter_names
@@ -149,7 +150,7 @@ class DeepSupervisionTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor | None, Any, torch.Tensor | None]:
         """The loss after the last segment that is read, the tokens with the number of segments, and the labels."""
-        inputs = self._prepare_inputs(inputs)
+        inputs = prepare_inputs(self, inputs)
         labels = inputs.get("labels")
         solver: Any = self.accelerator.unwrap_model(model)
         with torch.no_grad(), self.compute_loss_context_manager():
