@@ -1,0 +1,31 @@
+"""Marks the tests that a release of transformers can break, which tests/releases.py runs under any release."""
+
+from pathlib import Path
+
+import pytest
+
+
+TESTS = Path(__file__).parent
+# generation, caches, code on the Hub, and training of each family
+RELEASE_TESTS = {
+    "models/test_cache_guard.py",
+    "models/test_feedback_generation.py",
+    "models/test_hierarchical_generation.py",
+    "models/test_looped_generation.py",
+    "models/test_sleep_generation.py",
+    "models/test_transformers_seams.py",
+    "test_hub.py",
+    "test_hub_feedback.py",
+    "test_hub_hierarchical.py",
+    "test_hub_sleep.py",
+    "trainer/test_feedback_run.py",
+    "trainer/test_hierarchical_run.py",
+    "trainer/test_sleep_run.py",
+    "trainer/test_trainer.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix() in RELEASE_TESTS:
+            item.add_marker(pytest.mark.release)
