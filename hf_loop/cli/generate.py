@@ -63,17 +63,17 @@ def generate(
     if not has_memory and (memory is not None or save_memory is not None):
         option = "--save-memory" if memory is None else "--memory"
         raise ValueError(f"{option}: {model} is a {language_model.config.model_type} model, which keeps no memory.")
-    past_key_values = None if memory is None else language_model.load_memory(memory)
+    cache = None if memory is None else language_model.load_memory(memory)
     # the beginning of a text is in the memory already
     inputs = _encode(tokenizer, prompt, chat, is_start=memory is None)
     sampling = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0, "temperature": temperature or None}
     continuations = {}
     for num_loops in loop_counts if has_loops else [None]:
         with console.status(f"{num_loops} loops" if num_loops else "reading and writing"):
-            tokens, cache = _continue(language_model, inputs, past_key_values, seed, num_loops, sampling)
+            tokens, cache_after = _continue(language_model, inputs, cache, seed, num_loops, sampling)
         continuations[num_loops] = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
     if save_memory is not None:
-        language_model.save_memory(cache, save_memory)
+        language_model.save_memory(cache_after, save_memory)
     if has_loops:
         console.print(_side_by_side(continuations, console.width))
     else:
@@ -83,7 +83,7 @@ def generate(
 def _continue(
     model: Any,
     inputs: "tuple[torch.Tensor, torch.Tensor]",
-    past_key_values: Any,
+    cache: Any,
     seed: int,
     num_loops: int | None,
     sampling: dict[str, Any],
@@ -92,23 +92,25 @@ def _continue(
     import torch
     from transformers import set_seed
 
+    from ..models.transformers_seams import cache_of, named_cache
+
     input_ids, attention_mask = (tensor.to(model.device) for tensor in inputs)
     # the same random numbers for each loop count, so that only the depth differs
     set_seed(seed)
     output = model.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
-        past_key_values=past_key_values,
+        **named_cache(cache),
         return_dict_in_generate=True,
         **sampling,
         **({} if num_loops is None else {"num_loops": num_loops}),
     )
-    cache = output.past_key_values
+    cache = cache_of(output)
     if num_loops is None:
         # `generate` does not read the token that it wrote last, and a memory without it would miss a word
         with torch.no_grad():
             unread = output.sequences[:, cache.get_seq_length() :]
-            cache = model(input_ids=unread, past_key_values=cache, use_cache=True).past_key_values
+            cache = model(input_ids=unread, cache=cache, use_cache=True).cache
     return output.sequences[0, input_ids.shape[1] :], cache
 
 

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..models.transformers_seams import cache_of, named_cache
 from .perplexity import exp_or_infinity
 from .running import evaluation_mode
 
@@ -119,14 +120,14 @@ def perplexity_by_block(
         for index, block in enumerate(tqdm(blocks, disable=not progress, desc=label)):
             if window is not None and index * block_size % window == 0:
                 cache = last_logits = None
-            outputs = model(input_ids=block.to(model.device), past_key_values=cache, use_cache=True)
+            outputs = model(input_ids=block.to(model.device), **named_cache(cache), use_cache=True)
             # the first token of a block is predicted by the last one before it
             logits, targets = outputs.logits[:, :-1], block[:, 1:]
             if last_logits is not None:
                 logits, targets = torch.cat([last_logits, logits], dim=1), block
             losses.append(_mean_losses(logits, targets.to(logits.device)))
             num_predicted.append(targets.shape[1])
-            cache, last_logits = outputs.past_key_values, outputs.logits[:, -1:]
+            cache, last_logits = cache_of(outputs), outputs.logits[:, -1:]
     return BlockCurve(label, block_size, torch.stack(losses, dim=1).tolist(), num_predicted)
 
 

@@ -129,7 +129,7 @@ class RandomStatePassing(TrainerCallback, ExportableState):
     def _take_out(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
         if module.training and self._is_first_forward:
             self._is_first_forward = False
-            if outputs.past_key_values is not None:
+            if outputs.cache is not None:
                 raise ValueError("random state passing needs use_cache=False in training, got a model with a cache")
             if outputs.feedback is not None:
                 self._ended = outputs.feedback[0].detach().clone()

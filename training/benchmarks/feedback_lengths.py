@@ -26,6 +26,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_loop import FeedbackConfig, FeedbackForCausalLM
+from hf_loop.models.transformers_seams import cache_of, named_cache
 
 
 BLOCK_SIZE, NUM_SEGMENTS, FEEDBACK_LENGTH = 512, 1, 32
@@ -59,8 +60,8 @@ class Reader:
     def read(self, block: torch.Tensor) -> None:
         """Read one block `[1, b]` more."""
         start = time.process_time()
-        outputs = self.model(block, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache = outputs.past_key_values
+        outputs = self.model(block, **named_cache(self.cache), use_cache=True, logits_to_keep=1)
+        self.cache = cache_of(outputs)
         self.seconds += time.process_time() - start
 
     def cache_bytes(self) -> int:

@@ -163,7 +163,7 @@ def count_cache_bytes() -> None:
     print("\nkeys and values, bytes per token in fp32")
     for num_loops in (1, 2, 4, 8):
         with torch.no_grad():
-            cache = model(torch.arange(64)[None], num_loops=num_loops, use_cache=True).past_key_values
+            cache = model(torch.arange(64)[None], num_loops=num_loops, use_cache=True).cache
         num_bytes = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
         print(f"  {num_loops:>2} loops: {num_bytes // 64:>6}")
 

@@ -24,6 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3NextConfig
 
 from hf_loop import SleepConfig, SleepForCausalLM
+from hf_loop.models.transformers_seams import cache_of, named_cache
 
 
 PASSES = (1, 2, 4, 8)
@@ -72,14 +73,14 @@ def seconds(function: Callable[[], object]) -> float:
 def write_tokens(model, cache, tokens: torch.Tensor, **kwargs) -> None:
     """One forward pass for each token, as in generation."""
     for token in tokens.split(1, dim=1):
-        model(token, past_key_values=cache, use_cache=True, **kwargs)
+        model(token, **named_cache(cache), use_cache=True, **kwargs)
 
 
 def compare_wake_steps(model: SleepForCausalLM, plain, rounds: int) -> None:
     """Steps in the middle of a window, at every N and of the plain model."""
     start, steps = random_ids(WINDOW + NUM_OPEN), random_ids(NUM_STEPS)
-    caches = {n: model(start, use_cache=True, num_sleep_passes=n).past_key_values for n in PASSES}
-    plain_cache = plain(start[:, -NUM_OPEN:], use_cache=True).past_key_values
+    caches = {n: model(start, use_cache=True, num_sleep_passes=n).cache for n in PASSES}
+    plain_cache = cache_of(plain(start[:, -NUM_OPEN:], use_cache=True))
 
     def time_of(num_passes: int) -> float:
         cache = copy.deepcopy(caches.get(num_passes, plain_cache))
@@ -125,10 +126,10 @@ def count_cache_bytes(model: SleepForCausalLM, num_windows: int = 128) -> None:
     """What the cache holds after so many windows and `NUM_OPEN` tokens."""
     cache, sizes = None, {}
     for window in range(1, num_windows + 1):
-        cache = model(random_ids(WINDOW), past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+        cache = model(random_ids(WINDOW), cache=cache, use_cache=True, logits_to_keep=1).cache
         if window & (window - 1) == 0:
             opened = copy.deepcopy(cache)
-            model(random_ids(NUM_OPEN), past_key_values=opened, use_cache=True, logits_to_keep=1)
+            model(random_ids(NUM_OPEN), cache=opened, use_cache=True, logits_to_keep=1)
             tensors = [tensor for layer in opened.layers for tensor in layer.memory_state().values()]
             sizes[window] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     print(
