@@ -5,7 +5,6 @@ Importing `hf_loop` registers its models with transformers' Auto classes.
 
 import importlib
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 
@@ -46,7 +45,8 @@ _HOMES = {
 def register() -> None:
     """Register the models with transformers' Auto classes, and have models that are pushed write their own card.
 
-    Importing hf_loop calls it, except in the `hf-loop` command, which answers `--help` without waiting for torch.
+    Importing hf_loop calls it, except where `hf_loop_command` was imported before: the console script answers `--help`
+    without waiting for torch, and its commands call this when they need it.
     """
     models = importlib.import_module(".models", __name__)
     models.LoopedPreTrainedModel.write_model_card = _write_model_card
@@ -66,7 +66,7 @@ def _write_puzzle_card(model: "PreTrainedModel", folder: str, repo_id: str) -> N
     write_puzzle_card_before_push(model, folder, repo_id)
 
 
-if Path(sys.argv[0]).stem != "hf-loop":
+if "hf_loop_command" not in sys.modules:
     register()
 
 

@@ -33,7 +33,14 @@ from .cache_views import CacheSlot
 from .modeling_hrm import HrmBackboneModel
 from .modeling_huginn import HuginnBackboneModel
 from .modeling_parcae import ParcaeBackboneModel, scale_and_softcap
-from .transformers_seams import RELEASE, adopt_attention, layer_cache_name, named_cache
+from .transformers_seams import (
+    RELEASE,
+    adopt_attention,
+    drops_cache,
+    layer_cache_name,
+    named_cache,
+    without_checkpointing,
+)
 
 
 def _unchanged(owner: PreTrainedModel | PreTrainedConfig, tensor: torch.Tensor) -> torch.Tensor:
@@ -362,6 +369,8 @@ class Backbone:
         keywords = inputs.kwargs
         if cache_view is not None:
             keywords = {**keywords, layer_cache_name(type(layer)): cache_view}
+            if drops_cache(layer):
+                layer = without_checkpointing(layer)
         masks, rotary = inputs.masks, inputs.position_embeddings
         output = layer(
             hidden_states,

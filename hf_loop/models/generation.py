@@ -17,19 +17,19 @@ import copy
 from typing import Any
 
 from transformers import GenerationConfig
-from transformers.generation import GenerationMixin
 
 from .checks import check_positive_int
+from .transformers_seams import GenerationHooks
 
 
-class LoopedGenerationMixin(GenerationMixin):
+class LoopedGenerationMixin(GenerationHooks):
     """`generate(..., num_loops=n)`, from the call, a `GenerationConfig` or the model's own, in that order."""
 
     config: Any
 
-    def _prepare_generation_config(self: Any, generation_config, **kwargs):
+    def generation_settings(self: Any, generation_config, **kwargs):
         num_loops = kwargs.pop("num_loops", None)
-        generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        generation_config, model_kwargs = super().generation_settings(generation_config, **kwargs)
         # `GenerationConfig.update` keeps an argument it has a field for: hand it back to the forward pass
         if num_loops is None:
             num_loops = getattr(generation_config, "num_loops", None)
@@ -38,14 +38,24 @@ class LoopedGenerationMixin(GenerationMixin):
             model_kwargs["num_loops"] = check_positive_int("num_loops", num_loops)
         return generation_config, model_kwargs
 
-    def _prepare_cache_for_generation(self: Any, generation_config, model_kwargs, *args, **kwargs):
+    def make_generation_cache(self: Any, generation_config, model_kwargs, *args, **kwargs):
         num_loops = model_kwargs.get("num_loops")
         if num_loops is None or num_loops == self.config.num_loops:
-            return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+            return super().make_generation_cache(generation_config, model_kwargs, *args, **kwargs)
         view = self.with_num_loops(num_loops)
-        return super(LoopedGenerationMixin, view)._prepare_cache_for_generation(
+        return super(LoopedGenerationMixin, view).make_generation_cache(
             generation_config, model_kwargs, *args, **kwargs
         )
+
+    def make_candidate_generator(self: Any, generation_config, model_kwargs, **kwargs):
+        # whoever drafts has a depth of its own, or none: a plain decoder refuses `num_loops`
+        model_kwargs = {name: value for name, value in model_kwargs.items() if name != "num_loops"}
+        if hasattr(generation_config, "num_loops"):
+            generation_config = copy.deepcopy(generation_config)
+            del generation_config.num_loops
+        if generation_config.assistant_early_exit is not None:
+            check_early_exit(self.config, generation_config.assistant_early_exit)
+        return super().make_candidate_generator(generation_config, model_kwargs, **kwargs)
 
     def with_num_loops(self, num_loops: int):
         """The same weights under another loop count, which `generate` and `generate_batch` then keep to.
@@ -80,3 +90,21 @@ class LoopedGenerationMixin(GenerationMixin):
             config.num_loops = check_positive_int("num_loops", num_loops)
             generation_config = config
         return super().generate_batch(inputs, generation_config, *args, **kwargs)
+
+
+def check_early_exit(config: Any, num_slots: int) -> None:
+    """Refuse an `assistant_early_exit` that is not between two loops.
+
+    Raises:
+        ValueError: no number of loops has so many layer calls.
+    """
+    try:
+        copy.deepcopy(config).num_hidden_layers = num_slots
+    except ValueError as error:
+        raise ValueError(
+            f"`assistant_early_exit` must be the layer calls of a whole number of loops, such as "
+            f"{config.with_num_loops(1).num_hidden_layers} for one, got {num_slots!r}"
+        ) from error
+
+
+__all__ = ["LoopedGenerationMixin"]

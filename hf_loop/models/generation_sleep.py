@@ -22,9 +22,9 @@ from .memory_generation import MemoryGenerationMixin
 class SleepGenerationMixin(MemoryGenerationMixin):
     """`generate(..., num_sleep_passes=n)`, from the call, a `GenerationConfig` or the model's own, in that order."""
 
-    def _prepare_generation_config(self: Any, generation_config, **kwargs):
+    def generation_settings(self: Any, generation_config, **kwargs):
         num_sleep_passes = kwargs.pop("num_sleep_passes", None)
-        generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        generation_config, model_kwargs = super().generation_settings(generation_config, **kwargs)
         # `GenerationConfig.update` keeps an argument it has a field for: hand it back to the forward pass
         if num_sleep_passes is None:
             num_sleep_passes = getattr(generation_config, "num_sleep_passes", None)

@@ -20,13 +20,13 @@ backward pass (transformers checkpoints a layer's `forward`, so that module hook
 and under torch.compile (which traces no context variables).
 """
 
-import functools
-import types
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+from .transformers_seams import child_module, inner_forward, module_view, own_parameter, replace_forward
 
 
 class LinearUpdate(NamedTuple):
@@ -64,33 +64,31 @@ def updated_view(module: nn.Module, updates: LayerUpdates) -> nn.Module:
     for name, update in updates.items():
         child, _, rest = name.partition(".")
         by_child.setdefault(child, {})[rest] = update
-    children = dict(module._modules)
+    children = {}
     for name, child_updates in by_child.items():
-        child_module = children.get(name)
-        if child_module is None:
+        child = child_module(module, name)
+        if child is None:
             raise ValueError(
                 f"the per-loop LoRA cannot reach {name!r} inside {type(module).__name__}, which replaced or wraps the "
                 "backbone's own module"
             )
-        children[name] = updated_view(child_module, child_updates)
-    view = _shallow_copy(module)
-    view.__dict__["_modules"] = children
-    # bound to the original, whose children would be run: device maps and kernels put such functions on the instance
-    for name in ("forward", "_old_forward"):
-        if name in module.__dict__:
-            view.__dict__[name] = _rebind(module.__dict__[name], module, view)
-    return view
+        children[name] = updated_view(child, child_updates)
+    return module_view(module, children)
 
 
 def _updated_leaf(module: nn.Module, update: Update) -> nn.Module:
-    view = _shallow_copy(module)
+    view = module_view(module)
     if isinstance(update, LinearUpdate):
-        view.__dict__["forward"] = _linear_forward(module, update)
-    elif isinstance(update, LeadingRows):
-        view.__dict__["forward"] = _leading_rows_forward(module, update)
-    else:
-        view.__dict__["forward"] = _vector_forward(module, update)
-    return view
+        return replace_forward(view, _linear_forward(module, update))
+    if isinstance(update, LeadingRows):
+        return replace_forward(view, _leading_rows_forward(module, update))
+    return replace_forward(view, _vector_forward(module, update), inside_hooks=True)
+
+
+def read_weight(module: nn.Module, name: str) -> torch.Tensor:
+    """A weight of a module whose own forward is not run, with whatever offloading puts around that forward."""
+    view = module_view(module)
+    return replace_forward(view, lambda: getattr(module, name), inside_hooks=True).forward()
 
 
 def _leading_rows_forward(module: nn.Module, update: LeadingRows) -> Callable[..., Any]:
@@ -118,41 +116,19 @@ def _linear_forward(module: nn.Module, update: LinearUpdate) -> Callable[..., to
 
 def _vector_forward(module: nn.Module, updates: VectorUpdates) -> Callable[..., Any]:
     def forward(*args, **kwargs):
-        # made when the module is called: before that FSDP may hold only a part of its parameters
-        parameters = dict(module._parameters)
+        # made when the module is called: before that FSDP may hold only a part of its parameters, and offloading none
+        parameters = {}
         for name, difference in updates.items():
-            parameter = parameters.get(name)
+            parameter = own_parameter(module, name)
             if parameter is None:
                 raise ValueError(
                     f"the per-loop LoRA cannot reach the {name} of {type(module).__name__}, which replaced or wraps "
                     "the backbone's own module"
                 )
-            parameters[name] = cast(nn.Parameter, parameter + difference.to(parameter))
-        shifted = _shallow_copy(module)
-        shifted.__dict__["_parameters"] = parameters
-        return type(module).forward(shifted, *args, **kwargs)
+            parameters[name] = parameter + difference.to(parameter)
+        return inner_forward(module_view(module, parameters=parameters))(*args, **kwargs)
 
     return forward
 
 
-def _shallow_copy(module: nn.Module) -> nn.Module:
-    view = object.__new__(type(module))
-    view.__dict__.update(module.__dict__)
-    # `module.compile()` compiled the original's call
-    view.__dict__["_compiled_call_impl"] = None
-    return view
-
-
-def _rebind(function: Any, module: nn.Module, view: nn.Module) -> Callable[..., Any]:
-    """`function`, which calls `module`, so that it calls `view`."""
-    if isinstance(function, types.MethodType) and function.__self__ is module:
-        return types.MethodType(function.__func__, view)
-    if isinstance(function, functools.partial) and function.args and function.args[0] is module:
-        return functools.partial(function.func, view, *function.args[1:], **function.keywords)
-    raise ValueError(
-        f"the per-loop LoRA cannot reach what is inside {type(module).__name__}, whose forward was replaced by "
-        f"{function!r}"
-    )
-
-
-__all__ = ["LayerUpdates", "LeadingRows", "LinearUpdate", "VectorUpdates", "updated_view"]
+__all__ = ["LayerUpdates", "LeadingRows", "LinearUpdate", "VectorUpdates", "read_weight", "updated_view"]

@@ -15,22 +15,31 @@
 
 from typing import Any
 
-from transformers.generation import GenerationMixin
-
 from .memory_files import MemoryMixin
+from .transformers_seams import GenerationHooks
 
 
-class MemoryGenerationMixin(MemoryMixin, GenerationMixin):
+class MemoryGenerationMixin(MemoryMixin, GenerationHooks):
     """`generate` for models whose cache is a memory, which can be saved and loaded. Such a model is `_is_stateful`."""
 
-    def _prepare_cache_for_generation(self: Any, generation_config, model_kwargs, *args, **kwargs):
+    def generation_settings(self: Any, generation_config, **kwargs):
+        generation_config, model_kwargs = super().generation_settings(generation_config, **kwargs)
+        # of the model that verifies, transformers checks this itself
+        if generation_config.is_assistant:
+            raise ValueError(
+                f"`assistant_model` must not be a {self.config.model_type} model: its memory cannot take back the "
+                "tokens that the other model refuses"
+            )
+        return generation_config, model_kwargs
+
+    def make_generation_cache(self: Any, generation_config, model_kwargs, *args, **kwargs):
         implementation = generation_config.cache_implementation
         if implementation not in (None, "dynamic"):
             raise ValueError(
                 f"`cache_implementation` must be 'dynamic' for a {self.config.model_type} model, whose memory has a "
                 f"form of its own and does not grow, got {implementation!r}"
             )
-        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        return super().make_generation_cache(generation_config, model_kwargs, *args, **kwargs)
 
     def init_continuous_batching(self: Any, *args, **kwargs):
         """Refused: the paged cache has keys and values of tokens, and no memory.

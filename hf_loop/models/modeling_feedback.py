@@ -197,7 +197,7 @@ class FeedbackModel(FeedbackPreTrainedModel):
 
         if position_ids is None:
             position_ids = next_positions(inputs_embeds, cache)
-        position_ids = self.shift_positions(position_ids.expand(batch_size, -1), state)
+        position_ids = self.shift_positions(position_ids.expand(batch_size, -1), state, cache)
         per_token = {"states": backbone.enter(inputs_embeds), "positions": position_ids}
         if backbone.spec.layers_take_token_ids:
             per_token["token_ids"] = backbone.check_token_ids(input_ids)
@@ -231,12 +231,13 @@ class FeedbackModel(FeedbackPreTrainedModel):
             feedback=state.final_feedback(rows.order) if cache is None else None,
         )
 
-    def shift_positions(self, position_ids: torch.Tensor, state: FeedbackState) -> torch.Tensor:
+    def shift_positions(self, position_ids: torch.Tensor, state: FeedbackState, cache: Cache | None) -> torch.Tensor:
         """Positions `[B, T]` after what a loaded memory has seen, and in training by a random offset."""
         if any(state.num_loaded):
             position_ids = position_ids + torch.tensor(state.num_loaded, device=position_ids.device)[:, None]
         limit = self.config.random_position_offset
-        if self.training and limit and torch.rand(()) < 0.5:
+        # keys in a cache have their positions already
+        if self.training and limit and cache is None and torch.rand(()) < 0.5:
             position_ids = position_ids + torch.randint(limit + 1, ()).to(position_ids.device)
         return position_ids
 

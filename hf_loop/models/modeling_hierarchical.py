@@ -45,6 +45,7 @@ from .cache_views import check_num_slots
 from .checks import check_positive_int
 from .configuration_hierarchical import HierarchicalConfig
 from .generation import LoopedGenerationMixin
+from .layer_views import read_weight
 from .modeling_hrm import truncated_normal_
 from .modeling_recurrent import RecurrentPreTrainedModel
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
@@ -141,6 +142,8 @@ class HierarchicalStacks(HierarchicalPreTrainedModel):
 
     # whether positions see each other in both directions
     is_bidirectional = False
+    # set by transformers on whatever has it; a call that is checkpointed makes no cache
+    gradient_checkpointing = False
 
     def __init__(self, config: HierarchicalConfig):
         super().__init__(config)
@@ -178,7 +181,7 @@ class HierarchicalStacks(HierarchicalPreTrainedModel):
     def low_state_parameter(self) -> torch.Tensor | None:
         """The backbone's own start of the fast state, `[D]`."""
         name = self.spec.low_state
-        return None if name is None else getattr(self.backbone, name)
+        return None if name is None else read_weight(self.backbone, name)
 
     def make_initial_states(self, encoded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The slow and the fast state before the first cycle, each `[B, T, D]`; of one state, no fast one."""
@@ -388,9 +391,9 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin
             block_sequence_ids=prefix_blocks(config, token_type_ids) if is_first_iteration else None,
         )
 
-    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
+    def next_model_kwargs(self, outputs, model_kwargs, *args, **kwargs):
         prompt_types = model_kwargs.get("token_type_ids")
-        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        model_kwargs = super().next_model_kwargs(outputs, model_kwargs, *args, **kwargs)
         if prompt_types is not None:
             # new tokens would repeat the type of the last one, and be taken for prefix where there is no cache
             new_types = model_kwargs["token_type_ids"][:, prompt_types.shape[1] :]

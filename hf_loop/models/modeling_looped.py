@@ -87,6 +87,9 @@ class LoopedModel(LoopedPreTrainedModel):
         config (`LoopedConfig`): the backbone and the schedule.
     """
 
+    # set by transformers on whatever has it; a call that is checkpointed makes no cache
+    gradient_checkpointing = False
+
     def __init__(self, config: LoopedConfig):
         super().__init__(config)
         self.backbone = make_backbone(config.backbone_config)
@@ -143,6 +146,7 @@ class LoopedModel(LoopedPreTrainedModel):
         num_backprop_loops: int | None = None,
         output_loop_states: bool = False,
         output_loop_hidden_states: bool = False,
+        noise_per_example: bool | None = None,
         **kwargs,
     ) -> LoopedModelOutputWithPast:
         r"""
@@ -157,6 +161,9 @@ class LoopedModel(LoopedPreTrainedModel):
         output_loop_hidden_states (`bool`, *optional*, defaults to `False`):
             Whether to return what the last hidden state would be after every loop. The coda is run once per loop for
             it, without a cache.
+        noise_per_example (`bool`, *optional*):
+            Whether a state that starts as noise differs between examples, by default in training without a cache. In
+            generation it does not, where a prompt and its continuation must meet the same noise.
 
         Raises:
             ValueError: a loop count is not a positive integer, the cache was made for another loop count, or hidden
@@ -190,7 +197,9 @@ class LoopedModel(LoopedPreTrainedModel):
             hidden_states = backbone.run_layer(index, index, hidden_states, inputs)
 
         encoded = hidden_states
-        state = self.make_initial_state(encoded, position_ids, input_ids)
+        if noise_per_example is None:
+            noise_per_example = self.training and cache is None and "paged_cache" not in kwargs
+        state = self.make_initial_state(encoded, position_ids, input_ids if noise_per_example else None)
         loop_states = []
         for loop in range(num_loops):
             carries_gradient = num_backprop_loops is None or loop >= num_loops - num_backprop_loops
@@ -240,8 +249,7 @@ class LoopedModel(LoopedPreTrainedModel):
     ) -> torch.Tensor:
         """The state before the first loop, `[B, T, D]`.
 
-        Normal noise differs between examples in training and is the same for all of them in evaluation, where a
-        prompt and its continuation must meet the same noise whether or not they are seen together.
+        Normal noise differs between examples, whose tokens are `input_ids`, and is the same for all of them without.
         """
         state_init = self.config.state_init
         if state_init == "input":
@@ -251,7 +259,7 @@ class LoopedModel(LoopedPreTrainedModel):
         if state_init == "learned":
             return self.initial_state.to(encoded.dtype).expand_as(encoded)
         seeds = position_ids.new_zeros(1)
-        if self.training and input_ids is not None:
+        if input_ids is not None:
             seeds = example_seeds(input_ids)
         noise = truncated_normal(seeds, position_ids, encoded.shape[-1], state_std(self.config), encoded.dtype)
         return noise.expand_as(encoded)
@@ -311,6 +319,13 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
         self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{spec.embed_tokens}.weight"}
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=spec.head_bias)
         self.post_init()
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        # CODEPATH: Huginn starts from noise, Ouro and others do not
+        if self.training and self.config.state_init == "normal":
+            inputs["noise_per_example"] = False
+        return inputs
 
     @takes_cache
     @can_return_tuple

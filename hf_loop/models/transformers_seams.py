@@ -21,6 +21,7 @@ holds that list.
 
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, cast
@@ -28,8 +29,9 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel, modeling_utils
+from transformers import Cache, GenerationConfig, PreTrainedConfig, PreTrainedModel, modeling_utils
 from transformers.cache_utils import CacheLayerMixin
+from transformers.generation import GenerationMixin
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_masks_for_generate, sliding_window_overlay
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
@@ -212,6 +214,119 @@ def prepare_inputs(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     return trainer._prepare_inputs(inputs)
 
 
+class GenerationHooks(GenerationMixin):
+    """The steps of `generate` that our models change, under names of our own."""
+
+    def generation_settings(
+        self: Any, generation_config: GenerationConfig | None, *args, **kwargs
+    ) -> tuple[Any, dict[str, Any]]:
+        """The configuration of a call to `generate`, and what of its arguments goes to the forward pass."""
+        return super()._prepare_generation_config(generation_config, *args, **kwargs)
+
+    def make_generation_cache(self: Any, generation_config: Any, model_kwargs: dict[str, Any], *args, **kwargs) -> Any:
+        """Put the cache that a call to `generate` starts from into `model_kwargs`."""
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+    def next_model_kwargs(self: Any, outputs: Any, model_kwargs: dict[str, Any], *args, **kwargs) -> dict[str, Any]:
+        """What the forward pass of the next token is given."""
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
+    def make_candidate_generator(self: Any, generation_config: Any, model_kwargs: dict[str, Any], **kwargs) -> Any:
+        """What proposes tokens in assisted generation, from the settings of this model's own call."""
+        kwargs |= {"generation_config": generation_config, "model_kwargs": model_kwargs}
+        return super()._get_candidate_generator(**kwargs)
+
+    # transformers calls these by position or by name, as its releases please
+    def _prepare_generation_config(self, generation_config, *args, **kwargs):
+        return self.generation_settings(generation_config, *args, **kwargs)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        return self.make_generation_cache(generation_config, model_kwargs, *args, **kwargs)
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
+        return self.next_model_kwargs(outputs, model_kwargs, *args, **kwargs)
+
+    def _get_candidate_generator(self, **kwargs):  # ty: ignore[invalid-method-override]
+        return self.make_candidate_generator(**kwargs)
+
+
+def module_view(
+    module: nn.Module,
+    children: dict[str, nn.Module] | None = None,
+    parameters: dict[str, torch.Tensor] | None = None,
+) -> nn.Module:
+    """A copy of a module that shares parameters, buffers and hooks with it, save the children and parameters given.
+
+    `torch.func.functional_call` would put the parameters into the module itself while it runs, where other threads
+    meet them, and cannot replace a child.
+
+    Raises:
+        ValueError: If something put a forward on the module that a copy cannot be made to run.
+    """
+    view = object.__new__(type(module))
+    view.__dict__.update(module.__dict__)
+    # `module.compile()` compiled the original's call
+    view.__dict__["_compiled_call_impl"] = None
+    if children is not None:
+        view.__dict__["_modules"] = {**module._modules, **children}
+    if parameters is not None:
+        view.__dict__["_parameters"] = {**module._parameters, **parameters}
+    # bound to the original, whose children would be run: device maps and kernels put such functions on the instance
+    for name in ("forward", "_old_forward"):
+        if name in module.__dict__:
+            view.__dict__[name] = _rebind(module.__dict__[name], module, view)
+    return view
+
+
+def _rebind(function: Any, module: nn.Module, view: nn.Module) -> Callable[..., Any]:
+    """`function`, which calls `module`, so that it calls `view`."""
+    if isinstance(function, types.MethodType) and function.__self__ is module:
+        return types.MethodType(function.__func__, view)
+    if isinstance(function, functools.partial) and function.args and function.args[0] is module:
+        return functools.partial(function.func, view, *function.args[1:], **function.keywords)
+    raise ValueError(
+        f"the per-loop LoRA cannot reach what is inside {type(module).__name__}, whose forward was replaced by "
+        f"{function!r}"
+    )
+
+
+def child_module(module: nn.Module, name: str) -> nn.Module | None:
+    """The child of a module under a name of its own; none of what a wrapper hands through."""
+    return module._modules.get(name)
+
+
+def own_parameter(module: nn.Module, name: str) -> torch.Tensor | None:
+    """The parameter of a module under a name of its own; none of what a wrapper hands through."""
+    return module._parameters.get(name)
+
+
+def inner_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward of a module without the hooks that accelerate put around it, which bring its weights."""
+    return module.__dict__.get("_old_forward", module.forward)
+
+
+def replace_forward(view: nn.Module, forward: Callable[..., Any], inside_hooks: bool = False) -> nn.Module:
+    """Let a module view run `forward`, in place of accelerate's hooks or inside of them."""
+    is_hooked = "_old_forward" in view.__dict__
+    view.__dict__["_old_forward" if inside_hooks and is_hooked else "forward"] = forward
+    return view
+
+
+def drops_cache(layer: nn.Module) -> bool:
+    """Whether a layer would drop its cache where nothing is differentiated, because it is checkpointed in training.
+
+    Releases up to 5.23 do that; later ones keep it.
+    """
+    return layer.training and getattr(layer, "gradient_checkpointing", False) and not torch.is_grad_enabled()
+
+
+def without_checkpointing(layer: nn.Module) -> nn.Module:
+    """A view of a layer that runs as it is."""
+    view = module_view(layer)
+    view.__dict__["gradient_checkpointing"] = False
+    return view
+
+
 __all__ = [
     "ALL_MASK_ATTENTION_FUNCTIONS",
     "CACHE_NAME",
@@ -220,20 +335,28 @@ __all__ = [
     "CacheLayerMixin",
     "CacheNames",
     "CheckpointsSteps",
+    "GenerationHooks",
     "adopt_attention",
     "attention_function",
     "cache_of",
     "capture_outputs",
+    "child_module",
     "choose_attention_function",
     "create_masks_for_generate",
+    "drops_cache",
+    "inner_forward",
     "keep_logits",
     "layer_cache_name",
     "make_model",
     "merge_with_config_defaults",
+    "module_view",
     "named_cache",
+    "own_parameter",
     "prepare_inputs",
     "recordable",
+    "replace_forward",
     "selected_indices",
     "sliding_window_overlay",
     "takes_cache",
+    "without_checkpointing",
 ]

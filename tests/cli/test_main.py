@@ -1,6 +1,9 @@
+import importlib
 import subprocess
 import sys
 import textwrap
+import tomllib
+from pathlib import Path
 
 import pytest
 import typer
@@ -21,8 +24,8 @@ def test_help_imports_neither_torch_nor_transformers():
     result = run(
         """
         import sys
+        from hf_loop_command import main
         sys.argv = ["hf-loop", "--help"]
-        from hf_loop.cli.main import main
         try:
             main()
         finally:
@@ -33,6 +36,30 @@ def test_help_imports_neither_torch_nor_transformers():
     assert result.returncode == 0, result.stderr
     for command in COMMANDS:
         assert command in result.stdout
+
+
+def test_the_installed_script_is_the_one_that_starts_without_torch():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    scripts = tomllib.loads(text)["project"]["scripts"]
+    module, _, function = scripts["hf-loop"].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    assert module == "hf_loop_command" and scripts.keys() == {"hf-loop"}
+
+
+@pytest.mark.parametrize("name", ["hf-loop.py", "hf-loop", "hf_loop_run.py"])
+def test_models_are_registered_whatever_a_script_is_called(name, tmp_path):
+    script = tmp_path / name
+    script.write_text(
+        "import hf_loop\nfrom transformers import AutoConfig\nprint(AutoConfig.for_model('looped_lm').num_loops)\n"
+    )
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (0, "4\n"), result.stderr
+
+
+def test_the_package_can_be_run():
+    command = [sys.executable, "-m", "hf_loop.cli", "generate", "./no/such/folder", "prompt"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2 and "There is no folder" in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

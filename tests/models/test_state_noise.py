@@ -53,9 +53,13 @@ def test_examples_differ_in_training_and_nothing_touches_the_global_generator():
     rows = model.model.make_initial_state(encoded, positions, input_ids)
     assert not torch.equal(rows[0], rows[1])
     assert torch.equal(rows, model.model.make_initial_state(encoded, positions, input_ids))
-    model.eval()
-    rows = model.model.make_initial_state(encoded, positions, input_ids)
+    rows = model.model.make_initial_state(encoded, positions, None)
     assert torch.equal(rows[0], rows[1])
+    same = input_ids[:1].repeat(2, 1)
+    logits = {mode: model.train(mode)(same, use_cache=False).logits for mode in (True, False)}
+    assert not torch.allclose(logits[True], logits[False])
+    # what a cache holds meets the same noise as what comes after it
+    torch.testing.assert_close(model.train()(same, use_cache=True).logits, logits[False])
 
 
 def test_example_seeds_follow_the_tokens_and_their_order():

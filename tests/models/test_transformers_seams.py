@@ -5,10 +5,14 @@ import inspect
 import pytest
 import torch
 import transformers
-from transformers import DynamicCache, LlamaConfig, LlamaModel, Trainer, TrainingArguments
+from accelerate import cpu_offload
+from torch import nn
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel, Trainer, TrainingArguments
 
 from hf_loop.models import transformers_seams as seams
 from hf_loop.models.outputs import RecurrentCausalLMOutputWithPast, RecurrentModelOutputWithPast
+
+from .tiny_backbones import tiny_backbone
 
 
 def tiny_llama() -> LlamaModel:
@@ -159,3 +163,68 @@ def test_prepare_inputs_puts_them_on_the_trainers_device(tmp_path):
     trainer = Trainer(tiny_llama(), TrainingArguments(tmp_path, report_to="none", use_cpu=True))
     inputs = {"input_ids": torch.tensor([[1]])}
     assert seams.prepare_inputs(trainer, inputs)["input_ids"].device.type == "cpu"
+
+
+class _Steps(seams.GenerationHooks, LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.taken = []
+
+    def generation_settings(self, generation_config, **kwargs):
+        self.taken.append("settings")
+        return super().generation_settings(generation_config, **kwargs)
+
+    def make_generation_cache(self, *args, **kwargs):
+        self.taken.append("cache")
+        return super().make_generation_cache(*args, **kwargs)
+
+    def next_model_kwargs(self, *args, **kwargs):
+        self.taken.append("next")
+        return super().next_model_kwargs(*args, **kwargs)
+
+    def make_candidate_generator(self, *args, **kwargs):
+        self.taken.append("candidates")
+        return super().make_candidate_generator(*args, **kwargs)
+
+
+def test_generate_takes_the_steps_that_our_models_change():
+    model = _Steps(tiny_backbone("llama")).eval()
+    prompt = torch.arange(3, 8)[None].repeat(1, 2)
+    model.generate(prompt, max_new_tokens=2, prompt_lookup_num_tokens=2, do_sample=False, eos_token_id=None)
+    assert model.taken[0] == "settings" and set(model.taken) == {"settings", "cache", "next", "candidates"}
+
+
+def test_a_module_view_shares_all_that_it_is_not_given():
+    block = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    block.compile(backend="eager")
+    view = seams.module_view(block, {"1": nn.Identity()})
+    states = torch.randn(3, 2)
+    assert torch.equal(view(states), block[0](states)) and not torch.equal(view(states), block(states))
+    assert seams.child_module(view, "0") is block[0] and seams.child_module(view, "2") is None
+    norm = seams.module_view(block[1], parameters={"weight": torch.zeros(2)})
+    assert not norm(states).any() and seams.own_parameter(norm, "bias") is block[1].bias
+    assert seams.own_parameter(norm, "gain") is None
+
+
+def test_a_forward_can_be_replaced_inside_the_hooks_of_accelerate():
+    linear = nn.Linear(2, 2)
+    cpu_offload(linear, execution_device=torch.device("cpu"))
+    states = torch.randn(3, 2)
+    weights = {}
+    for inside in (True, False):
+        view = seams.module_view(linear)
+        seams.replace_forward(view, lambda states: linear.weight * 1.0, inside_hooks=inside)
+        weights[inside] = view(states)
+    assert weights[False].is_meta and not weights[True].is_meta and linear.weight.is_meta
+    assert seams.inner_forward(linear) is not linear.forward
+
+
+def test_a_checkpointed_layer_is_run_as_it_is_where_nothing_is_differentiated():
+    model = LlamaModel(tiny_backbone("llama")).train()
+    layer = model.layers[0]
+    assert not seams.drops_cache(layer)
+    model.activation_checkpointing_enable()
+    assert not seams.drops_cache(layer)
+    with torch.no_grad():
+        assert seams.drops_cache(layer) and not seams.drops_cache(seams.without_checkpointing(layer))
+    assert layer.gradient_checkpointing

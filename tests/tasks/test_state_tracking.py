@@ -151,7 +151,7 @@ def test_tasks_stand_alone():
         "import sys; import hf_loop.tasks; "
         "print([name for name in sys.modules if name.startswith('hf_loop.') and 'tasks' not in name])"
     )
-    # the command's name keeps `import hf_loop` from registering the models
-    program = f"import sys; sys.argv = ['hf-loop']; {code}"
+    # as the console script, which keeps `import hf_loop` from registering the models
+    program = f"import sys, hf_loop_command; {code}"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
