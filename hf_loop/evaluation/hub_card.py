@@ -13,6 +13,7 @@ from .puzzle_card import PUZZLE_RESULTS_FILE, write_puzzle_card_again
 from .results import RESULTS_FILE
 
 
+CONFIG_FILE = "config.json"
 # what marks a card as generated: by `model.push_to_hub` for a repository without one, by `Trainer.push_to_hub`, by us
 STUB_SENTENCE = "This model card has been automatically generated."
 TRAINER_SENTENCE = "This model card has been generated automatically according to the information the Trainer had"
@@ -32,6 +33,9 @@ def write_card_before_push(model: PreTrainedModel, folder: str | Path, repo_id: 
         repo_id (`str`): The repository that the card will stand in.
     """
     folder = Path(folder)
+    if not (folder / CONFIG_FILE).is_file():
+        # an adapter by itself, whose card PEFT writes
+        return
     card = _card_of(folder)
     if card is not None and not _is_generated(card):
         return
@@ -55,6 +59,9 @@ def write_puzzle_card_before_push(model: PreTrainedModel, folder: str | Path, re
         repo_id (`str`): The repository that the card will stand in.
     """
     folder = Path(folder)
+    if not (folder / CONFIG_FILE).is_file():
+        # an adapter by itself, whose card PEFT writes
+        return
     card = _card_of(folder)
     if card is not None and not _is_generated(card):
         return

@@ -28,6 +28,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_spec
 from .curves import check_loops
 from .perplexity import batch_windows, cut_windows
@@ -84,10 +85,12 @@ def scan_layer_ranges(
         `LayerScan`: All cells of `path`, which may be more than were asked for now.
 
     Raises:
-        ValueError: If the model is looped already, has no language-model head or an unsupported architecture; if a
+        ValueError: If the model carries an adapter, is looped already, has no language-model head or an unsupported architecture; if a
             range, a loop count or an update is not as described; if there are fewer than two tokens; if `path` was
             measured with other weights, another text or another window; if the model's own perplexity is not finite.
     """
+    # as `retrofit`, whose models the scan is about
+    refuse_adapter(model, "it is scanned")
     num_layers = check_scannable(model.config)
     if model.get_output_embeddings() is None:
         raise ValueError(f"model must have a language-model head; {type(model).__name__} has none.")

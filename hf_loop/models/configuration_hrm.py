@@ -59,6 +59,8 @@ class HrmBackboneConfig(LlamaConfig):
     """
 
     model_type = "hrm_backbone"
+    # the model type under which PEFT finds the names of our linear maps
+    adapted_like = "llama"
 
     token_mixer: Literal["attention", "mlp"] = "attention"
     mixer_intermediate_size: int | None = None

@@ -41,6 +41,8 @@ class HuginnBackboneConfig(LlamaConfig):
     """
 
     model_type = "huginn_backbone"
+    # the model type under which PEFT finds the names of our linear maps
+    adapted_like = "llama"
 
     embedding_multiplier: float = 1.0
     qk_bias: bool = True

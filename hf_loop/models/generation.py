@@ -19,7 +19,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from .checks import check_positive_int
-from .transformers_seams import GenerationHooks
+from .transformers_seams import GenerationHooks, is_prompted
 
 
 class LoopedGenerationMixin(GenerationHooks):
@@ -56,6 +56,13 @@ class LoopedGenerationMixin(GenerationHooks):
         if generation_config.assistant_early_exit is not None:
             check_early_exit(self.config, generation_config.assistant_early_exit)
         return super().make_candidate_generator(generation_config, model_kwargs, **kwargs)
+
+    def prepare_inputs_for_generation(self: Any, *args, **kwargs):
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if is_prompted(self) and "cache" in inputs:
+            # PEFT looks for the cache under its older name, and without one would put the prompt before every token
+            inputs["past_key_values"] = inputs.pop("cache")
+        return inputs
 
     def with_num_loops(self, num_loops: int):
         """The same weights under another loop count, which `generate` and `generate_batch` then keep to.

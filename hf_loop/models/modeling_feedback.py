@@ -80,6 +80,9 @@ class FeedbackPreTrainedModel(CheckpointsSteps, RecurrentPreTrainedModel):
     steps = "blocks"
     # hidden states are put together from the blocks
     _can_record_outputs = recordable("attentions", "router_logits")
+    no_prompt_learning = (
+        "a prompt would stand in the first block, and later ones see what segments and memory keep of it"
+    )
     # here, since `PreTrainedModel` comes before the generation mixin: `generate` refuses to take tokens back
     _is_stateful = True
 

@@ -128,6 +128,7 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
     """
 
     is_bidirectional = True
+    no_prompt_learning = "its positions are the cells of a puzzle"
 
     def __init__(self, config: HierarchicalConfig):
         super().__init__(config)
@@ -241,6 +242,7 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
     ```
     """
 
+    no_prompt_learning = HierarchicalPuzzleModel.no_prompt_learning
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 

@@ -13,12 +13,18 @@
 # limitations under the License.
 """What the models of the families share."""
 
+import os
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
+from .adapters import complete_adapter_config, refuse_adapter
 from .configuration_recurrent import RecurrentConfig
-from .transformers_seams import BeforeUpload, recordable
+from .transformers_seams import BeforeUpload, auto_class_of, recordable, saves_adapter_only
+
+
+logger = logging.get_logger(__name__)
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
@@ -39,6 +45,10 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):
     _can_record_outputs = recordable("hidden_states", "attentions", "router_logits")
     # tags of the family on the Hub, besides the library's and the model type
     family_tags: tuple[str, ...] = ()
+    # why a prompt or a prefix of PEFT cannot stand before the tokens, where it cannot
+    no_prompt_learning: str | None = None
+    # where this model was last written to, as long as it was not loaded from anywhere
+    saved_in: str | None = None
     # set where hf_loop is installed; code that came with a checkpoint pushes transformers' own card
     write_model_card: Any = None
 
@@ -46,9 +56,38 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):
         super().post_init()
         self.add_model_tags(["hf_loop", *self.family_tags, self.config.model_type])
 
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs):
+        """As transformers', and an adapter that is made later names `save_directory` as its base.
+
+        Raises:
+            ValueError: the model is inside a `PeftModel`, which writes the adapter: weights saved from here would not
+                load.
+        """
+        is_adapter = saves_adapter_only(self)
+        if not is_adapter:
+            refuse_adapter(self, "saving the whole model (`PeftModel.save_pretrained` writes the adapter)")
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_adapter and is_main_process:
+            has_task = self.peft_config[self.active_adapters()[0]].task_type is not None
+            complete_adapter_config(save_directory, self.config, None if has_task else auto_class_of(self))
+        elif not is_adapter and (not self.name_or_path or self.name_or_path == self.saved_in):
+            self.name_or_path = self.saved_in = str(save_directory)
+
     def before_upload(self, folder: str, repo_id: str) -> None:
-        if self.write_model_card is not None:
+        if self.name_or_path == str(folder):
+            # a folder for the time of the upload
+            self.name_or_path = self.saved_in = repo_id
+        self.write_card(folder, repo_id)
+
+    def write_card(self, folder: str, repo_id: str) -> None:
+        """Write hf_loop's model card into a folder that is pushed. A card that cannot be written is not worth a push:
+        what is wrong is logged, and the card that is there stays."""
+        if self.write_model_card is None:
+            return
+        try:
             self.write_model_card(folder, repo_id)
+        except Exception as error:
+            logger.warning(f"hf_loop's model card of {repo_id} is not written: {error}")
 
 
 __all__ = ["RecurrentPreTrainedModel"]

@@ -79,6 +79,7 @@ class SleepPreTrainedModel(CheckpointsSteps, RecurrentPreTrainedModel):
     steps = "windows"
     # hidden states are put together from the windows
     _can_record_outputs = recordable("attentions", "router_logits")
+    no_prompt_learning = "a prompt would stand in the first window, whose keys and values the sleep after it drops"
     # here, since `PreTrainedModel` comes before the generation mixin: `generate` refuses to take tokens back
     _is_stateful = True
 

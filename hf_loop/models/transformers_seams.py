@@ -360,3 +360,19 @@ __all__ = [
     "takes_cache",
     "without_checkpointing",
 ]
+
+
+def auto_class_of(model: PreTrainedModel) -> str | None:
+    """The name of the Auto class that a model's class is registered with."""
+    return getattr(type(model), "_auto_class", None)
+
+
+def saves_adapter_only(model: PreTrainedModel) -> bool:
+    """Whether `save_pretrained` of a model writes an adapter that it was given by `add_adapter`, and nothing else."""
+    return getattr(model, "_hf_peft_config_loaded", False)
+
+
+def is_prompted(model: PreTrainedModel) -> bool:
+    """Whether PEFT puts a prompt or a prefix before what `model` generates from."""
+    # it takes the place of this method of the very model, not of the class
+    return "prepare_inputs_for_generation" in vars(model)

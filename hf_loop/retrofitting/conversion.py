@@ -56,7 +56,8 @@ def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **conf
     if tensors:
         raise ValueError(f"{path} has {len(tensors)} tensors that are not known: {', '.join(sorted(tensors))}")
     model = load_converted(config, state_dict, dtype, getattr(converter, "MODEL_CLASS", None))
-    model.name_or_path = str(path)
+    # not `path`: whoever loads what is named there, an adapter for instance, would get another model
+    model.name_or_path = ""
     return model
 
 

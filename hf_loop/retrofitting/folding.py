@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..models.adapters import refuse_adapter
 from ..models.loop_lora import LayerLoopLora, LoopLora, is_plain, parameter_key, vector_parameter_names
 from .layer_selection import first_difference
 
@@ -69,9 +70,8 @@ def _difference(layer: nn.Module, other: nn.Module) -> str | None:
 
 
 def _check_parameters(layer: nn.Module, index: int) -> None:
+    refuse_adapter(layer, "it is folded")
     for module_name, module in layer.named_modules():
-        if hasattr(module, "base_layer"):
-            raise ValueError(f"layer {index} carries an adapter at {module_name}: merge it before folding")
         is_linear = isinstance(module, nn.Linear)
         vectors = vector_parameter_names(module)
         for name, parameter in module.named_parameters(recurse=False):

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ..layer_ranges import plan_layers
 from ..models import LoopedConfig, LoopedForCausalLM
+from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_spec
 from ..models.loop_lora import check_targets
 from .folding import check_foldable, fold_layers, full_rank
@@ -67,8 +68,10 @@ def retrofit_looped(
         `LoopedForCausalLM`, on the device and in the dtype of the original.
 
     Raises:
-        ValueError: the ranges of layers do not fit, or an option is refused by [`LoopedConfig`].
+        ValueError: `base` carries an adapter, the ranges of layers do not fit, or an option is refused by
+            [`LoopedConfig`].
     """
+    refuse_adapter(base, "it is made recurrent")
     plan = plan_layers(base.config.num_hidden_layers, num_prelude_layers, core_layers, num_coda_layers)
     layers = getattr(base.base_model, backbone_spec(base.config).layers)
     core = [layers[index] for index in plan.core]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_spec
 from ..models.modeling_recurrent import RecurrentPreTrainedModel
 from ..models.transformers_seams import attention_function, choose_attention_function
@@ -20,12 +21,13 @@ def open_base(model_or_path: PreTrainedModel | str | os.PathLike) -> PreTrainedM
             to load one from.
 
     Raises:
-        ValueError: it is recurrent already, its architecture is not supported, or it is no decoder with a head, such
-            as an encoder or a bare decoder.
+        ValueError: it carries an adapter, it is recurrent already, its architecture is not supported, or it is no
+            decoder with a head, such as an encoder or a bare decoder.
     """
     base: Any = model_or_path
-    if not isinstance(base, PreTrainedModel):
+    if not isinstance(base, nn.Module):
         base = AutoModelForCausalLM.from_pretrained(base)
+    refuse_adapter(base, "it is made recurrent")
     if isinstance(base, RecurrentPreTrainedModel):
         raise ValueError(f"`model_or_path` is a {base.config.model_type.removesuffix('_lm')} model already")
     backbone_spec(base.config)
@@ -52,8 +54,9 @@ def move_into(
             they are.
 
     Raises:
-        ValueError: the configuration or the model refuses a field.
+        ValueError: `base` carries an adapter, or the configuration or the model refuses a field.
     """
+    refuse_adapter(base, "it is made recurrent")
     # a configuration that becomes part of another forgets which attention function was chosen
     attention = attention_function(base.config)
     config_class: Any = model_class.config_class
@@ -65,7 +68,8 @@ def move_into(
     model.lm_head = base.get_output_embeddings()
     _stay_quantized(model, base, not_quantized)
     model.generation_config = base.generation_config
-    model.name_or_path = base.name_or_path
+    # not the base's: whoever loads what is named there, an adapter for instance, would get the base
+    model.name_or_path = ""
     return model.train(base.training)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..models import LoopedForCausalLM
+from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_spec
 from ..models.checks import check_positive_int
 from ..models.configuration_recurrent import COPIED_FIELDS
@@ -33,10 +34,9 @@ def unroll(model: LoopedForCausalLM, num_loops: int | None = None) -> PreTrained
             learned something or adds to a state, a damped update, a norm or a map of the state, an initial state of
             its own; or `model` carries an adapter that was not merged.
     """
+    refuse_adapter(model, "it is unrolled")
     if not isinstance(model, LoopedForCausalLM):
         raise ValueError(f"`model` must be a LoopedForCausalLM, got {type(model).__name__}")
-    if any(hasattr(module, "base_layer") for module in model.modules()):
-        raise ValueError("`model` carries a PEFT adapter: unroll the merged model (`merge_and_unload()`)")
     num_loops = model.config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
     calls = _layer_calls(model, range(num_loops - _plain_loops(model, num_loops), num_loops))
     indices = [index for index, _ in calls]

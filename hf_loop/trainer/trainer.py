@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer
+from transformers.utils import logging
 
 from ..models.modeling_looped import LoopedPreTrainedModel
 from .arguments import LoopTrainingArguments
@@ -13,6 +14,8 @@ from .depth import DepthSchedule, StepDepth
 from .distillation import distillation_loss
 from .optimizer import build_muon_adamw, undecayed_parameter_names
 
+
+logger = logging.get_logger(__name__)
 
 # what the teacher is given of a batch: neither the labels nor the student's depth
 TEACHER_INPUTS = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
@@ -123,11 +126,18 @@ class LoopTrainer(Trainer):
         super().log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """`Trainer.create_model_card`, then the looped model's own card, with what `Trainer` wrote as a section."""
-        super().create_model_card(*args, **kwargs)
+        """`Trainer.create_model_card`, then the looped model's own card, with what `Trainer` wrote as a section.
+
+        The folder of an adapter keeps the card of PEFT and `Trainer`. What goes wrong with a card is logged, as the
+        upload comes after it.
+        """
+        try:
+            super().create_model_card(*args, **kwargs)
+        except Exception as error:
+            logger.warning(f"Trainer's model card is not written: {error}")
         if self.is_world_process_zero():
             folder = str(self.args.output_dir)
-            self._looped_model().write_model_card(folder, self.hub_model_id or Path(folder).name)
+            self._looped_model().write_card(folder, self.hub_model_id or Path(folder).name)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """`Trainer.create_optimizer`, or Muon and AdamW with `use_muon`."""

@@ -208,7 +208,7 @@ def test_weights_that_are_not_plain_are_refused():
     with pytest.raises(ValueError, match="not quantized: mlp.up_proj.weight of layer 2"):
         retrofit(base, num_loops=2, fold="first")
     base = inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), distinct_decoder("llama"))
-    with pytest.raises(ValueError, match="layer 0 carries an adapter at self_attn.q_proj: merge it"):
+    with pytest.raises(ValueError, match="carries a PEFT adapter .*q_proj.: merge it"):
         retrofit(base, num_loops=2, fold="first")
     base = distinct_decoder("llama")
     base.model.layers[3].register_buffer("offset", torch.ones(1))

@@ -94,7 +94,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="`num_loops` must be an integer of at least 1, got 0"):
         unroll(retrofit(base), 0)
     adapted = get_peft_model(retrofit(base), LoraConfig(r=2, target_modules="all-linear"))
-    with pytest.raises(ValueError, match="got PeftModel"):
+    with pytest.raises(ValueError, match="carries a PEFT adapter"):
         unroll(adapted)
     with pytest.raises(ValueError, match="carries a PEFT adapter"):
         unroll(adapted.get_base_model())

@@ -1,0 +1,181 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What PEFT has to know of a recurrent model, and models that carry an adapter.
+
+PEFT looks for what it needs (targets, sizes, the class that opens the base model) in the configuration of the model,
+where it finds `looped_lm` and no sizes. `peft_seams.py` has PEFT ask the functions of this file instead.
+"""
+
+import json
+import os
+from typing import Any
+
+from torch import nn
+from transformers.utils import logging
+
+from .peft_seams import adapt_peft, adapted_module
+
+
+logger = logging.get_logger(__name__)
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+# fields of the configurations that say how deep a model runs: an adapter belongs to the depth it was trained at
+DEPTH_FIELDS = ("num_loops", "num_sleep_passes")
+
+
+def is_recurrent(config: Any) -> bool:
+    """Whether a configuration is that of a schedule over a decoder, of whichever family."""
+    # not by its class: code that came with a checkpoint has one of its own
+    return hasattr(config, "remote_classes") and hasattr(config, "backbone_config")
+
+
+def decoder_config(config: Any) -> Any:
+    """The configuration of the decoder whose layers a model runs."""
+    while is_recurrent(config):
+        config = config.backbone_config
+    return config
+
+
+def describe_for_adapters(config: Any) -> dict[str, Any]:
+    """A recurrent model's configuration as PEFT should see it: with the model type of the decoder that it adapts."""
+    decoder = decoder_config(config)
+    # decoders that only we have name one of transformers whose linear maps have the same names
+    return config.to_dict() | {"model_type": getattr(decoder, "adapted_like", decoder.model_type)}
+
+
+def prepare_prompt_learning(model: Any, peft_config: Any) -> None:
+    """Give a configuration of prompt tuning, P-tuning or prefix tuning the sizes of the model.
+
+    A prefix has keys and values for every cache slot, so it belongs to one number of loops.
+
+    Args:
+        model (`PreTrainedModel`): the recurrent model.
+        peft_config (`PeftConfig`): changed, except where it gives a size itself.
+
+    Raises:
+        ValueError: the model has no use for prompts, or its layers differ in what a prefix is made of.
+    """
+    config, decoder = model.config, decoder_config(model.config)
+    peft_type = getattr(peft_config.peft_type, "value", peft_config.peft_type)
+    if model.no_prompt_learning:
+        raise ValueError(
+            f"{peft_type} does not work with a {type(model).__name__}: {model.no_prompt_learning}; LoRA does work"
+        )
+    num_heads = decoder.num_attention_heads
+    token_dim = decoder.hidden_size
+    if peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
+        _check_prefix(decoder, peft_type)
+        head_dim = getattr(decoder, "head_dim", None) or decoder.hidden_size // num_heads
+        num_heads = getattr(decoder, "num_key_value_heads", None) or num_heads
+        token_dim = head_dim * num_heads
+    sizes = {"num_layers": config.num_hidden_layers, "token_dim": token_dim, "num_attention_heads": num_heads}
+    for name, size in sizes.items():
+        if getattr(peft_config, name) is None:
+            setattr(peft_config, name, size)
+
+
+def _check_prefix(decoder: Any, peft_type: str) -> None:
+    kinds = set(getattr(decoder, "layer_types", None) or [])
+    others = sorted(kind for kind in kinds if not kind.endswith("attention") or kind == "linear_attention")
+    if others:
+        raise ValueError(
+            f"{peft_type} needs layers that all have keys and values; a {decoder.model_type} backbone has "
+            f"{', '.join(others)}"
+        )
+    stored = decoder.to_dict()
+    for name in ("kv_lora_rank", "global_head_dim", "num_global_key_value_heads", "per_layer_config"):
+        if stored.get(name):
+            raise ValueError(
+                f"{peft_type} needs keys and values of one shape; those of a {decoder.model_type} backbone differ "
+                f"(`{name}`)"
+            )
+
+
+def depth_of(config: Any) -> dict[str, int]:
+    """The depth that a model runs at unless a call says otherwise, by field."""
+    return {name: getattr(config, name) for name in DEPTH_FIELDS if hasattr(config, name)}
+
+
+def complete_adapter_config(folder: str | os.PathLike, config: Any, auto_class: str | None) -> None:
+    """Write into an adapter's `adapter_config.json` what opens its base model, and at which depth.
+
+    PEFT keeps the entry `auto_mapping` from save to load, and reads the class from it where the adapter has no task
+    type. An Auto class also opens a model whose code came with its checkpoint.
+
+    Args:
+        folder (`str` or `os.PathLike`): where PEFT has written the adapter.
+        config (`PreTrainedConfig`): the model's configuration.
+        auto_class (`str`, *optional*): the Auto class that opens the model.
+    """
+    path = os.path.join(folder, ADAPTER_CONFIG_FILE)
+    with open(path, encoding="utf-8") as file:
+        stored = json.load(file)
+    if auto_class is not None:
+        stored["auto_mapping"] = {"base_model_class": auto_class, "parent_library": "transformers"}
+    stored["auto_mapping"] = (stored.get("auto_mapping") or {}) | depth_of(config)
+    # beside the file and renamed: a reader never sees half of it
+    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+        json.dump(stored, file, indent=2, sort_keys=True)
+    os.replace(f"{path}.tmp", path)
+
+
+def restore_depth(model: Any, peft_config: Any, has_others: bool) -> None:
+    """Let a model run at the depth that a loaded adapter was saved at.
+
+    Args:
+        model (`PreTrainedModel`): the recurrent model, before it is given the adapter.
+        peft_config (`PeftConfig`): of an adapter that was loaded, or of a new one, which has no depth yet.
+        has_others (`bool`): whether the model carries adapters already; it then keeps its depth, with a warning.
+    """
+    recorded = getattr(peft_config, "auto_mapping", None) or {}
+    for name, value in depth_of(model.config).items():
+        depth = recorded.get(name, value)
+        if depth == value:
+            continue
+        message = f"The adapter was saved at {name}={depth} and the model has {name}={value}"
+        if has_others:
+            logger.warning(f"{message}, which it keeps, as it carries another adapter.")
+            continue
+        logger.warning(f"{message}: it is set to {depth}. For another one set `model.config.{name}` afterwards.")
+        for module in model.modules():
+            config = getattr(module, "config", None)
+            if is_recurrent(config) and hasattr(config, name):
+                setattr(config, name, depth)
+
+
+def refuse_adapter(model: nn.Module, action: str) -> None:
+    """Refuse a model that carries an adapter, whose weights are not where they seem to be.
+
+    Args:
+        model (`nn.Module`): any model: PEFT's wrapper, what is inside it, or one with an adapter of its own.
+        action (`str`): what is to be done with it, for the message.
+
+    Raises:
+        ValueError: there is an adapter; says where, and how to merge it.
+    """
+    place = adapted_module(model)
+    if place is not None:
+        raise ValueError(
+            f"`model` carries a PEFT adapter ({place}): merge it before {action}, with `merge_and_unload()` of the "
+            "`PeftModel`, or of `peft.AutoPeftModelForCausalLM.from_pretrained(...)` for the folder of an adapter"
+        )
+
+
+adapt_peft(
+    is_recurrent=is_recurrent,
+    describe=describe_for_adapters,
+    prepare_prompt_learning=prepare_prompt_learning,
+    restore_depth=restore_depth,
+    complete_config=complete_adapter_config,
+)
