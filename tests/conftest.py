@@ -8,10 +8,12 @@ import pytest
 TESTS = Path(__file__).parent
 # generation, caches, code on the Hub, and training of each family
 RELEASE_TESTS = {
+    "models/test_adapters.py",
     "models/test_cache_guard.py",
     "models/test_feedback_generation.py",
     "models/test_hierarchical_generation.py",
     "models/test_looped_generation.py",
+    "models/test_peft_seams.py",
     "models/test_sleep_generation.py",
     "models/test_transformers_seams.py",
     "test_hub.py",

@@ -68,8 +68,9 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):
             refuse_adapter(self, "saving the whole model (`PeftModel.save_pretrained` writes the adapter)")
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_adapter and is_main_process:
-            has_task = self.peft_config[self.active_adapters()[0]].task_type is not None
-            complete_adapter_config(save_directory, self.config, None if has_task else auto_class_of(self))
+            peft_config: Any = self.peft_config[self.active_adapters()[0]]
+            auto_class = auto_class_of(self) if peft_config.task_type is None else None
+            complete_adapter_config(save_directory, self.config, auto_class)
         elif not is_adapter and (not self.name_or_path or self.name_or_path == self.saved_in):
             self.name_or_path = self.saved_in = str(save_directory)
 

@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
-from hf_loop.models.transformers_seams import adapted_module, auto_class_of, is_prompted, saves_adapter_only
+from hf_loop.models.peft_seams import adapted_module
+from hf_loop.models.transformers_seams import auto_class_of, is_prompted, saves_adapter_only
 
 from .looped_variants import tiny_looped
 from .tiny_backbones import tiny_backbone

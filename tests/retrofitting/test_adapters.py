@@ -7,8 +7,10 @@ from peft import LoraConfig, get_peft_model
 
 from hf_loop import add_loop_lora, retrofit, unroll
 from hf_loop.evaluation import accuracy_over_loops, perplexity_over_loops, scan_layer_ranges
+from hf_loop.retrofitting.converters.hrm_text import to_hrm_text
 from hf_loop.retrofitting.families import FAMILIES
 
+from ..models.hierarchical_variants import HRM_TEXT_SCHEDULE, tiny_hierarchical
 from ..models.looped_variants import tiny_looped
 from ..models.model_tester import random_ids
 from .tiny_models import tiny_decoder
@@ -65,6 +67,12 @@ def test_a_decoder_with_an_adapter_is_refused(name, adapt):
 def test_a_looped_model_with_an_adapter_is_not_unrolled(adapt):
     with pytest.raises(ValueError, match="merge it before it is unrolled"):
         unroll(adapt(tiny_looped()))
+
+
+@pytest.mark.parametrize("adapt", ADAPTED)
+def test_a_hierarchical_model_with_an_adapter_is_not_exported(adapt):
+    with pytest.raises(ValueError, match="merge it before it is exported"):
+        to_hrm_text(adapt(tiny_hierarchical("hrm_text", **HRM_TEXT_SCHEDULE)))
 
 
 def test_the_folder_of_an_adapter_is_refused(tmp_path):

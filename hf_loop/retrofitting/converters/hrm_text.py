@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import HrmTextConfig, HrmTextForCausalLM
 
 from ...models import HierarchicalConfig, HierarchicalForCausalLM
+from ...models.adapters import refuse_adapter
 from ...models.checks import check_positive_int
 
 
@@ -106,11 +107,10 @@ def to_hrm_text(model: HierarchicalForCausalLM, num_loops: int | None = None) ->
         ValueError: the layers are others, or the schedule is none that the native model has; or `model` carries an
             adapter that was not merged.
     """
+    refuse_adapter(model, "it is exported")
     config = model.config
     if config.backbone_config.model_type != "hrm_text":
         raise ValueError(f"`model` must run hrm_text layers, got {config.backbone_config.model_type!r}")
-    if model._hf_peft_config_loaded:
-        raise ValueError("`model` carries a PEFT adapter: export the merged model (`merge_and_unload()`)")
     for name, value in SCHEDULE.items():
         if getattr(config, name) != value:
             raise ValueError(f"`{name}` of hrm_text is always {value!r}, got {getattr(config, name)!r}")
