@@ -10,6 +10,7 @@ TESTS = Path(__file__).parent
 RELEASE_TESTS = {
     "models/test_adapters.py",
     "models/test_cache_guard.py",
+    "models/test_classification.py",
     "models/test_feedback_generation.py",
     "models/test_hierarchical_generation.py",
     "models/test_looped_generation.py",

@@ -85,8 +85,8 @@ def scan_layer_ranges(
         `LayerScan`: All cells of `path`, which may be more than were asked for now.
 
     Raises:
-        ValueError: If the model carries an adapter, is looped already, has no language-model head or an unsupported architecture; if a
-            range, a loop count or an update is not as described; if there are fewer than two tokens; if `path` was
+        ValueError: If the model carries an adapter, is looped already, has no language-model head or an unsupported
+            architecture; if a range, a loop count or an update is not as described; if there are fewer than two tokens; if `path` was
             measured with other weights, another text or another window; if the model's own perplexity is not finite.
     """
     # as `retrofit`, whose models the scan is about

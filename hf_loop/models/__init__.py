@@ -21,8 +21,20 @@ from .configuration_huginn import HuginnBackboneConfig
 from .configuration_looped import LoopedConfig
 from .configuration_parcae import ParcaeBackboneConfig
 from .configuration_sleep import SleepConfig
-from .modeling_feedback import FeedbackForCausalLM, FeedbackModel, FeedbackPreTrainedModel
-from .modeling_hierarchical import HierarchicalForCausalLM, HierarchicalModel, HierarchicalPreTrainedModel
+from .modeling_feedback import (
+    FeedbackForCausalLM,
+    FeedbackForSequenceClassification,
+    FeedbackForTokenClassification,
+    FeedbackModel,
+    FeedbackPreTrainedModel,
+)
+from .modeling_hierarchical import (
+    HierarchicalForCausalLM,
+    HierarchicalForSequenceClassification,
+    HierarchicalForTokenClassification,
+    HierarchicalModel,
+    HierarchicalPreTrainedModel,
+)
 from .modeling_hierarchical_puzzle import (
     HierarchicalCarry,
     HierarchicalForPuzzle,
@@ -39,7 +51,13 @@ from .modeling_looped import (
     LoopedPreTrainedModel,
 )
 from .modeling_parcae import ParcaeBackboneForCausalLM, ParcaeBackboneModel
-from .modeling_sleep import SleepForCausalLM, SleepModel, SleepPreTrainedModel
+from .modeling_sleep import (
+    SleepForCausalLM,
+    SleepForSequenceClassification,
+    SleepForTokenClassification,
+    SleepModel,
+    SleepPreTrainedModel,
+)
 
 
 for _config_class in (
@@ -60,12 +78,18 @@ for _auto_class, _model_class in (
     (AutoModelForTokenClassification, LoopedForTokenClassification),
     (AutoModel, FeedbackModel),
     (AutoModelForCausalLM, FeedbackForCausalLM),
+    (AutoModelForSequenceClassification, FeedbackForSequenceClassification),
+    (AutoModelForTokenClassification, FeedbackForTokenClassification),
     (AutoModel, HierarchicalModel),
     (AutoModelForCausalLM, HierarchicalForCausalLM),
+    (AutoModelForSequenceClassification, HierarchicalForSequenceClassification),
+    (AutoModelForTokenClassification, HierarchicalForTokenClassification),
     # the class of heads that predict every position from all of them
     (AutoModelForMaskedLM, HierarchicalForPuzzle),
     (AutoModel, SleepModel),
     (AutoModelForCausalLM, SleepForCausalLM),
+    (AutoModelForSequenceClassification, SleepForSequenceClassification),
+    (AutoModelForTokenClassification, SleepForTokenClassification),
     # decoders that transformers does not have, as models by themselves
     (AutoModel, HuginnBackboneModel),
     (AutoModelForCausalLM, HuginnBackboneForCausalLM),
@@ -82,18 +106,28 @@ MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForCausalLM._
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[FeedbackConfig.model_type] = FeedbackForCausalLM.__name__
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[HierarchicalConfig.model_type] = HierarchicalForCausalLM.__name__
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[SleepConfig.model_type] = SleepForCausalLM.__name__
-MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForSequenceClassification.__name__
-MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForTokenClassification.__name__
+for _config_class, _sequences, _tokens in (
+    (LoopedConfig, LoopedForSequenceClassification, LoopedForTokenClassification),
+    (FeedbackConfig, FeedbackForSequenceClassification, FeedbackForTokenClassification),
+    (HierarchicalConfig, HierarchicalForSequenceClassification, HierarchicalForTokenClassification),
+    (SleepConfig, SleepForSequenceClassification, SleepForTokenClassification),
+):
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[_config_class.model_type] = _sequences.__name__
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES[_config_class.model_type] = _tokens.__name__
 
 __all__ = [
     "FeedbackConfig",
     "FeedbackForCausalLM",
+    "FeedbackForSequenceClassification",
+    "FeedbackForTokenClassification",
     "FeedbackModel",
     "FeedbackPreTrainedModel",
     "HierarchicalCarry",
     "HierarchicalConfig",
     "HierarchicalForCausalLM",
     "HierarchicalForPuzzle",
+    "HierarchicalForSequenceClassification",
+    "HierarchicalForTokenClassification",
     "HierarchicalModel",
     "HierarchicalPreTrainedModel",
     "HierarchicalPuzzleModel",
@@ -114,6 +148,8 @@ __all__ = [
     "ParcaeBackboneModel",
     "SleepConfig",
     "SleepForCausalLM",
+    "SleepForSequenceClassification",
+    "SleepForTokenClassification",
     "SleepModel",
     "SleepPreTrainedModel",
 ]

@@ -80,6 +80,8 @@ class FeedbackConfig(RecurrentConfig):
         "AutoConfig": "configuration_feedback.FeedbackConfig",
         "AutoModel": "modeling_feedback.FeedbackModel",
         "AutoModelForCausalLM": "modeling_feedback.FeedbackForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_feedback.FeedbackForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_feedback.FeedbackForTokenClassification",
     }
 
     block_size: int = 1024

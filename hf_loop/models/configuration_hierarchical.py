@@ -100,6 +100,8 @@ class HierarchicalConfig(RecurrentConfig):
         "AutoConfig": "configuration_hierarchical.HierarchicalConfig",
         "AutoModel": "modeling_hierarchical.HierarchicalModel",
         "AutoModelForCausalLM": "modeling_hierarchical.HierarchicalForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_hierarchical.HierarchicalForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_hierarchical.HierarchicalForTokenClassification",
     }
 
     num_loops: int = 2

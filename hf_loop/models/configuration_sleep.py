@@ -94,6 +94,8 @@ class SleepConfig(RecurrentConfig):
         "AutoConfig": "configuration_sleep.SleepConfig",
         "AutoModel": "modeling_sleep.SleepModel",
         "AutoModelForCausalLM": "modeling_sleep.SleepForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_sleep.SleepForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_sleep.SleepForTokenClassification",
     }
 
     sleep_window: int = 1024

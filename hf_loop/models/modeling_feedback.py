@@ -43,6 +43,7 @@ from .feedback_plan import BlockPlan, plan_block
 from .feedback_state import FeedbackState, start_state
 from .layer_views import LayerUpdates, LeadingRows, updated_view
 from .memory_generation import MemoryGenerationMixin
+from .modeling_classification import SequenceClassifier, TokenClassifier
 from .modeling_recurrent import RecurrentPreTrainedModel
 from .outputs import (
     FeedbackCausalLMOutputWithPast,
@@ -443,4 +444,32 @@ class FeedbackForCausalLM(FeedbackPreTrainedModel, MemoryGenerationMixin):
         )
 
 
-__all__ = ["FeedbackForCausalLM", "FeedbackModel", "FeedbackPreTrainedModel"]
+# trf-ignore: TRF057 as above
+class FeedbackForSequenceClassification(SequenceClassifier, FeedbackPreTrainedModel):
+    """The feedback model with one label per sequence, read at the last token that is not padding.
+
+    Args:
+        config (`FeedbackConfig`): the backbone and the schedule; `num_labels` sets the classes.
+    """
+
+    model_class = FeedbackModel
+
+
+# trf-ignore: TRF057 as above
+class FeedbackForTokenClassification(TokenClassifier, FeedbackPreTrainedModel):
+    """The feedback model with one label per token.
+
+    Args:
+        config (`FeedbackConfig`): the backbone and the schedule; `num_labels` sets the classes.
+    """
+
+    model_class = FeedbackModel
+
+
+__all__ = [
+    "FeedbackForCausalLM",
+    "FeedbackForSequenceClassification",
+    "FeedbackForTokenClassification",
+    "FeedbackModel",
+    "FeedbackPreTrainedModel",
+]

@@ -46,6 +46,7 @@ from .checks import check_positive_int
 from .configuration_hierarchical import HierarchicalConfig
 from .generation import LoopedGenerationMixin
 from .layer_views import read_weight
+from .modeling_classification import SequenceClassifier, TokenClassifier
 from .modeling_hrm import truncated_normal_
 from .modeling_recurrent import RecurrentPreTrainedModel
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
@@ -461,4 +462,33 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin
         )
 
 
-__all__ = ["HierarchicalForCausalLM", "HierarchicalModel", "HierarchicalPreTrainedModel", "HierarchicalStacks"]
+# trf-ignore: TRF057 as above
+class HierarchicalForSequenceClassification(SequenceClassifier, HierarchicalPreTrainedModel):
+    """The hierarchical model with one label per sequence, read at the last token that is not padding.
+
+    Args:
+        config (`HierarchicalConfig`): the backbone and the schedule; `num_labels` sets the classes.
+    """
+
+    model_class = HierarchicalModel
+
+
+# trf-ignore: TRF057 as above
+class HierarchicalForTokenClassification(TokenClassifier, HierarchicalPreTrainedModel):
+    """The hierarchical model with one label per token.
+
+    Args:
+        config (`HierarchicalConfig`): the backbone and the schedule; `num_labels` sets the classes.
+    """
+
+    model_class = HierarchicalModel
+
+
+__all__ = [
+    "HierarchicalForCausalLM",
+    "HierarchicalForSequenceClassification",
+    "HierarchicalForTokenClassification",
+    "HierarchicalModel",
+    "HierarchicalPreTrainedModel",
+    "HierarchicalStacks",
+]

@@ -21,13 +21,12 @@ With one loop, no injection and the state starting at `e`, this is the backbone 
 """
 
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import Cache, DynamicCache
 from transformers import initialization as init
-from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 from transformers.utils import auto_docstring, can_return_tuple
 
 from .backbone import (
@@ -45,6 +44,7 @@ from .configuration_looped import LoopedConfig
 from .generation import LoopedGenerationMixin
 from .injection import ConcatInjection, DiagonalInjection, make_injection
 from .loop_lora import LayerLoopLora, LoopLora
+from .modeling_classification import SequenceClassifier, TokenClassifier
 from .modeling_recurrent import RecurrentPreTrainedModel
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
 from .state_noise import example_seeds, truncated_normal
@@ -401,43 +401,26 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
         )
 
 
-class LoopedForSequenceClassification(GenericForSequenceClassification, LoopedPreTrainedModel):
+# trf-ignore: TRF057 as above
+class LoopedForSequenceClassification(SequenceClassifier, LoopedPreTrainedModel):
     """The looped model with one label per sequence, read at the last token that is not padding.
-
-    `forward` is transformers' own; `num_loops` goes through to the looped model.
 
     Args:
         config (`LoopedConfig`): the backbone and the schedule; `num_labels` sets the classes.
     """
 
-    def __init__(self, config: LoopedConfig):
-        # the generic constructor asks AutoModel, which cannot make a model whose code came with its checkpoint
-        LoopedPreTrainedModel.__init__(self, config)
-        self.num_labels = cast(int, config.num_labels)
-        self.model = LoopedModel(config)
-        adopt_backbone(self, self.model.backbone)
-        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
-        self.post_init()
+    model_class = LoopedModel
 
 
-class LoopedForTokenClassification(GenericForTokenClassification, LoopedPreTrainedModel):
+# trf-ignore: TRF057 as above
+class LoopedForTokenClassification(TokenClassifier, LoopedPreTrainedModel):
     """The looped model with one label per token.
 
-    `forward` is transformers' own; `num_loops` goes through to the looped model.
-
     Args:
-        config (`LoopedConfig`): the backbone and the schedule; `num_labels` sets the classes, `classifier_dropout`
-            (0.1 if it has none) the dropout before the head.
+        config (`LoopedConfig`): the backbone and the schedule; `num_labels` sets the classes.
     """
 
-    def __init__(self, config: LoopedConfig):
-        LoopedPreTrainedModel.__init__(self, config)
-        self.num_labels = cast(int, config.num_labels)
-        self.model = LoopedModel(config)
-        adopt_backbone(self, self.model.backbone)
-        self.dropout = nn.Dropout(getattr(config, "classifier_dropout", 0.1))
-        self.score = nn.Linear(config.hidden_size, self.num_labels)
-        self.post_init()
+    model_class = LoopedModel
 
 
 __all__ = [

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .adapters import complete_adapter_config, refuse_adapter
+from .backbone import adopt_backbone
 from .configuration_recurrent import RecurrentConfig
 from .transformers_seams import BeforeUpload, auto_class_of, recordable, saves_adapter_only
 
@@ -55,6 +56,10 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):
     def post_init(self):
         super().post_init()
         self.add_model_tags(["hf_loop", *self.family_tags, self.config.model_type])
+
+    def adopt(self, backbone: PreTrainedModel) -> None:
+        """Compile, and choose attention functions, wherever the backbone can."""
+        adopt_backbone(self, backbone)
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs):
         """As transformers', and an adapter that is made later names `save_directory` as its base.

@@ -40,6 +40,7 @@ from .checks import check_positive_int
 from .configuration_sleep import SleepConfig
 from .fast_weight_layer import FastWeightLayer, ShortConvolution, ZeroLinear
 from .generation_sleep import SleepGenerationMixin
+from .modeling_classification import SequenceClassifier, TokenClassifier
 from .modeling_recurrent import RecurrentPreTrainedModel
 from .outputs import (
     RecurrentCausalLMOutputWithPast,
@@ -372,4 +373,32 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin):
         )
 
 
-__all__ = ["SleepForCausalLM", "SleepModel", "SleepPreTrainedModel"]
+# trf-ignore: TRF057 as above
+class SleepForSequenceClassification(SequenceClassifier, SleepPreTrainedModel):
+    """The sleep model with one label per sequence, read at the last token that is not padding.
+
+    Args:
+        config (`SleepConfig`): the backbone and the schedule; `num_labels` sets the classes.
+    """
+
+    model_class = SleepModel
+
+
+# trf-ignore: TRF057 as above
+class SleepForTokenClassification(TokenClassifier, SleepPreTrainedModel):
+    """The sleep model with one label per token.
+
+    Args:
+        config (`SleepConfig`): the backbone and the schedule; `num_labels` sets the classes.
+    """
+
+    model_class = SleepModel
+
+
+__all__ = [
+    "SleepForCausalLM",
+    "SleepForSequenceClassification",
+    "SleepForTokenClassification",
+    "SleepModel",
+    "SleepPreTrainedModel",
+]

@@ -1,0 +1,93 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Heads that classify sequences or tokens, over the model of any family."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+from torch import nn
+from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
+
+from .transformers_seams import CACHE_NAME
+
+
+def runs_without_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate transformers' `forward` of a classifier so that it makes no cache unless it is asked for one.
+
+    Nothing goes on from a classified text, and gradient does not pass what a sleep writes into a cache. The cache is
+    taken by either name, as everywhere else.
+    """
+
+    @functools.wraps(forward)
+    def wrapper(self, *args, **kwargs):
+        names = [name for name in ("cache", "past_key_values") if name in kwargs]
+        caches = [cache for cache in map(kwargs.pop, names) if cache is not None]
+        if len(caches) > 1:
+            raise ValueError("`cache` and `past_key_values` are two names of one argument: give one of them")
+        if caches:
+            kwargs[CACHE_NAME] = caches[0]
+        elif len(args) < 4 and kwargs.get("use_cache") is None:
+            kwargs["use_cache"] = False
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+# the generic constructors ask AutoModel, which cannot make a model whose code came with its checkpoint
+class SequenceClassifier(GenericForSequenceClassification):
+    """One label per sequence, read at the last token that is not padding; mixed in before a family's base class.
+
+    `forward` is transformers' own. What it does not name, such as `num_loops`, goes on to the model.
+    """
+
+    # the family's model without a head
+    model_class: Any
+
+    def __init__(self, config: Any):
+        super(GenericForSequenceClassification, self).__init__(config)  # ty: ignore[too-many-positional-arguments]
+        add_model(self, config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        cast(Any, self).post_init()
+
+    forward = runs_without_cache(GenericForSequenceClassification.forward)
+
+
+class TokenClassifier(GenericForTokenClassification):
+    """One label per token, and otherwise as [`SequenceClassifier`].
+
+    `config.classifier_dropout`, 0.1 if it has none, is the dropout before the head.
+    """
+
+    model_class: Any
+
+    def __init__(self, config: Any):
+        super(GenericForTokenClassification, self).__init__(config)  # ty: ignore[too-many-positional-arguments]
+        add_model(self, config)
+        dropout = getattr(config, "classifier_dropout", None)
+        self.dropout = nn.Dropout(0.1 if dropout is None else dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        cast(Any, self).post_init()
+
+    forward = runs_without_cache(GenericForTokenClassification.forward)
+
+
+def add_model(classifier: Any, config: Any) -> None:
+    """Give a classifier its family's model."""
+    classifier.num_labels = config.num_labels
+    classifier.model = classifier.model_class(config)
+    classifier.adopt(classifier.model.backbone)
+
+
+__all__ = ["SequenceClassifier", "TokenClassifier"]
