@@ -18,6 +18,7 @@ RELEASE_TESTS = {
     "models/test_sleep_generation.py",
     "models/test_transformers_seams.py",
     "test_hub.py",
+    "test_hub_adapters.py",
     "test_hub_feedback.py",
     "test_hub_hierarchical.py",
     "test_hub_sleep.py",

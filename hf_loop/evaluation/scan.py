@@ -86,8 +86,9 @@ def scan_layer_ranges(
 
     Raises:
         ValueError: If the model carries an adapter, is looped already, has no language-model head or an unsupported
-            architecture; if a range, a loop count or an update is not as described; if there are fewer than two tokens; if `path` was
-            measured with other weights, another text or another window; if the model's own perplexity is not finite.
+            architecture; if a range, a loop count or an update is not as described; if there are fewer than two
+            tokens; if `path` was measured with other weights, another text or another window; if the model's own
+            perplexity is not finite.
     """
     # as `retrofit`, whose models the scan is about
     refuse_adapter(model, "it is scanned")
