@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _HOMES = {
+    "BackboneSpec": "models",
     "DeepSupervisionArguments": "trainer",
     "DeepSupervisionTrainer": "trainer",
     "FeedbackConfig": "models",
@@ -42,6 +43,7 @@ _HOMES = {
     "add_loop_lora": "retrofitting",
     "convert": "retrofitting",
     "load_loop_adapter": "retrofitting",
+    "register_backbone": "models",
     "retrofit": "retrofitting",
     "save_loop_adapter": "retrofitting",
     "unroll": "retrofitting",

@@ -1,4 +1,4 @@
-"""Every supported backbone, pretrained and looped, pushed to the Hub and read where hf_loop is not installed."""
+"""A backbone of every kind, pretrained and looped, pushed to the Hub and read where hf_loop is not installed."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 from .hub_processes import BLOCK_HF_LOOP, run_python
 from .hub_server import HubServer
-from .models.tiny_backbones import MODEL_TYPES
+from .models.tiny_backbones import KINDS
 
 
 ROOT = Path(__file__).parent.parent
@@ -32,11 +32,11 @@ def push_and_read(writer: Path, reader: Path) -> tuple[dict, dict]:
             + ANSWER
             + """
 from hf_loop import retrofit
-from tests.models.tiny_backbones import MODEL_TYPES
+from tests.models.tiny_backbones import KINDS
 from tests.retrofitting.tiny_models import tiny_decoder
 
 answers = {}
-for model_type in MODEL_TYPES:
+for model_type in KINDS:
     model = retrofit(tiny_decoder(model_type), num_prelude_layers=1, num_coda_layers=1, num_loops=2)
     model.push_to_hub(model_type)
     answers[model_type] = answer(model)
@@ -52,7 +52,7 @@ print(json.dumps(answers))
 from transformers import AutoModelForCausalLM
 
 answers = {{}}
-for model_type in {MODEL_TYPES}:
+for model_type in {KINDS}:
     model = AutoModelForCausalLM.from_pretrained(f"me/{{model_type}}", trust_remote_code=True)
     answers[model_type] = answer(model)
 print(json.dumps(answers))
@@ -66,7 +66,7 @@ print(json.dumps(answers))
 # one test for all of them: what takes time is starting the two processes
 def test_a_pushed_model_is_the_same_where_hf_loop_is_not_installed(tmp_path_factory, subtests):
     made, read = push_and_read(tmp_path_factory.mktemp("writer"), tmp_path_factory.mktemp("reader"))
-    for model_type in MODEL_TYPES:
+    for model_type in KINDS:
         with subtests.test(model_type):
             torch.testing.assert_close(
                 torch.tensor(read[model_type]), torch.tensor(made[model_type]), atol=1e-5, rtol=1e-5

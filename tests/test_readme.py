@@ -31,14 +31,14 @@ def layer_kinds(model_type: str) -> str:
 def peculiarities(spec: BackboneSpec) -> str:
     """What the architecture does around its layers, in words."""
     words = {
-        "_scale_embeddings": "scales embeddings",
-        "_norm_embeddings": "norms embeddings",
-        "_dropout_module": "drops out embeddings",
-        "_neox_dropout_module": "drops out embeddings",
-        "_dropout_rate": "drops out embeddings",
-        "_divide_logits": "divides logits",
-        "_scale_logits": "scales logits",
-        "_softcap_logits": "soft-caps logits",
+        "scale_embeddings": "scales embeddings",
+        "norm_embeddings": "norms embeddings",
+        "dropout_module": "drops out embeddings",
+        "neox_dropout_module": "drops out embeddings",
+        "dropout_rate": "drops out embeddings",
+        "divide_by_logits_scaling": "divides logits",
+        "scale_logits": "scales logits",
+        "softcap_logits": "soft-caps logits",
         "scale_and_softcap": "scales and soft-caps logits",
     }
     found = [words[step.__name__] for step in (spec.enter, spec.finish_logits) if step.__name__ in words]

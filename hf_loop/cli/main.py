@@ -5,6 +5,7 @@ import sys
 import typer
 
 from .card import card
+from .check import check
 from .convert import convert
 from .errors import one_line_errors
 from .generate import generate
@@ -36,6 +37,7 @@ app.command()(scan)
 app.command()(retrofit)
 app.command()(unroll)
 app.command()(convert)
+app.command()(check)
 app.command()(card)
 app.command()(push)
 

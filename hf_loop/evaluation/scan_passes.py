@@ -97,7 +97,7 @@ class ScanPasses:
         if batch.shape not in self.inputs:
             position_ids = torch.arange(batch.shape[1], device=self.device)[None]
             self.inputs[batch.shape] = self.backbone.prepare(inputs_embeds, None, position_ids, None, False)
-        state = self.backbone.enter(inputs_embeds)
+        state = self.backbone.enter(inputs_embeds, self.inputs[batch.shape].position_ids)
         states = {}
         for index in range(len(self.backbone.layers)):
             if index in boundaries:

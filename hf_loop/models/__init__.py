@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from .backbone import BackboneSpec, register_backbone
 from .configuration_feedback import FeedbackConfig
 from .configuration_hierarchical import HierarchicalConfig
 from .configuration_hrm import HrmBackboneConfig
@@ -116,6 +117,7 @@ for _config_class, _sequences, _tokens in (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES[_config_class.model_type] = _tokens.__name__
 
 __all__ = [
+    "BackboneSpec",
     "FeedbackConfig",
     "FeedbackForCausalLM",
     "FeedbackForSequenceClassification",
@@ -152,4 +154,5 @@ __all__ = [
     "SleepForTokenClassification",
     "SleepModel",
     "SleepPreTrainedModel",
+    "register_backbone",
 ]

@@ -13,13 +13,14 @@
 # limitations under the License.
 """Opens a transformers decoder: its embedding, positions, masks, single layers, final norm and head.
 
-This is the one place that knows transformers' internals. What a decoder's own forward does around its layers (scaling
-the embeddings, norms before the first layer, positions per layer type, capping the logits) is written once here, in
-`SUPPORTED_BACKBONES`; nothing else in the library asks which architecture it runs.
+Together with `backbone_specs.py`, which says what a decoder's own forward does around its layers (scaling the
+embeddings, norms before the first layer, positions per layer type, capping the logits), this is the one place that
+knows transformers' internals; nothing else in the library asks which architecture it runs. An architecture that the
+tests do not cover is held to the base model before it is used, see `backbone_check.py`.
 """
 
 import functools
-import operator
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,175 +28,36 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, Cache, PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import create_masks_for_generate
 
+from .backbone_check import check_entry
+from .backbone_specs import (
+    PUZZLE_BACKBONES,
+    REGISTERED_BACKBONES,
+    SUPPORTED_BACKBONES,
+    TWO_STACK_BACKBONES,
+    BackboneSpec,
+    find_spec,
+    get_part,
+    is_tested,
+    missing_parts,
+    register_backbone,
+    set_part,
+)
 from .cache_views import CacheSlot
-from .modeling_hrm import HrmBackboneModel
-from .modeling_huginn import HuginnBackboneModel
-from .modeling_parcae import ParcaeBackboneModel, scale_and_softcap
 from .transformers_seams import (
     RELEASE,
     adopt_attention,
+    create_masks_for_generate,
     drops_cache,
     layer_cache_name,
+    make_model,
     named_cache,
     without_checkpointing,
 )
 
 
-def _unchanged(owner: PreTrainedModel | PreTrainedConfig, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
-def _scale_embeddings(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
-    return embeddings * model.embedding_multiplier
-
-
-def _scale_by_config(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
-    return embeddings * model.embedding_scale
-
-
-def _enter_hrm(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
-    return model.enter(embeddings)
-
-
-def _norm_embeddings(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
-    return model.norm(embeddings)
-
-
-def _dropout_module(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
-    return model.embed_dropout(embeddings)
-
-
-def _neox_dropout_module(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
-    return model.emb_dropout(embeddings)
-
-
-def _dropout_rate(model: Any, embeddings: torch.Tensor) -> torch.Tensor:
-    return nn.functional.dropout(embeddings, p=model.embedding_dropout, training=model.training)
-
-
-def _divide_logits(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
-    return logits / config.logits_scaling
-
-
-def _scale_logits(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
-    return logits * config.logit_scale
-
-
-def _softcap_logits(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
-    cap = config.final_logit_softcapping
-    return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """Where one architecture keeps its parts and what its own forward does around the layers.
-
-    Args:
-        embed_tokens, layers, norm (`str`): attribute names of the parts in the base model.
-        enter (`Callable`): what happens to the token embeddings before the first layer.
-        finish_logits (`Callable`): what the causal head does to the logits after the linear map.
-        rotary_per_layer_type (`bool`): whether the rotary embedding is asked once per layer type.
-        position_rows (`int`): rows of position ids the rotary embedding wants (3 for temporal, height and width).
-        head_bias (`bool`): whether the causal head has a bias.
-        layers_take_token_ids (`bool`): whether the layers look up embeddings of their own.
-        layer_entry (`str`): the part of a layer that reads its input first, beside the residual.
-        model_class (`type`, *optional*): the base model, where it is ours. Code that came with a checkpoint may hold
-            the configuration's class twice, so that the Auto classes would not find the model by it.
-        high_layers (`str`, *optional*): where a second stack of layers is, after those of `layers`.
-        low_state (`str`, *optional*): the vector that the state of the first stack starts from.
-    """
-
-    embed_tokens: str = "embed_tokens"
-    layers: str = "layers"
-    norm: str = "norm"
-    enter: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = _unchanged
-    finish_logits: Callable[[PreTrainedConfig, torch.Tensor], torch.Tensor] = _unchanged
-    rotary_per_layer_type: bool = False
-    position_rows: int = 1
-    head_bias: bool = False
-    layers_take_token_ids: bool = False
-    layer_entry: str = "input_layernorm"
-    model_class: type[PreTrainedModel] | None = None
-    high_layers: str | None = None
-    low_state: str | None = None
-
-
-_LIKE_LLAMA = BackboneSpec()
-
-# every entry is held to the base model, bit for bit, by tests/models/test_backbone.py
-SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
-    "apertus": BackboneSpec(layer_entry="attention_layernorm"),
-    "arcee": _LIKE_LLAMA,
-    "bitnet": _LIKE_LLAMA,
-    "cohere": BackboneSpec(finish_logits=_scale_logits),
-    "cohere2": BackboneSpec(finish_logits=_scale_logits),
-    "deepseek_v3": _LIKE_LLAMA,
-    "ernie4_5": _LIKE_LLAMA,
-    "exaone4": BackboneSpec(layer_entry="self_attn"),
-    "gemma": _LIKE_LLAMA,
-    "gemma2": BackboneSpec(finish_logits=_softcap_logits),
-    "gemma3_text": BackboneSpec(finish_logits=_softcap_logits, rotary_per_layer_type=True),
-    "glm": _LIKE_LLAMA,
-    "glm4": _LIKE_LLAMA,
-    "gpt_neox": BackboneSpec(
-        embed_tokens="embed_in",
-        norm="final_layer_norm",
-        enter=_neox_dropout_module,
-    ),
-    "gpt_oss": _LIKE_LLAMA,
-    "granite": BackboneSpec(enter=_scale_embeddings, finish_logits=_divide_logits),
-    "helium": _LIKE_LLAMA,
-    "huginn_backbone": BackboneSpec(enter=_scale_embeddings, model_class=HuginnBackboneModel),
-    "hunyuan_v1_dense": _LIKE_LLAMA,
-    "lfm2": BackboneSpec(norm="embedding_norm"),
-    "llama": _LIKE_LLAMA,
-    "ministral": _LIKE_LLAMA,
-    "mistral": _LIKE_LLAMA,
-    "mixtral": _LIKE_LLAMA,
-    "nanochat": BackboneSpec(enter=_norm_embeddings, finish_logits=_softcap_logits),
-    "nemotron": _LIKE_LLAMA,
-    "olmo": _LIKE_LLAMA,
-    "olmo2": BackboneSpec(layer_entry="self_attn"),
-    "olmo3": BackboneSpec(rotary_per_layer_type=True, layer_entry="self_attn"),
-    "olmo_hybrid": _LIKE_LLAMA,
-    "olmoe": _LIKE_LLAMA,
-    "parcae_backbone": BackboneSpec(
-        enter=_scale_embeddings,
-        finish_logits=scale_and_softcap,
-        layers_take_token_ids=True,
-        model_class=ParcaeBackboneModel,
-    ),
-    "phi": BackboneSpec(norm="final_layernorm", enter=_dropout_module, head_bias=True),
-    "phi3": _LIKE_LLAMA,
-    "qwen2": _LIKE_LLAMA,
-    "qwen2_moe": _LIKE_LLAMA,
-    "qwen3": _LIKE_LLAMA,
-    "qwen3_5_text": BackboneSpec(position_rows=3),
-    "qwen3_moe": _LIKE_LLAMA,
-    "qwen3_next": _LIKE_LLAMA,
-    "seed_oss": _LIKE_LLAMA,
-    "smollm3": _LIKE_LLAMA,
-    "stablelm": _LIKE_LLAMA,
-    "starcoder2": BackboneSpec(enter=_dropout_rate),
-}
-
-# decoders of two stacks, which the hierarchical family runs, and no other
-TWO_STACK_BACKBONES: dict[str, BackboneSpec] = {
-    "hrm_text": BackboneSpec(
-        layers="L_module.layers",
-        high_layers="H_module.layers",
-        norm="H_module.final_norm",
-        enter=_scale_by_config,
-        low_state="z_L_init",
-    ),
-}
-
-# layers that attend in both directions, which the hierarchical puzzle model runs, and no other
-PUZZLE_BACKBONES: dict[str, BackboneSpec] = {
-    "hrm_backbone": BackboneSpec(enter=_enter_hrm, model_class=HrmBackboneModel),
-}
+# layers of these types are a part of a decoder that carries nothing from token to token
+STATELESS_LAYER_TYPES = ("moe", "mlp")
 
 
 @dataclass(frozen=True)
@@ -224,21 +86,19 @@ class Backbone:
 
     Args:
         model (`PreTrainedModel`): the base decoder (not the one with a head).
-        spec (`BackboneSpec`, *optional*): where its parts are; by default its entry of `SUPPORTED_BACKBONES`.
-
-    Raises:
-        ValueError: the architecture is not in `SUPPORTED_BACKBONES`; names the model type and the missing part.
+        spec (`BackboneSpec`, *optional*): where its parts are; by default the entry of its model type, which was
+            checked when the model was made.
     """
 
     def __init__(self, model: PreTrainedModel, spec: BackboneSpec | None = None):
         self.model = model
         self.config = model.config
-        self.spec = backbone_spec(model.config) if spec is None else spec
+        self.spec = find_spec(model.config) if spec is None else spec
         # looked up once: attributes of modules and configurations are slow to read for every layer of every token
-        self.layers: list[Any] = list(_part(model, self.spec.layers))
+        self.layers: list[Any] = list(get_part(model, self.spec.layers))
         if self.spec.high_layers is not None:
-            self.layers += _part(model, self.spec.high_layers)
-        self.final_norm = _part(model, self.spec.norm)
+            self.layers += get_part(model, self.spec.high_layers)
+        self.final_norm = get_part(model, self.spec.norm)
         self.layer_types: list[str] | None = getattr(model.config, "layer_types", None)
 
     def embed_inputs(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
@@ -255,11 +115,21 @@ class Backbone:
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings `[B, T, D]`, with the scaling that belongs to the embedding module itself."""
-        return getattr(self.model, self.spec.embed_tokens)(input_ids)
+        return get_part(self.model, self.spec.embed_tokens)(input_ids)
 
-    def enter(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """The first layer's input `[B, T, D]` from token embeddings."""
-        return self.spec.enter(self.model, inputs_embeds)
+    def enter(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """The first layer's input `[B, T, D]` from token embeddings and their positions `[B, T]` or `[1, T]`."""
+        return self.spec.enter(self.model, inputs_embeds, position_ids)
+
+    def next_positions(
+        self, hidden_states: torch.Tensor, cache: Cache | None, attention_mask: torch.Tensor | dict | None
+    ) -> torch.Tensor:
+        """Positions of tokens `[B, T, D]` that follow what the cache holds, as the base model counts them."""
+        is_padding = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+        if self.spec.counts_padding or not is_padding:
+            return next_positions(hidden_states, cache)
+        positions = attention_mask.long().cumsum(dim=1) * attention_mask.long() - 1
+        return positions[:, -hidden_states.shape[1] :]
 
     def prepare(
         self,
@@ -296,6 +166,8 @@ class Backbone:
             kwargs["token_ids"] = self.check_token_ids(input_ids)
         masks = attention_mask
         if not isinstance(attention_mask, dict):
+            if self.spec.needs_masks and and_mask_function is None:
+                and_mask_function = _sees_all
             masks = create_masks_for_generate(
                 config=self.config,
                 inputs_embeds=hidden_states,
@@ -305,8 +177,18 @@ class Backbone:
                 block_sequence_ids=block_sequence_ids,
                 and_mask_function=and_mask_function,
             )
+        num_past = cache.get_seq_length() if cache is not None and self.spec.layer_arguments is not None else 0
+        kwargs |= self.layer_arguments(hidden_states, attention_mask, masks, num_past)
+        masks = kwargs.pop("attention_mask", masks)
         position_embeddings = self.rotate(hidden_states, position_ids)
         return LayerInputs(position_ids, position_embeddings, masks, cache, use_cache, kwargs)
+
+    def layer_arguments(
+        self, hidden_states: torch.Tensor, attention_mask: Any = None, masks: Any = None, num_past: int = 0
+    ) -> dict[str, Any]:
+        """What the architecture's layers are given besides, see `BackboneSpec`."""
+        make = self.spec.layer_arguments
+        return {} if make is None else make(self.model, hidden_states, attention_mask, masks, num_past)
 
     def check_token_ids(self, input_ids: torch.Tensor | None) -> torch.Tensor:
         """The tokens, for layers that embed them too.
@@ -323,7 +205,7 @@ class Backbone:
 
     def rotate(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> Any:
         """Rotary cosines and sines of positions `[B, T]`, by layer type where they differ."""
-        rotary_emb: Any = self.model.rotary_emb
+        rotary_emb: Any = None if self.spec.rotary is None else get_part(self.model, self.spec.rotary)
         if rotary_emb is None:
             return None
         if self.spec.rotary_per_layer_type:
@@ -372,20 +254,30 @@ class Backbone:
             if drops_cache(layer):
                 layer = without_checkpointing(layer)
         masks, rotary = inputs.masks, inputs.position_embeddings
-        output = layer(
-            hidden_states,
-            attention_mask=masks[layer_type] if isinstance(masks, dict) else masks,
-            position_embeddings=rotary[layer_type] if isinstance(rotary, dict) else rotary,
-            position_ids=inputs.position_ids,
-            use_cache=inputs.use_cache,
+        keywords = {
+            "attention_mask": masks[layer_type] if isinstance(masks, dict) else masks,
+            "position_embeddings": rotary[layer_type] if isinstance(rotary, dict) else rotary,
+            "position_ids": inputs.position_ids,
+            "use_cache": inputs.use_cache,
             **keywords,
-        )
-        if cache_view is not None and not cache_view.was_used:
+        }
+        taken = _named_arguments(type(layer))
+        if taken is not None:
+            keywords = {name: value for name, value in keywords.items() if name in taken}
+        output = layer(hidden_states, **keywords)
+        if cache_view is not None and not cache_view.was_used and not self._carries_nothing(index):
             raise RuntimeError(
                 f"layer {index} of the {self.config.model_type} backbone neither read nor wrote slot {slot} of the "
                 f"cache (transformers {RELEASE}): {_reason_not_used(layer)}"
             )
         return output[0] if isinstance(output, tuple) else output
+
+    def _carries_nothing(self, index: int) -> bool:
+        """Whether the configuration says that a layer has no keys, values or state of its own."""
+        if self.layer_types is not None and self.layer_types[index] in STATELESS_LAYER_TYPES:
+            return True
+        sharing = getattr(self.config, "kv_sharing_modes", None)
+        return sharing is not None and sharing[index] == "reuse"
 
     def norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The final norm, `[B, T, D]`."""
@@ -399,9 +291,12 @@ def next_positions(hidden_states: torch.Tensor, cache: Cache | None) -> torch.Te
     return positions.unsqueeze(0)
 
 
-def compute_logits(config: PreTrainedConfig, lm_head: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+def compute_logits(
+    config: PreTrainedConfig, lm_head: nn.Module, hidden_states: torch.Tensor, spec: BackboneSpec | None = None
+) -> torch.Tensor:
     """Logits `[B, T, V]` of normed hidden states, with the architecture's scaling or soft-capping."""
-    return backbone_spec(config).finish_logits(config, lm_head(hidden_states))
+    spec = find_spec(config) if spec is None else spec
+    return spec.finish_logits(config, lm_head(spec.enter_head(config, hidden_states)))
 
 
 def make_backbone(config: PreTrainedConfig, spec: BackboneSpec | None = None) -> PreTrainedModel:
@@ -409,10 +304,10 @@ def make_backbone(config: PreTrainedConfig, spec: BackboneSpec | None = None) ->
 
     Args:
         config (`PreTrainedConfig`): its configuration.
-        spec (`BackboneSpec`, *optional*): where its parts are; by default its entry of `SUPPORTED_BACKBONES`.
+        spec (`BackboneSpec`, *optional*): where its parts are; by default the entry of its model type, checked.
 
     Raises:
-        ValueError: the architecture is not supported, or asks for a router loss.
+        ValueError: the architecture does not pass the check, or asks for a router loss.
     """
     spec = backbone_spec(config) if spec is None else spec
     if getattr(config, "output_router_logits", False):
@@ -420,8 +315,10 @@ def make_backbone(config: PreTrainedConfig, spec: BackboneSpec | None = None) ->
             f"`output_router_logits` of a {config.model_type} backbone must be False: the router's auxiliary loss is "
             "not defined over loops"
         )
-    model = AutoModel.from_config(config) if spec.model_class is None else spec.model_class._from_config(config)
-    _check_parts(config, spec, model)
+    model = AutoModel.from_config(config) if spec.model_class is None else make_model(spec.model_class, config)
+    missing = missing_parts(model, spec)
+    if missing:
+        raise ValueError(f"`backbone_config.model_type` {config.model_type!r} has no {', '.join(missing)}")
     return model
 
 
@@ -432,18 +329,21 @@ def adopt_backbone(outer: PreTrainedModel, backbone: PreTrainedModel) -> None:
     adopt_attention(outer, backbone)
 
 
-def backbone_spec(config: PreTrainedConfig) -> BackboneSpec:
-    """The entry of `SUPPORTED_BACKBONES` for a configuration.
+def backbone_spec(config: PreTrainedConfig, causal_class: type[PreTrainedModel] | None = None) -> BackboneSpec:
+    """The entry for a configuration: its own, or the default one.
+
+    Entries that the tests of hf_loop do not cover are checked on a small twin of the configuration, once per process.
+
+    Args:
+        config (`PreTrainedConfig`): the decoder's configuration.
+        causal_class (`type`, *optional*): the class of its causal models, by default the one the Auto classes have.
 
     Raises:
-        ValueError: there is none; the message says what the architecture lacks.
+        ValueError: it fails; the message names the first thing that differs.
     """
-    spec = SUPPORTED_BACKBONES.get(config.model_type)
-    if spec is None:
-        raise ValueError(
-            f"`backbone_config.model_type` {config.model_type!r} is not a supported backbone: "
-            f"{_missing_parts(config)}. Supported are {', '.join(SUPPORTED_BACKBONES)}"
-        )
+    spec = find_spec(config)
+    if not is_tested(config):
+        check_entry(config, spec, Backbone, causal_class)
     return spec
 
 
@@ -456,42 +356,36 @@ def _reason_not_used(layer: nn.Module) -> str:
     return "this release hands the cache to its layers in a way that hf_loop does not know, and results would be wrong"
 
 
+def _sees_all(batch_idx: Any, head_idx: Any, q_idx: torch.Tensor, kv_idx: torch.Tensor) -> torch.Tensor:
+    """A mask function that hides nothing: with one, transformers makes the mask where it could leave it out."""
+    return q_idx >= 0
+
+
 @functools.cache
-def _part_names(spec: BackboneSpec) -> tuple[str, ...]:
-    names = (spec.embed_tokens, spec.layers, spec.high_layers, spec.norm, spec.low_state, "rotary_emb")
-    return tuple(name for name in names if name is not None)
+def _named_arguments(layer_class: type[nn.Module]) -> frozenset[str] | None:
+    """The arguments that layers of a class take, `None` where they take any."""
+    parameters = inspect.signature(layer_class.forward).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return frozenset(parameters)
 
 
-def _part(model: PreTrainedModel, name: str) -> Any:
-    """A part of the decoder, which may be inside another one."""
-    return operator.attrgetter(name)(model)
-
-
-def _has_part(model: PreTrainedModel, name: str) -> bool:
-    try:
-        _part(model, name)
-    except AttributeError:
-        return False
-    return True
-
-
-def _check_parts(config: PreTrainedConfig, spec: BackboneSpec, model: PreTrainedModel) -> None:
-    missing = [name for name in _part_names(spec) if not _has_part(model, name)]
-    if missing:
-        raise ValueError(f"`backbone_config.model_type` {config.model_type!r} has no {', '.join(missing)}")
-
-
-def _missing_parts(config: PreTrainedConfig) -> str:
-    if config.model_type in PUZZLE_BACKBONES:
-        return "its layers see all positions, as HierarchicalForPuzzle runs them"
-    with torch.device("meta"):
-        try:
-            model = AutoModel.from_config(config)
-        except ValueError:
-            return "transformers has no base model for it"
-    if config.model_type in TWO_STACK_BACKBONES:
-        return "it has two stacks, which HierarchicalConfig runs"
-    missing = [name for name in _part_names(_LIKE_LLAMA) if not _has_part(model, name)]
-    if missing:
-        return f"its base model has no {', '.join(missing)}"
-    return "nobody has checked what its forward does around the layers"
+__all__ = [
+    "PUZZLE_BACKBONES",
+    "REGISTERED_BACKBONES",
+    "SUPPORTED_BACKBONES",
+    "TWO_STACK_BACKBONES",
+    "Backbone",
+    "BackboneSpec",
+    "LayerInputs",
+    "adopt_backbone",
+    "backbone_spec",
+    "compute_logits",
+    "find_spec",
+    "get_part",
+    "is_tested",
+    "make_backbone",
+    "next_positions",
+    "register_backbone",
+    "set_part",
+]

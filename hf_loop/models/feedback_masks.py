@@ -34,26 +34,36 @@ def block_masks(config: FeedbackConfig, backbone: Backbone, round_: Round, plan:
         plan (`BlockPlan`): the round.
         dtype (`torch.dtype`): of masks that are added.
     """
-    attention = attention_function(backbone.config)
+    attention, needs_mask = attention_function(backbone.config), backbone.spec.needs_masks
     window = getattr(backbone.config, "sliding_window", None)
     if backbone.layer_types is None:
-        return _attention_mask(config, attention, round_, plan, window, dtype)
+        return _attention_mask(config, attention, round_, plan, window, dtype, needs_mask)
     windows = {"full_attention": None, "sliding_attention": window}
     return {
-        layer_type: _attention_mask(config, attention, round_, plan, windows[layer_type], dtype)
+        layer_type: _attention_mask(config, attention, round_, plan, windows[layer_type], dtype, needs_mask)
         for layer_type in dict.fromkeys(backbone.layer_types)
     }
 
 
 def _attention_mask(
-    config: FeedbackConfig, attention: str, round_: Round, plan: BlockPlan, window: int | None, dtype: torch.dtype
+    config: FeedbackConfig,
+    attention: str,
+    round_: Round,
+    plan: BlockPlan,
+    window: int | None,
+    dtype: torch.dtype,
+    needs_mask: bool,
 ) -> Any:
     # the start of a sequence without a memory is plain causal attention, which has a faster form
     is_start = plan.first_slot == 0 and round_.ends[0] == plan.capacity == plan.num_tokens
-    is_causal = is_start and plan.feedback_length == 0 and (window is None or plan.num_tokens <= window)
+    is_causal = (
+        not needs_mask and is_start and plan.feedback_length == 0 and (window is None or plan.num_tokens <= window)
+    )
     if attention == "sdpa" and is_causal:
         return None
     sees = visible_slots(config, round_, plan, window)
+    if needs_mask:
+        sees = sees.expand(len(round_.seen), -1, -1, -1)
     if attention == "sdpa":
         return sees
     # every other attention function gets its mask in the form that transformers makes for it

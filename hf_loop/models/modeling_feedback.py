@@ -33,8 +33,8 @@ from .backbone import (
     adopt_backbone,
     backbone_spec,
     compute_logits,
+    get_part,
     make_backbone,
-    next_positions,
 )
 from .configuration_feedback import FeedbackConfig
 from .feedback_masks import block_masks
@@ -91,7 +91,8 @@ class FeedbackPreTrainedModel(CheckpointsSteps, RecurrentPreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, FeedbackEmbedding):
-            init.normal_(module.weight, std=self.config.initializer_range)
+            # the default is that of transformers, for decoders whose configuration has another name for it
+            init.normal_(module.weight, std=getattr(self.config, "initializer_range", 0.02))
 
     def adopt(self, backbone: PreTrainedModel) -> None:
         """Choose attention functions as the backbone does."""
@@ -133,15 +134,27 @@ class FeedbackModel(FeedbackPreTrainedModel):
 
     def __init__(self, config: FeedbackConfig):
         super().__init__(config)
+        spec = backbone_spec(config.backbone_config)
+        if spec.counts_columns:
+            raise ValueError(
+                f"`backbone_config.model_type` {config.backbone_config.model_type!r} cannot have blocks: its layers "
+                "count the columns of their cache, which is a ring buffer here"
+            )
         self.backbone = make_backbone(config.backbone_config)
         self.adopt(self.backbone)
         self.feedback_embedding: FeedbackEmbedding | None = None
         # CODEPATH: without a memory this is block sliding-window attention, the baseline
         if config.feedback_length:
-            if backbone_spec(config.backbone_config).layers_take_token_ids:
+            if spec.layers_take_token_ids:
                 raise ValueError(
                     f"`feedback_length` must be 0 for a {config.backbone_config.model_type} backbone, got "
                     f"{config.feedback_length}: its layers embed the tokens too, and rows of memory are none"
+                )
+            layers: Any = get_part(self.backbone, spec.layers)
+            if config.zero_first_residual and not all(hasattr(layer, spec.layer_entry) for layer in layers):
+                raise ValueError(
+                    f"`zero_first_residual` must be False for a {config.backbone_config.model_type} backbone: its "
+                    f"layers have no {spec.layer_entry}, which reads what the residual does not"
                 )
             shape = (config.feedback_length, config.hidden_size)
             # CODEPATH: the paper compares learned vectors for the first layer with such for every layer
@@ -200,9 +213,10 @@ class FeedbackModel(FeedbackPreTrainedModel):
         self.warn_of_missing_state_passing()
 
         if position_ids is None:
-            position_ids = next_positions(inputs_embeds, cache)
+            position_ids = backbone.next_positions(inputs_embeds, cache, attention_mask)
         position_ids = self.shift_positions(position_ids.expand(batch_size, -1), state, cache)
-        per_token = {"states": backbone.enter(inputs_embeds), "positions": position_ids}
+        kwargs |= backbone.layer_arguments(inputs_embeds)
+        per_token = {"states": backbone.enter(inputs_embeds, position_ids), "positions": position_ids}
         if backbone.spec.layers_take_token_ids:
             per_token["token_ids"] = backbone.check_token_ids(input_ids)
         per_token = {name: rows.take(tensor) for name, tensor in per_token.items()}

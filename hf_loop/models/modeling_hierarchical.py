@@ -38,8 +38,8 @@ from .backbone import (
     LayerInputs,
     adopt_backbone,
     backbone_spec,
+    compute_logits,
     make_backbone,
-    next_positions,
 )
 from .cache_views import check_num_slots
 from .checks import check_positive_int
@@ -315,7 +315,7 @@ class HierarchicalModel(HierarchicalStacks):
         elif use_cache:
             cache = DynamicCache(config=config.with_num_loops(num_loops))
         if position_ids is None:
-            position_ids = next_positions(inputs_embeds, cache)
+            position_ids = backbone.next_positions(inputs_embeds, cache, attention_mask)
         is_prefill = cache is None or not cache.is_initialized
         inputs = backbone.prepare(
             inputs_embeds,
@@ -328,7 +328,7 @@ class HierarchicalModel(HierarchicalStacks):
             **kwargs,
         )
 
-        encoded = backbone.enter(inputs_embeds)
+        encoded = backbone.enter(inputs_embeds, position_ids)
         scale = config.embedding_scale
         if scale != 1:
             encoded = encoded * scale
@@ -447,7 +447,7 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin
         )
         backbone_config = self.model.backbone.config
         hidden_states = keep_logits(outputs.last_hidden_state, logits_to_keep)
-        logits = stack_spec(backbone_config).finish_logits(backbone_config, self.lm_head(hidden_states))
+        logits = compute_logits(backbone_config, self.lm_head, hidden_states, self.model.spec)
 
         loss = None
         if labels is not None:

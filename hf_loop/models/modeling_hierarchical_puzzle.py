@@ -28,7 +28,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import auto_docstring, can_return_tuple
 
-from .backbone import Backbone, LayerInputs, adopt_backbone
+from .backbone import Backbone, LayerInputs, adopt_backbone, compute_logits
 from .checks import check_positive_int
 from .configuration_hierarchical import HierarchicalConfig
 from .generation_puzzle import PuzzleSolvingMixin
@@ -206,8 +206,8 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
             check_positive_int("num_backprop_loops", num_backprop_loops)
         backbone = Backbone(self.backbone, self.spec)
         encoded = self.embed_puzzle(backbone.embed(input_ids), puzzle_ids)
-        encoded = backbone.enter(encoded) * self.config.embedding_scale
         positions = torch.arange(encoded.shape[1], device=encoded.device)[None]
+        encoded = backbone.enter(encoded, positions) * self.config.embedding_scale
         # every position sees every other: no mask, and no causal order where there is none
         kwargs |= {"is_causal": False}
         kwargs.pop("use_cache", None)
@@ -354,7 +354,7 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
         """Logits of the cells, `[B, T, V]`."""
         backbone_config = self.model.backbone.config
         hidden_states = outputs.last_hidden_state[:, self.config.num_puzzle_tokens :]
-        return self.model.spec.finish_logits(backbone_config, self.lm_head(hidden_states))
+        return compute_logits(backbone_config, self.lm_head, hidden_states, self.model.spec)
 
     def read_halting(self, outputs: Any) -> torch.Tensor | None:
         """`halt_logits` in single precision, `[B, 1]` or `[B, 2]`."""

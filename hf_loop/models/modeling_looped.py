@@ -36,7 +36,6 @@ from .backbone import (
     backbone_spec,
     compute_logits,
     make_backbone,
-    next_positions,
 )
 from .cache_views import check_num_slots
 from .checks import check_positive_int
@@ -187,12 +186,12 @@ class LoopedModel(LoopedPreTrainedModel):
         elif use_cache:
             cache = DynamicCache(config=self.config.with_num_loops(num_loops))
         if position_ids is None:
-            position_ids = next_positions(inputs_embeds, cache)
+            position_ids = backbone.next_positions(inputs_embeds, cache, attention_mask)
         use_cache = bool(use_cache)
         inputs = backbone.prepare(inputs_embeds, attention_mask, position_ids, cache, use_cache, input_ids, **kwargs)
 
         is_damped = self.config.loop_update == "damped"
-        hidden_states = backbone.enter(inputs_embeds)
+        hidden_states = backbone.enter(inputs_embeds, position_ids)
         for index in range(num_prelude):
             hidden_states = backbone.run_layer(index, index, hidden_states, inputs)
 

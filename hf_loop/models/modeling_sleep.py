@@ -35,7 +35,7 @@ from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.utils import auto_docstring, can_return_tuple
 
-from .backbone import Backbone, adopt_backbone, backbone_spec, compute_logits, make_backbone
+from .backbone import Backbone, adopt_backbone, backbone_spec, compute_logits, make_backbone, next_positions
 from .checks import check_positive_int
 from .configuration_sleep import SleepConfig
 from .fast_weight_layer import FastWeightLayer, ShortConvolution, ZeroLinear
@@ -107,10 +107,13 @@ class SleepModel(SleepPreTrainedModel):
 
     def __init__(self, config: SleepConfig):
         super().__init__(config)
-        if backbone_spec(config.backbone_config).layers_take_token_ids:
+        spec = backbone_spec(config.backbone_config)
+        if spec.layers_take_token_ids or spec.adds_positions:
+            reason = "its layers embed the tokens themselves, which a second pass has no tokens for"
+            if spec.adds_positions:
+                reason = "it adds positions to the embeddings, where they cannot be counted from a window"
             raise ValueError(
-                f"`backbone_config.model_type` {config.backbone_config.model_type!r} cannot sleep: its layers embed "
-                "the tokens themselves, which a second pass has no tokens for"
+                f"`backbone_config.model_type` {config.backbone_config.model_type!r} cannot sleep: {reason}"
             )
         self.backbone = make_backbone(config.backbone_config)
         # CODEPATH: hybrids keep fast weights in layers of their own, attention-only decoders in inserted ones
@@ -167,7 +170,8 @@ class SleepModel(SleepPreTrainedModel):
         output_hidden_states = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
         all_layers = wants_hidden_states(output_hidden_states)
         passes = self._passes(backbone, all_layers, kwargs)
-        hidden_states = backbone.enter(inputs_embeds)
+        # decoders that add positions here are refused: theirs are counted from the window
+        hidden_states = backbone.enter(inputs_embeds, next_positions(inputs_embeds, None))
         if cache is None:
             rounds = list(plan_rounds(rows.lengths, [0] * len(rows.lengths), self.config.sleep_window, False))
             reads_once = None if reads_once is None else rows.take(reads_once)

@@ -29,7 +29,14 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import nn
-from transformers import Cache, GenerationConfig, PreTrainedConfig, PreTrainedModel, modeling_utils
+from transformers import (
+    AutoModelForCausalLM,
+    Cache,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    modeling_utils,
+)
 from transformers.cache_utils import CacheLayerMixin
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_masks_for_generate, sliding_window_overlay
@@ -327,6 +334,12 @@ def without_checkpointing(layer: nn.Module) -> nn.Module:
     return view
 
 
+def causal_model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The class of causal language models that the Auto classes have for a configuration, `None` if they have none."""
+    mapping: Any = AutoModelForCausalLM._model_mapping
+    return mapping.get(type(config), None)
+
+
 __all__ = [
     "ALL_MASK_ATTENTION_FUNCTIONS",
     "CACHE_NAME",
@@ -340,6 +353,7 @@ __all__ = [
     "attention_function",
     "cache_of",
     "capture_outputs",
+    "causal_model_class",
     "child_module",
     "choose_attention_function",
     "create_masks_for_generate",

@@ -81,5 +81,8 @@ def _start_from_tokens(model: Any) -> None:
     # without the dropout that some backbones have here
     was_training = model.training
     backbone = Backbone(model.eval().backbone)
-    memory.copy_(backbone.enter(backbone.embed(token_ids.view(1, -1))).view_as(memory))
+    inputs_embeds = backbone.embed(token_ids.view(1, -1))
+    # a decoder that adds positions here is given the first one, for want of a better
+    first = torch.zeros(1, inputs_embeds.shape[1], dtype=torch.long, device=inputs_embeds.device)
+    memory.copy_(backbone.enter(inputs_embeds, first).view_as(memory))
     model.train(was_training)

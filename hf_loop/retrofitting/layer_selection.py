@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig
 
-from ..models.backbone import backbone_spec
+from ..models.backbone import backbone_spec, get_part, set_part
 
 
 # one entry per layer
@@ -58,13 +58,14 @@ def keep_layers(decoder: Any, indices: Sequence[int]) -> None:
         ValueError: the architecture cannot do without the others; the decoder is left as it was.
     """
     name = backbone_spec(decoder.config).layers
-    layers = getattr(decoder, name)
+    layers = get_part(decoder, name)
     if list(indices) == list(range(len(layers))):
         return
     config = select_layers(decoder.config, indices)
     check_same_kind(config, [layers[index] for index in indices], indices)
-    setattr(decoder, name, nn.ModuleList(layers[index] for index in indices))
-    number_layers(getattr(decoder, name))
+    kept = nn.ModuleList(layers[index] for index in indices)
+    set_part(decoder, name, kept)
+    number_layers(kept)
     # attention modules hold the same object and read it when they run
     for key, value in vars(config).items():
         if vars(decoder.config).get(key) != value:
@@ -92,7 +93,7 @@ def check_same_kind(config: PreTrainedConfig, layers: Sequence[nn.Module], indic
     """
     with torch.device("meta"):
         decoder = AutoModel.from_config(config)
-    for new, (layer, fresh) in enumerate(zip(layers, getattr(decoder, backbone_spec(config).layers), strict=True)):
+    for new, (layer, fresh) in enumerate(zip(layers, get_part(decoder, backbone_spec(config).layers), strict=True)):
         difference = first_difference(layer, fresh)
         if difference is not None:
             raise ValueError(

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ..layer_ranges import plan_layers
 from ..models import LoopedConfig, LoopedForCausalLM
 from ..models.adapters import refuse_adapter
-from ..models.backbone import backbone_spec
+from ..models.backbone import backbone_spec, get_part
 from ..models.loop_lora import check_targets
 from .folding import check_foldable, fold_layers, full_rank
 from .layer_selection import keep_layers
@@ -73,7 +73,7 @@ def retrofit_looped(
     """
     refuse_adapter(base, "it is made recurrent")
     plan = plan_layers(base.config.num_hidden_layers, num_prelude_layers, core_layers, num_coda_layers)
-    layers = getattr(base.base_model, backbone_spec(base.config).layers)
+    layers = get_part(base.base_model, backbone_spec(base.config).layers)
     core = [layers[index] for index in plan.core]
     if loop_lora_rank is None:
         if fold is None:

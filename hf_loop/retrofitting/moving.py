@@ -8,7 +8,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..models.adapters import refuse_adapter
-from ..models.backbone import backbone_spec
+from ..models.backbone import Backbone, backbone_spec, is_tested
+from ..models.backbone_check import check_one_loop
 from ..models.modeling_recurrent import RecurrentPreTrainedModel
 from ..models.transformers_seams import attention_function, choose_attention_function
 
@@ -30,13 +31,29 @@ def open_base(model_or_path: PreTrainedModel | str | os.PathLike) -> PreTrainedM
     refuse_adapter(base, "it is made recurrent")
     if isinstance(base, RecurrentPreTrainedModel):
         raise ValueError(f"`model_or_path` is a {base.config.model_type.removesuffix('_lm')} model already")
-    backbone_spec(base.config)
+    backbone_spec(base.config, type(base))
     if base.get_output_embeddings() is None or base.base_model is base:
         raise ValueError(
             f"`model_or_path` must be a causal language model, got {type(base).__name__}, which has no head over the "
             "vocabulary"
         )
+    _check_weights(base)
     return base
+
+
+def _check_weights(base: Any) -> None:
+    """Hold the pretrained model itself to the entry of its architecture, where the tests of hf_loop do not.
+
+    Raises:
+        ValueError: one loop over its layers is not the model.
+    """
+    # weights that are kept elsewhere come layer by layer, which would take as long as reading a prompt
+    is_here = all(parameter.device.type != "meta" for parameter in base.parameters())
+    if is_tested(base.config) or not is_here:
+        return
+    difference = check_one_loop(base, backbone_spec(base.config, type(base)), Backbone)
+    if difference is not None:
+        raise ValueError(f"`model_or_path` is a {base.config.model_type} model that cannot be opened: {difference}")
 
 
 def move_into(

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..models import LoopedForCausalLM
 from ..models.adapters import refuse_adapter
-from ..models.backbone import backbone_spec
+from ..models.backbone import backbone_spec, get_part, set_part
 from ..models.checks import check_positive_int
 from ..models.configuration_recurrent import COPIED_FIELDS
 from .layer_selection import check_same_kind, number_layers, select_layers
@@ -43,7 +43,7 @@ def unroll(model: LoopedForCausalLM, num_loops: int | None = None) -> PreTrained
 
     backbone: Any = model.model.backbone
     layers_name = backbone_spec(backbone.config).layers
-    layers = [getattr(backbone, layers_name)[index] for index in indices]
+    layers = [get_part(backbone, layers_name)[index] for index in indices]
     config: Any = select_layers(backbone.config, indices)
     check_same_kind(config, layers, indices)
     config.dtype = model.dtype
@@ -55,8 +55,9 @@ def unroll(model: LoopedForCausalLM, num_loops: int | None = None) -> PreTrained
     # modules point to the configuration of their decoder, and tied weights to one tensor
     copies: dict[int, Any] = {id(backbone.config): config}
     decoder = copy.deepcopy(backbone, copies)
-    setattr(decoder, layers_name, nn.ModuleList(_copy_layer(model, *call, config) for call in calls))
-    number_layers(getattr(decoder, layers_name))
+    copied = nn.ModuleList(_copy_layer(model, *call, config) for call in calls)
+    set_part(decoder, layers_name, copied)
+    number_layers(copied)
     setattr(unrolled, unrolled.base_model_prefix, decoder)
     unrolled.set_output_embeddings(copy.deepcopy(model.lm_head, copies))
     unrolled.generation_config = copy.deepcopy(model.generation_config)
@@ -75,7 +76,7 @@ def _layer_calls(model: LoopedForCausalLM, loops: range) -> list[tuple[int, int]
 def _copy_layer(model: LoopedForCausalLM, index: int, loop: int, config: PreTrainedConfig) -> nn.Module:
     """A copy of layer `index` as it computes in `loop`, which asks `config`."""
     backbone: Any = model.model.backbone
-    layer = getattr(backbone, backbone_spec(backbone.config).layers)[index]
+    layer = get_part(backbone, backbone_spec(backbone.config).layers)[index]
     copied = copy.deepcopy(layer, {id(backbone.config): config})
     num_prelude, num_core, _ = model.model.layer_counts()
     if model.config.loop_lora_rank and num_prelude <= index < num_prelude + num_core:

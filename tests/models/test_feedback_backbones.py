@@ -7,14 +7,15 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from hf_loop import FeedbackConfig, FeedbackForCausalLM
 
 from .model_tester import left_pad, random_ids
-from .tiny_backbones import MODEL_TYPES, tiny_backbone
+from .tiny_backbones import COUNT_COLUMNS, EMBED_TOKENS, HYBRIDS, KINDS, MODEL_TYPES, tiny_backbone
 
 
-WITHOUT_BLOCKS = ("lfm2", "olmo_hybrid", "qwen3_5_text", "qwen3_next")
-ATTENTION_TYPES = [model_type for model_type in MODEL_TYPES if model_type not in WITHOUT_BLOCKS]
-# rows of memory are no tokens, which these layers look up
-WITHOUT_MEMORY = ("parcae_backbone",)
-MEMORY_TYPES = [model_type for model_type in ATTENTION_TYPES if model_type not in WITHOUT_MEMORY]
+WITHOUT_BLOCKS = HYBRIDS
+ATTENTION_TYPES = [model_type for model_type in MODEL_TYPES if model_type not in [*HYBRIDS, *COUNT_COLUMNS]]
+WITHOUT_MEMORY = EMBED_TOKENS
+MEMORY_TYPES = [
+    model_type for model_type in ATTENTION_TYPES if model_type in KINDS and model_type not in WITHOUT_MEMORY
+]
 
 
 def make_pair(model_type: str, **fields):
@@ -92,3 +93,9 @@ def test_layers_that_are_no_attention_are_refused(model_type):
 def test_layers_that_embed_tokens_are_refused_a_memory(model_type):
     with pytest.raises(ValueError, match=f"`feedback_length` must be 0 for a {model_type} backbone, got 2"):
         FeedbackForCausalLM(FeedbackConfig(backbone_config=tiny_backbone(model_type), feedback_length=2))
+
+
+@pytest.mark.parametrize("model_type", COUNT_COLUMNS)
+def test_layers_that_count_columns_are_refused(model_type):
+    with pytest.raises(ValueError, match=f"'{model_type}' cannot have blocks: its layers count the columns"):
+        FeedbackForCausalLM(FeedbackConfig(backbone_config=tiny_backbone(model_type), feedback_length=0))

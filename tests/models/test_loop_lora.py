@@ -19,7 +19,7 @@ from .loop_lora_models import tiny_loop_lora, with_random_updates
 from .looped_variants import tiny_looped
 from .model_tester import random_ids
 from .test_looped import LoopedTester
-from .tiny_backbones import MODEL_TYPES, tiny_backbone
+from .tiny_backbones import KINDS, tiny_backbone
 
 
 INPUT_IDS = random_ids(2, 8)
@@ -69,7 +69,7 @@ def separate_layers(model: LoopedForCausalLM) -> LoopedForCausalLM:
     return twin
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", KINDS)
 @torch.no_grad()
 def test_updates_equal_merged_weights(model_type):
     model = tiny_loop_lora(model_type, **PRELUDE_AND_CODA)

@@ -7,7 +7,7 @@ import torch
 import transformers
 from accelerate import cpu_offload
 from torch import nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel, Trainer, TrainingArguments
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel, T5Config, Trainer, TrainingArguments
 
 from hf_loop.models import transformers_seams as seams
 from hf_loop.models.outputs import RecurrentCausalLMOutputWithPast, RecurrentModelOutputWithPast
@@ -228,3 +228,8 @@ def test_a_checkpointed_layer_is_run_as_it_is_where_nothing_is_differentiated():
     with torch.no_grad():
         assert seams.drops_cache(layer) and not seams.drops_cache(seams.without_checkpointing(layer))
     assert layer.gradient_checkpointing
+
+
+def test_causal_model_class_is_that_of_the_auto_classes():
+    assert seams.causal_model_class(LlamaConfig()) is LlamaForCausalLM
+    assert seams.causal_model_class(T5Config()) is None

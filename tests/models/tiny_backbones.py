@@ -35,8 +35,10 @@ LINEAR_ATTENTION = {
     "linear_value_head_dim": 16,
 }
 OWN = {
+    "codegen": {"rotary_dim": 8},
     "cohere": {"logit_scale": 0.25},
     "cohere2": SLIDING | {"logit_scale": 0.25},
+    "cohere2_moe": SLIDING | EXPERTS | {"logit_scale": 0.25},
     "deepseek_v3": {
         "head_dim": 8,
         "num_key_value_heads": 4,
@@ -52,13 +54,28 @@ OWN = {
         "moe_intermediate_size": 32,
         "first_k_dense_replace": 1,
     },
+    "doge": {"sliding_window": 5, "keep_window_size": 6},
     "exaone4": SLIDING,
+    "falcon": {"head_dim": None},
     "gemma2": SLIDING | {"final_logit_softcapping": 3.0},
     "gemma3_text": SLIDING | {"final_logit_softcapping": 3.0},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 5},
     "gpt_oss": EXPERTS | SLIDING,
+    "gptj": {"rotary_dim": 8},
     "granite": {"embedding_multiplier": 6.0, "logits_scaling": 0.5, "residual_multiplier": 0.3},
     "huginn_backbone": {"embedding_multiplier": 3.0},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "minicpm3": {
+        "head_dim": 8,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+        "scale_emb": 3.0,
+        "dim_model_base": 16,
+    },
     "ministral": SLIDING,
     "mistral": {"sliding_window": 5},
     "mixtral": EXPERTS,
@@ -81,10 +98,55 @@ OWN = {
     "qwen3_moe": EXPERTS,
     "qwen3_next": LINEAR_ATTENTION | EXPERTS,
     "starcoder2": {"sliding_window": 5, "embedding_dropout": 0.1},
+    "vaultgemma": SLIDING | {"final_logit_softcapping": 3.0},
+    "xglm": {"ffn_dim": 96},
 }
 MODEL_TYPES = sorted(SUPPORTED_BACKBONES)
 
 
 def tiny_backbone(model_type: str, **overrides) -> PreTrainedConfig:
     """A four-layer configuration of `model_type`, with what is special about it switched on."""
-    return CONFIG_MAPPING[model_type](**{**COMMON, **OWN.get(model_type, {}), **overrides})
+    fields = {**COMMON, **OWN.get(model_type, {}), **overrides}
+    # some configurations derive it and cannot be told
+    if fields["head_dim"] is None:
+        del fields["head_dim"]
+    return CONFIG_MAPPING[model_type](**fields)
+
+
+def _having(flag: str) -> list[str]:
+    return [model_type for model_type in MODEL_TYPES if getattr(SUPPORTED_BACKBONES[model_type], flag)]
+
+
+# one of every kind, for tests that take long: plain, experts, compressed keys, several rotary embeddings, something
+# around the layers, hybrids, other names of parts, positions that are learned, made of sines or a bias, a head's bias
+KINDS = [
+    "apertus",
+    "bloom",
+    "deepseek_v3",
+    "doge",
+    "falcon",
+    "gemma3_text",
+    "gpt2",
+    "gpt_oss",
+    "granite",
+    "lfm2",
+    "llama",
+    "minicpm3",
+    "mpt",
+    "nanochat",
+    "olmo2",
+    "opt",
+    "parcae_backbone",
+    "phi",
+    "qwen2_moe",
+    "qwen3_5_text",
+    "qwen3_next",
+    "starcoder2",
+    "xglm",
+]
+# layers that look up embeddings of tokens, which rows of memory are not and second passes have none of
+EMBED_TOKENS = _having("layers_take_token_ids")
+ADD_POSITIONS = _having("adds_positions")
+COUNT_COLUMNS = _having("counts_columns")
+# a state that has no blocks
+HYBRIDS = ["lfm2", "olmo_hybrid", "qwen3_5_text", "qwen3_next"]

@@ -1,4 +1,4 @@
-"""Every supported backbone, pretrained: looped, cached, saved, adapted, and written out as a plain model again."""
+"""A backbone of every kind, pretrained: looped, cached, saved, adapted, and written out as a plain model again."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from hf_loop import LoopedForCausalLM, retrofit, unroll
 
-from ..models.tiny_backbones import MODEL_TYPES
+from ..models.tiny_backbones import KINDS
 from .tiny_models import tiny_decoder
 
 
@@ -15,7 +15,7 @@ PRELUDE_AND_CODA = {"num_prelude_layers": 1, "num_coda_layers": 1}
 # rotary tables and masks must not depend on what else is in the batch
 ATTENTION_MASK = torch.tensor([[0] * 4 + [1] * 9, [0] + [1] * 12, [1] * 13])
 
-pytestmark = pytest.mark.parametrize("model_type", MODEL_TYPES)
+pytestmark = pytest.mark.parametrize("model_type", KINDS)
 
 
 def make_inputs(seed: int = 1) -> dict[str, torch.Tensor]:

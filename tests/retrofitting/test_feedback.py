@@ -9,14 +9,13 @@ from hf_loop import FeedbackForCausalLM, retrofit
 from hf_loop.models.backbone import Backbone
 
 from ..models.model_tester import left_pad, random_ids
-from ..models.tiny_backbones import MODEL_TYPES
+from ..models.tiny_backbones import COUNT_COLUMNS, EMBED_TOKENS, HYBRIDS, KINDS
 from .tiny_models import tiny_decoder
 
 
-WITHOUT_BLOCKS = ("lfm2", "olmo_hybrid", "qwen3_5_text", "qwen3_next")
-# its layers look up embeddings of tokens, which rows of memory are not
-WITHOUT_MEMORY = ("parcae_backbone",)
-ATTENTION_TYPES = [model_type for model_type in MODEL_TYPES if model_type not in WITHOUT_BLOCKS]
+WITHOUT_BLOCKS = HYBRIDS
+WITHOUT_MEMORY = EMBED_TOKENS
+ATTENTION_TYPES = [model_type for model_type in KINDS if model_type not in [*HYBRIDS, *COUNT_COLUMNS]]
 MEMORY_TYPES = [model_type for model_type in ATTENTION_TYPES if model_type not in WITHOUT_MEMORY]
 BLOCKS = {"block_size": 4, "num_memory_segments": 1, "feedback_length": 2}
 INPUT_IDS, ATTENTION_MASK = left_pad([random_ids(1, length, length)[0] for length in (9, 12, 13)])
@@ -61,7 +60,9 @@ def test_the_memory_starts_from_tokens_as_they_enter_the_first_layer(model_type,
     feedback = retrofit(base, "feedback", feedback_length=8, feedback_init=feedback_init)
     assert feedback.training and feedback.model.training and feedback.model.backbone.training
     memory = feedback.eval().model.feedback_embedding.weight
-    entered = Backbone(feedback.model.backbone).enter(feedback.get_input_embeddings()(torch.arange(97)[None]))[0]
+    entered = Backbone(feedback.model.backbone).enter(
+        feedback.get_input_embeddings()(torch.arange(97)[None]), torch.zeros(1, 1, dtype=torch.long)
+    )[0]
     distances = torch.cdist(memory.flatten(0, -2).float(), entered.float()).min(dim=-1)
     assert memory.dtype == torch.bfloat16 and distances.values.max() < 1e-2
     assert len(distances.indices.unique()) > 4

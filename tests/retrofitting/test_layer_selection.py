@@ -9,14 +9,14 @@ from hf_loop.models.backbone import Backbone
 from hf_loop.retrofitting.layer_selection import select_layers
 
 from ..models.model_tester import random_ids
-from ..models.tiny_backbones import MODEL_TYPES, tiny_backbone
+from ..models.tiny_backbones import KINDS, tiny_backbone
 from .tiny_models import tiny_decoder
 
 
 INPUT_IDS = random_ids(2, 9)
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", KINDS)
 @torch.no_grad()
 def test_a_retrofit_with_dropped_layers_runs_the_ones_that_are_kept(model_type, tmp_path):
     base = tiny_decoder(model_type)

@@ -127,7 +127,8 @@ def test_the_damped_update_is_a_step_towards_the_next_state(base):
     with torch.no_grad():
         looped = retrofit(base, num_loops=2, loop_update="damped")
         states = looped(INPUT_IDS, output_loop_states=True, num_loops=4).loop_states
-        embeds = Backbone(looped.model.backbone).enter(looped.get_input_embeddings()(INPUT_IDS))
+        positions = torch.arange(INPUT_IDS.shape[1])[None]
+        embeds = Backbone(looped.model.backbone).enter(looped.get_input_embeddings()(INPUT_IDS), positions)
         # what the core makes of the embeddings is the state after one whole loop
         whole = looped(INPUT_IDS, output_loop_states=True, num_loops=1).loop_states[0]
         torch.testing.assert_close(states[0], embeds + (whole - embeds) / 4)

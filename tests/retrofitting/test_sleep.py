@@ -9,13 +9,12 @@ from hf_loop import SleepForCausalLM, retrofit
 
 from ..models.model_tester import left_pad, random_ids
 from ..models.sleep_variants import HYBRIDS
-from ..models.tiny_backbones import MODEL_TYPES
+from ..models.tiny_backbones import ADD_POSITIONS, EMBED_TOKENS, KINDS
 from .tiny_models import tiny_decoder
 
 
-# its layers look up embeddings of tokens, which a second pass has none of
-CANNOT_SLEEP = ("parcae_backbone",)
-SLEEPERS = [model_type for model_type in MODEL_TYPES if model_type not in CANNOT_SLEEP]
+CANNOT_SLEEP = [*EMBED_TOKENS, *ADD_POSITIONS]
+SLEEPERS = [model_type for model_type in KINDS if model_type not in CANNOT_SLEEP]
 WINDOWS = {"sleep_window": 4, "num_sleep_passes": 2}
 INPUT_IDS, ATTENTION_MASK = left_pad([random_ids(1, length, length)[0] for length in (9, 12, 13)])
 INPUTS = {"input_ids": INPUT_IDS, "attention_mask": ATTENTION_MASK}

@@ -1,0 +1,145 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What decoders do around their layers, as `BackboneSpec` has it: before the first layer, and around the head."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+
+# `enter`: the first layer's input from token embeddings and positions
+
+
+def enter_unchanged(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    return embeddings
+
+
+def scale_embeddings(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    return embeddings * model.embedding_multiplier
+
+
+def scale_by_config(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    return embeddings * model.embedding_scale
+
+
+def enter_hrm(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    return model.enter(embeddings)
+
+
+def norm_embeddings(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    return model.norm(embeddings)
+
+
+def layernorm_embeddings(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    return model.word_embeddings_layernorm(embeddings)
+
+
+def dropout_module(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    return model.embed_dropout(embeddings)
+
+
+def neox_dropout_module(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    return model.emb_dropout(embeddings)
+
+
+def gpt_dropout_module(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    return model.drop(embeddings)
+
+
+def dropout_rate(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    return nn.functional.dropout(embeddings, p=model.embedding_dropout, training=model.training)
+
+
+def add_gpt_positions(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    return model.drop(embeddings + model.wpe(position_ids).to(embeddings.device))
+
+
+def add_ctrl_positions(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    table = model.pos_encoding.to(device=embeddings.device, dtype=embeddings.dtype)
+    return model.dropout(embeddings * math.sqrt(model.d_model_size) + table[position_ids])
+
+
+def add_opt_positions(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    # the module makes positions of a mask where it is given none
+    positions = model.decoder.embed_positions(None, 0, position_ids=position_ids)
+    return embeddings + positions.to(embeddings.device)
+
+
+def add_biogpt_positions(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    states = embeddings + model.embed_positions(None, 0, position_ids=position_ids)
+    return nn.functional.dropout(states, p=model.dropout, training=model.training)
+
+
+def add_xglm_positions(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    states = embeddings + model.embed_positions(position_ids, 0).to(embeddings.device)
+    return nn.functional.dropout(states, p=float(model.dropout), training=model.training)
+
+
+# `enter_head` and `finish_logits`: what the causal head does before and after its linear map
+
+
+def unchanged(config: Any, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def divide_by_logits_scaling(config: Any, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor / config.logits_scaling
+
+
+def scale_logits(config: Any, logits: torch.Tensor) -> torch.Tensor:
+    return logits * config.logit_scale
+
+
+def softcap_logits(config: Any, logits: torch.Tensor) -> torch.Tensor:
+    cap = config.final_logit_softcapping
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+# `layer_arguments`: what layers are given besides
+
+
+def _padding_mask(hidden_states: torch.Tensor, attention_mask: Any, num_past: int) -> torch.Tensor:
+    if attention_mask is None:
+        shape = (hidden_states.shape[0], num_past + hidden_states.shape[1])
+        return torch.ones(shape, dtype=torch.long, device=hidden_states.device)
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+        raise ValueError(
+            "`attention_mask` must be a padding mask of shape [batch, tokens]: ALiBi counts the tokens in it"
+        )
+    return attention_mask.to(hidden_states.device)
+
+
+def bloom_alibi(
+    model: Any, hidden_states: torch.Tensor, attention_mask: Any, masks: Any, num_past: int
+) -> dict[str, Any]:
+    padding = _padding_mask(hidden_states, attention_mask, num_past)
+    return {"alibi": model.build_alibi_tensor(padding, model.num_heads, dtype=hidden_states.dtype)}
+
+
+def mpt_alibi(
+    model: Any, hidden_states: torch.Tensor, attention_mask: Any, masks: Any, num_past: int
+) -> dict[str, Any]:
+    max_length = model.config.max_seq_len
+    alibi = model.build_mpt_alibi_tensor(model.num_heads, max_length, device=hidden_states.device)
+    return {"position_bias": alibi, "attention_mask": masks.to(torch.bool)}
+
+
+def no_alibi(
+    model: Any, hidden_states: torch.Tensor, attention_mask: Any, masks: Any, num_past: int
+) -> dict[str, Any]:
+    if model.use_alibi:
+        raise ValueError("`alibi` of a falcon backbone must be False: it merges ALiBi and mask inside its own forward")
+    return {"alibi": None}
