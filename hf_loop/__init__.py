@@ -5,6 +5,8 @@ Importing `hf_loop` registers its models with transformers' Auto classes.
 
 import importlib
 import sys
+import sysconfig
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 
@@ -53,8 +55,8 @@ _HOMES = {
 def register() -> None:
     """Register the models with transformers' Auto classes, and have models that are pushed write their own card.
 
-    Importing hf_loop calls it, except where `hf_loop_command` was imported before: the console script answers `--help`
-    without waiting for torch, and its commands call this when they need it.
+    Importing hf_loop calls it, except in the installed `hf-loop` command: that answers `--help` without waiting for
+    torch, and its commands call this when they need it.
     """
     models = importlib.import_module(".models", __name__)
     models.LoopedPreTrainedModel.write_model_card = _write_model_card
@@ -74,7 +76,14 @@ def _write_puzzle_card(model: "PreTrainedModel", folder: str, repo_id: str) -> N
     write_puzzle_card_before_push(model, folder, repo_id)
 
 
-if "hf_loop_command" not in sys.modules:
+def _is_installed_command() -> bool:
+    """Whether this process is `hf-loop` where pip puts it. A user's script may have that name too, elsewhere."""
+    script = Path(sys.argv[0]) if sys.argv else Path()
+    folder = Path(sysconfig.get_path("scripts"))
+    return script.name in ("hf-loop", "hf-loop.exe") and script.parent.resolve() == folder.resolve()
+
+
+if not _is_installed_command():
     register()
 
 

@@ -151,7 +151,7 @@ def test_tasks_stand_alone():
         "import sys; import hf_loop.tasks; "
         "print([name for name in sys.modules if name.startswith('hf_loop.') and 'tasks' not in name])"
     )
-    # as the console script, which keeps `import hf_loop` from registering the models
-    program = f"import sys, hf_loop_command; {code}"
+    # as the installed command, which keeps `import hf_loop` from registering the models
+    program = f"import sys, sysconfig; sys.argv = [sysconfig.get_path('scripts') + '/hf-loop']; {code}"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
