@@ -78,6 +78,15 @@ def test_models_of_two_backbones_are_both_right(family):
         get_peft_model(CAUSAL_FAMILIES[family]("olmo2"), LoraConfig())
 
 
+@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+def test_what_trl_makes_of_use_peft(family):
+    trl = pytest.importorskip("trl")
+    # `trl sft --use_peft`
+    config = trl.get_peft_config(trl.ModelConfig(use_peft=True))
+    assert config.target_modules is None
+    assert targets(get_peft_model(CAUSAL_FAMILIES[family](), config)) == {"q_proj", "v_proj"}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_replicated_layers_are_refused(family):
     replicated = LoraConfig(r=2, target_modules=["q_proj"], layer_replication=[[0, 3], [1, 4]])
