@@ -30,6 +30,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_spec
+from ..models.offloading import weight_values
 from .curves import check_loops
 from .perplexity import batch_windows, cut_windows
 from .running import evaluation_mode
@@ -174,7 +175,7 @@ def model_settings(model: PreTrainedModel) -> dict[str, Any]:
         digest.update(f"{name} {list(weight.shape)}".encode())
         # the tensor types of quantizers cannot be relied on to be cut into samples
         if type(weight) is torch.Tensor:
-            values = weight.flatten()
+            values = (weight_values(model, name) if weight.is_meta else weight).flatten()
             sample = values[:: max(1, len(values) // SAMPLES_PER_WEIGHT)].double().cpu()
             digest.update(sample.numpy().tobytes())
     return {

@@ -44,6 +44,14 @@ BACKBONE_FIELDS = (
     "sliding_window",
     "attention_dropout",
 )
+# what scales or bounds logits, where the backbone does that: TRL's trainers compute them by themselves and ask here
+HEAD_FIELDS = (
+    "final_logit_softcapping",
+    "lm_head_multiplier",
+    "logit_scale",
+    "logits_scaling",
+    "output_multiplier",
+)
 # copied once, because `generate` reads them from the outer config's dictionary
 COPIED_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
 
@@ -151,7 +159,7 @@ def _backbone_property(name: str) -> property:
     return property(read, write, doc=f"`{name}` of the backbone.")
 
 
-for _name in BACKBONE_FIELDS:
+for _name in (*BACKBONE_FIELDS, *HEAD_FIELDS):
     setattr(RecurrentConfig, _name, _backbone_property(_name))
 
 __all__ = ["RecurrentConfig"]

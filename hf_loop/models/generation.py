@@ -19,7 +19,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from .checks import check_positive_int
-from .transformers_seams import GenerationHooks, is_prompted
+from .transformers_seams import GenerationHooks, is_prompted, is_scored_by_trl, module_view
 
 
 class LoopedGenerationMixin(GenerationHooks):
@@ -36,6 +36,12 @@ class LoopedGenerationMixin(GenerationHooks):
         num_loops = getattr(self, "_pinned_num_loops", num_loops)
         if num_loops is not None:
             model_kwargs["num_loops"] = check_positive_int("num_loops", num_loops)
+            if self.training and num_loops != self.config.num_loops and is_scored_by_trl(self):
+                raise ValueError(
+                    f"`num_loops` must be that of the model's configuration, {self.config.num_loops}, while TRL "
+                    f"trains it, got {num_loops}: the trainer would score what it samples at another depth. Load the "
+                    f"model with `num_loops={num_loops}` (`model_init_kwargs`, which the reference model takes too)"
+                )
         return generation_config, model_kwargs
 
     def make_generation_cache(self: Any, generation_config, model_kwargs, *args, **kwargs):
@@ -64,7 +70,7 @@ class LoopedGenerationMixin(GenerationHooks):
             inputs["past_key_values"] = inputs.pop("cache")
         return inputs
 
-    def with_num_loops(self, num_loops: int):
+    def with_num_loops(self: Any, num_loops: int):
         """The same weights under another loop count, which `generate` and `generate_batch` then keep to.
 
         Costs no memory. As `assistant_model` it drafts with fewer loops what this model verifies with all of them:
@@ -76,8 +82,11 @@ class LoopedGenerationMixin(GenerationHooks):
         Raises:
             ValueError: `num_loops` is not a positive integer.
         """
-        view: Any = copy.copy(self)
-        view.config = self.config.with_num_loops(num_loops)
+        config = self.config.with_num_loops(num_loops)
+        # the model without its head too, since some trainers run that one themselves
+        headless: Any = module_view(self.base_model, is_lenient=True)
+        view: Any = module_view(self, {self.base_model_prefix: headless}, is_lenient=True)
+        view.config = headless.config = config
         view._pinned_num_loops = num_loops
         return view
 

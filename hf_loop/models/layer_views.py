@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .transformers_seams import child_module, inner_forward, module_view, own_parameter, replace_forward
+from .transformers_seams import child_module, inner_forward, is_hooked, module_view, own_parameter, replace_forward
 
 
 class LinearUpdate(NamedTuple):
@@ -87,8 +87,9 @@ def _updated_leaf(module: nn.Module, update: Update) -> nn.Module:
 
 def read_weight(module: nn.Module, name: str) -> torch.Tensor:
     """A weight of a module whose own forward is not run, with whatever offloading puts around that forward."""
-    view = module_view(module)
-    return replace_forward(view, lambda: getattr(module, name), inside_hooks=True).forward()
+    if not is_hooked(module):
+        return getattr(module, name)
+    return replace_forward(module_view(module), lambda: getattr(module, name), inside_hooks=True).forward()
 
 
 def _leading_rows_forward(module: nn.Module, update: LeadingRows) -> Callable[..., Any]:

@@ -29,6 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import Cache, DynamicCache
 
+from .offloading import weight_values
+
 
 FORMAT, FORMAT_VERSION = "hf_loop.memory", "1"
 # values of every weight that enter the fingerprint
@@ -139,7 +141,7 @@ class MemoryMixin:
         digest.update(json.dumps(_without_ignored(self.config.to_dict()), sort_keys=True, default=str).encode())
         for name, parameter in sorted(self.named_parameters()):
             digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-            values = parameter.detach().flatten()
+            values = weight_values(self, name).flatten()
             places = torch.linspace(0, len(values) - 1, min(NUM_SAMPLES, len(values)), dtype=torch.float64).long()
             digest.update(values[places.to(values.device)].to("cpu", torch.float32).numpy().tobytes())
         return digest.hexdigest()

@@ -22,6 +22,7 @@ from transformers.utils import logging
 from .adapters import complete_adapter_config, refuse_adapter
 from .backbone import adopt_backbone
 from .configuration_recurrent import RecurrentConfig
+from .offloading import check_weights_are_here, is_saved_offloaded
 from .transformers_seams import BeforeUpload, auto_class_of, recordable, saves_adapter_only
 
 
@@ -66,11 +67,13 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):
 
         Raises:
             ValueError: the model is inside a `PeftModel`, which writes the adapter: weights saved from here would not
-                load.
+                load. Or they are offloaded, in a way that leaves nothing here to be written.
         """
         is_adapter = saves_adapter_only(self)
         if not is_adapter:
             refuse_adapter(self, "saving the whole model (`PeftModel.save_pretrained` writes the adapter)")
+            if kwargs.get("state_dict") is None and not is_saved_offloaded(self):
+                check_weights_are_here(self, "model")
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_adapter and is_main_process:
             peft_config: Any = self.peft_config[self.active_adapters()[0]]

@@ -261,8 +261,11 @@ def module_view(
     module: nn.Module,
     children: dict[str, nn.Module] | None = None,
     parameters: dict[str, torch.Tensor] | None = None,
+    is_lenient: bool = False,
 ) -> nn.Module:
     """A copy of a module that shares parameters, buffers and hooks with it, save the children and parameters given.
+
+    With `is_lenient`, a function that someone put in the place of the forward stays as it is.
 
     `torch.func.functional_call` would put the parameters into the module itself while it runs, where other threads
     meet them, and cannot replace a child.
@@ -281,7 +284,11 @@ def module_view(
     # bound to the original, whose children would be run: device maps and kernels put such functions on the instance
     for name in ("forward", "_old_forward"):
         if name in module.__dict__:
-            view.__dict__[name] = _rebind(module.__dict__[name], module, view)
+            try:
+                view.__dict__[name] = _rebind(module.__dict__[name], module, view)
+            except ValueError:
+                if not is_lenient:
+                    raise
     return view
 
 
@@ -297,6 +304,17 @@ def _rebind(function: Any, module: nn.Module, view: nn.Module) -> Callable[..., 
     )
 
 
+def is_scored_by_trl(model: nn.Module) -> bool:
+    """Whether TRL put a forward on a model that scores tokens by running the model without its head."""
+    function = model.__dict__.get("forward")
+    # its signature is made to look like that of the model's own; accelerate may wrap it once more
+    while function is not None:
+        if "fused_lm_head" in (getattr(function, "__kwdefaults__", None) or {}):
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
+
+
 def child_module(module: nn.Module, name: str) -> nn.Module | None:
     """The child of a module under a name of its own; none of what a wrapper hands through."""
     return module._modules.get(name)
@@ -307,6 +325,11 @@ def own_parameter(module: nn.Module, name: str) -> torch.Tensor | None:
     return module._parameters.get(name)
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether accelerate put hooks around the forward of a module, as offloading does."""
+    return "_old_forward" in module.__dict__
+
+
 def inner_forward(module: nn.Module) -> Callable[..., Any]:
     """The forward of a module without the hooks that accelerate put around it, which bring its weights."""
     return module.__dict__.get("_old_forward", module.forward)
@@ -314,8 +337,7 @@ def inner_forward(module: nn.Module) -> Callable[..., Any]:
 
 def replace_forward(view: nn.Module, forward: Callable[..., Any], inside_hooks: bool = False) -> nn.Module:
     """Let a module view run `forward`, in place of accelerate's hooks or inside of them."""
-    is_hooked = "_old_forward" in view.__dict__
-    view.__dict__["_old_forward" if inside_hooks and is_hooked else "forward"] = forward
+    view.__dict__["_old_forward" if inside_hooks and is_hooked(view) else "forward"] = forward
     return view
 
 
@@ -359,6 +381,8 @@ __all__ = [
     "create_masks_for_generate",
     "drops_cache",
     "inner_forward",
+    "is_hooked",
+    "is_scored_by_trl",
     "keep_logits",
     "layer_cache_name",
     "make_model",

@@ -19,6 +19,7 @@ from torch import nn
 from ..models import LoopedConfig, LoopedModel, LoopedPreTrainedModel
 from ..models.checks import check_positive_int
 from ..models.loop_lora import LoopLora
+from ..models.offloading import check_weights_are_here
 from .checkpoint import read_safetensors
 
 
@@ -60,6 +61,7 @@ def add_loop_lora(
         ValueError: the model is not looped or has per-loop LoRA already, or an argument is out of range.
     """
     looped = _looped_model(model)
+    check_weights_are_here(looped, "model")
     if looped.loop_lora is not None:
         raise ValueError(f"`model` has per-loop LoRA already, of `loop_lora_rank` {looped.config.loop_lora_rank}")
     fields = {
@@ -85,6 +87,7 @@ def save_loop_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
     looped = _looped_model(model)
     if looped.loop_lora is None:
         raise ValueError("`model` has no per-loop LoRA to save")
+    check_weights_are_here(looped.loop_lora, "model")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = {name: getattr(looped.config, name) for name in (*FIELDS, *PLACES)}
@@ -109,6 +112,7 @@ def load_loop_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
     """
     folder = Path(folder)
     looped = _looped_model(model)
+    check_weights_are_here(looped, "model")
     config = _read_config(folder / CONFIG_FILE)
     _check_fit(looped, config, folder)
     fields = {name: config[name] for name in FIELDS}

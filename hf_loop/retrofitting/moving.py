@@ -11,6 +11,7 @@ from ..models.adapters import refuse_adapter
 from ..models.backbone import Backbone, backbone_spec, is_tested
 from ..models.backbone_check import check_one_loop
 from ..models.modeling_recurrent import RecurrentPreTrainedModel
+from ..models.offloading import check_weights_are_here
 from ..models.transformers_seams import attention_function, choose_attention_function
 
 
@@ -22,8 +23,8 @@ def open_base(model_or_path: PreTrainedModel | str | os.PathLike) -> PreTrainedM
             to load one from.
 
     Raises:
-        ValueError: it carries an adapter, it is recurrent already, its architecture is not supported, or it is no
-            decoder with a head, such as an encoder or a bare decoder.
+        ValueError: it carries an adapter, it is recurrent already, its architecture is not supported, its weights are
+            offloaded, or it is no decoder with a head, such as an encoder or a bare decoder.
     """
     base: Any = model_or_path
     if not isinstance(base, nn.Module):
@@ -37,6 +38,7 @@ def open_base(model_or_path: PreTrainedModel | str | os.PathLike) -> PreTrainedM
             f"`model_or_path` must be a causal language model, got {type(base).__name__}, which has no head over the "
             "vocabulary"
         )
+    check_weights_are_here(base, "model_or_path")
     _check_weights(base)
     return base
 

@@ -12,6 +12,7 @@ from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_spec, get_part, set_part
 from ..models.checks import check_positive_int
 from ..models.configuration_recurrent import COPIED_FIELDS
+from ..models.offloading import check_weights_are_here
 from .layer_selection import check_same_kind, number_layers, select_layers
 
 
@@ -32,11 +33,12 @@ def unroll(model: LoopedForCausalLM, num_loops: int | None = None) -> PreTrained
     Raises:
         ValueError: the schedule does something between layers that a plain decoder cannot: an injection that has
             learned something or adds to a state, a damped update, a norm or a map of the state, an initial state of
-            its own; or `model` carries an adapter that was not merged.
+            its own; `model` carries an adapter that was not merged; or its weights are offloaded.
     """
     refuse_adapter(model, "it is unrolled")
     if not isinstance(model, LoopedForCausalLM):
         raise ValueError(f"`model` must be a LoopedForCausalLM, got {type(model).__name__}")
+    check_weights_are_here(model, "model")
     num_loops = model.config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
     calls = _layer_calls(model, range(num_loops - _plain_loops(model, num_loops), num_loops))
     indices = [index for index, _ in calls]

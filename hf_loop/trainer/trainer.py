@@ -20,6 +20,9 @@ logger = logging.get_logger(__name__)
 # what the teacher is given of a batch: neither the labels nor the student's depth
 TEACHER_INPUTS = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
 
+# TRL's trainers whose steps get prompts and sample what follows them
+SAMPLING_TRAINERS = ("GRPOTrainer", "RLOOTrainer")
+
 
 class LoopTrainer(Trainer):
     """A `Trainer` that draws the number of loops anew for every optimizer step.
@@ -35,7 +38,10 @@ class LoopTrainer(Trainer):
     adapters are trained, the student at one loop with its adapters off would say the same without a second copy.)
 
     It takes the arguments of `Trainer`. To train another trainer's way at sampled depth, put this class in front:
-    `class LoopSFTTrainer(LoopTrainer, SFTTrainer)`, with arguments that derive from both argument classes.
+    `class LoopSFTTrainer(LoopTrainer, SFTTrainer)`, with arguments that derive from both argument classes. A reference
+    model, as `DPOTrainer` has one, runs each step at the policy's depth. Trainers that sample what they train on
+    (`GRPOTrainer`, `RLOOTrainer`) do that for several steps at once and are refused: use them as they are, at the
+    depth of the model's configuration.
 
     Args:
         model: A looped model, bare or wrapped by PEFT: its `forward` takes `num_loops` and `num_backprop_loops`, and
@@ -46,7 +52,8 @@ class LoopTrainer(Trainer):
             halves its memory.
 
     Raises:
-        ValueError: `args` is of another class; the model is not looped; re-entrant activation checkpointing is asked
+        ValueError: `args` is of another class; the trainer samples what it trains on; the model is not looped, or a
+            reference model is of another depth; re-entrant activation checkpointing is asked
             for with more than one loop; or `args.distillation_weight` asks for a teacher that is not there or does
             not fit.
     """
@@ -54,6 +61,7 @@ class LoopTrainer(Trainer):
     args: LoopTrainingArguments
 
     def __init__(self, *args: Any, teacher: PreTrainedModel | None = None, **kwargs: Any) -> None:
+        self._refuse_sampling_trainers()
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, LoopTrainingArguments):
             raise ValueError(f"args must be LoopTrainingArguments, got {type(self.args).__name__}")
@@ -65,6 +73,7 @@ class LoopTrainer(Trainer):
                 f"model must have num_loops in its config, got {type(looped_model).__name__}; "
                 "hf_loop.retrofit turns a plain causal language model into a looped one"
             )
+        self._check_reference_model(num_loops)
         self._depth_schedule: DepthSchedule = self.args.depth_schedule(num_loops)
         self._refuse_reentrant_checkpointing()
         self._depths_since_log: dict[int, int] = {}
@@ -176,6 +185,26 @@ class LoopTrainer(Trainer):
                 f"distillation_weight needs one process per GPU (accelerate launch), got {self.args.n_gpu} GPUs in one"
             )
         return cast(Any, teacher.requires_grad_(False).eval()).to(self.args.device)
+
+    def _refuse_sampling_trainers(self) -> None:
+        for trainer_class in type(self).__mro__:
+            if trainer_class.__name__ in SAMPLING_TRAINERS:
+                name = trainer_class.__name__
+                raise ValueError(
+                    f"LoopTrainer cannot stand in front of {name}, which samples for several steps at once and scores "
+                    f"at one depth: use {name} itself, with a model whose num_loops is that depth"
+                )
+
+    def _check_reference_model(self, num_loops: int) -> None:
+        reference = getattr(self, "ref_model", None)
+        if reference is None:
+            return
+        of_reference = getattr(reference.config, "num_loops", None)
+        if of_reference != num_loops:
+            raise ValueError(
+                f"ref_model must have the model's num_loops, {num_loops}, got {of_reference}: give one, or load both "
+                f"by path with model_init_kwargs={{'num_loops': {num_loops}}}"
+            )
 
     def _refuse_reentrant_checkpointing(self) -> None:
         # under DDP the re-entrant form marks a reused weight ready once per loop, which fails deep inside autograd

@@ -204,6 +204,18 @@ def test_a_module_view_shares_all_that_it_is_not_given():
     norm = seams.module_view(block[1], parameters={"weight": torch.zeros(2)})
     assert not norm(states).any() and seams.own_parameter(norm, "bias") is block[1].bias
     assert seams.own_parameter(norm, "gain") is None
+    block.forward = lambda states: states
+    with pytest.raises(ValueError, match="whose forward was replaced"):
+        seams.module_view(block)
+    assert seams.module_view(block, is_lenient=True).forward is block.forward
+
+
+def test_trl_scores_by_a_forward_of_its_own():
+    add_fused_lm_head = pytest.importorskip("trl.trainer.utils").add_fused_lm_head
+    model = LlamaForCausalLM(tiny_backbone("llama"))
+    assert not seams.is_scored_by_trl(model)
+    add_fused_lm_head(model)
+    assert seams.is_scored_by_trl(model) and seams.is_scored_by_trl(seams.module_view(model))
 
 
 def test_a_forward_can_be_replaced_inside_the_hooks_of_accelerate():
@@ -216,7 +228,8 @@ def test_a_forward_can_be_replaced_inside_the_hooks_of_accelerate():
         seams.replace_forward(view, lambda states: linear.weight * 1.0, inside_hooks=inside)
         weights[inside] = view(states)
     assert weights[False].is_meta and not weights[True].is_meta and linear.weight.is_meta
-    assert seams.inner_forward(linear) is not linear.forward
+    assert seams.is_hooked(linear) and seams.inner_forward(linear) is not linear.forward
+    assert not seams.is_hooked(nn.Linear(2, 2))
 
 
 def test_a_checkpointed_layer_is_run_as_it_is_where_nothing_is_differentiated():

@@ -15,6 +15,7 @@ from transformers import HrmTextConfig, HrmTextForCausalLM
 from ...models import HierarchicalConfig, HierarchicalForCausalLM
 from ...models.adapters import refuse_adapter
 from ...models.checks import check_positive_int
+from ...models.offloading import check_weights_are_here
 
 
 # what the reader of a checkpoint adds to its configuration
@@ -105,12 +106,13 @@ def to_hrm_text(model: HierarchicalForCausalLM, num_loops: int | None = None) ->
 
     Raises:
         ValueError: the layers are others, or the schedule is none that the native model has; or `model` carries an
-            adapter that was not merged.
+            adapter that was not merged, or its weights are offloaded.
     """
     refuse_adapter(model, "it is exported")
     config = model.config
     if config.backbone_config.model_type != "hrm_text":
         raise ValueError(f"`model` must run hrm_text layers, got {config.backbone_config.model_type!r}")
+    check_weights_are_here(model, "model")
     for name, value in SCHEDULE.items():
         if getattr(config, name) != value:
             raise ValueError(f"`{name}` of hrm_text is always {value!r}, got {getattr(config, name)!r}")
