@@ -20,11 +20,15 @@ def card(
         raise ValueError(f"There is no folder {folder}.")
 
     from ..evaluation.model_card import CARD_FILE, CARD_MARKER, ModelCardFacts, write_model_card
+    from ..loading import check_model_folder
 
     path = folder / CARD_FILE
     if path.is_file() and CARD_MARKER not in path.read_text(encoding="utf-8") and not overwrite:
         raise ValueError(f"{path} was not written by hf-loop; give --overwrite to replace it.")
     facts = ModelCardFacts.from_folder(folder, repo_id)
+    # a card describes weights; a folder may have none yet
+    if facts.num_parameters is not None:
+        check_model_folder(folder)
     facts.results.license = license or facts.results.license
     facts.results.base_model = base_model or facts.results.base_model
     print(write_model_card(folder, facts))

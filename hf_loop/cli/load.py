@@ -64,7 +64,8 @@ def load_model(name: str, layers: LayerRange | None = None) -> "LoopedForCausalL
         `LoopedForCausalLM`: The model, in evaluation mode.
 
     Raises:
-        ValueError: If a weight file is truncated, or `layers` is given for a model that is looped already.
+        ValueError: If a weight file is truncated, its tensors are not those of the model, or `layers` is given for a
+            model that is looped already.
         OSError: If there is no such model.
     """
     model: Any = load_recurrent_model(name, layers)
@@ -77,11 +78,13 @@ def load_recurrent_model(name: str, layers: LayerRange | None = None) -> "PreTra
     """Loads a causal language model of any family; a plain checkpoint is looped, as in [`load_model`].
 
     Raises:
-        ValueError: If a weight file is truncated, or `layers` is given for a model that is recurrent already.
+        ValueError: If a weight file is truncated, its tensors are not those of the model, or `layers` is given for a
+            model that is recurrent already.
         OSError: If there is no such model.
     """
     from transformers import AutoModelForCausalLM
 
+    from ..loading import load_pretrained
     from ..models.configuration_recurrent import RecurrentConfig
     from ..retrofitting import retrofit
 
@@ -91,9 +94,9 @@ def load_recurrent_model(name: str, layers: LayerRange | None = None) -> "PreTra
         if layers.is_given:
             family = config.model_type.removesuffix("_lm")
             raise ValueError(f"{name} is a {family} model already; its layer range cannot be chosen.")
-        return AutoModelForCausalLM.from_pretrained(name).eval()
+        return load_pretrained(AutoModelForCausalLM, name)
     # a range that does not fit is found before the weights are read
-    layers.plan(config.get_text_config().num_hidden_layers)
+    layers.plan(config.num_hidden_layers)
     base = load_plain_model(name)
     looped = retrofit(base, num_prelude_layers=layers.prelude, core_layers=layers.core, num_coda_layers=layers.coda)
     return looped.eval()
@@ -102,45 +105,51 @@ def load_recurrent_model(name: str, layers: LayerRange | None = None) -> "PreTra
 def load_config(name: str) -> "PreTrainedConfig":
     """Reads the configuration that belongs to [`load_model`]'s `name`, after a look at its weight files.
 
-    Raises:
-        ValueError: If a weight file is truncated.
-        OSError: If there is no such model.
-    """
-    from transformers import AutoConfig
+    Of a checkpoint with other parts than text, such as images, it is that of the text part.
 
-    from ..evaluation.weights import check_weight_files
+    Raises:
+        ValueError: If a weight file is truncated, or the checkpoint has no text part that runs by itself.
+        OSError: If there is no such model, or a shard of it is missing.
+    """
+    from ..text_parts import decoder_config
+    from ..weight_files import check_weight_files
 
     register()
     path = Path(name)
     if path.suffix == ".gguf":
-        return AutoConfig.from_pretrained(path.parent, gguf_file=_gguf_name(path))
+        return decoder_config(path.parent, gguf_file=_gguf_name(path))
     _check_folder(name)
     check_weight_files(path)
-    return AutoConfig.from_pretrained(name)
+    return decoder_config(name)
 
 
 def load_plain_model(name: str, dtype: str = "auto") -> "PreTrainedModel":
-    """Loads a causal language model as it is.
+    """Loads a causal language model as it is; of a checkpoint with other parts than text, the text part.
 
     Args:
         name (`str`): As in [`load_model`], of a checkpoint whose configuration was read by [`load_config`].
         dtype (`str`, *optional*, defaults to `"auto"`): The type of the weights, by default as they are stored; a
             `.gguf` file is then unpacked to float32.
+
+    Raises:
+        ValueError: If the checkpoint's tensors are not those of the model.
     """
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import GgufConfig
+
+    from ..text_parts import load_decoder
 
     path = Path(name)
     if path.suffix != ".gguf":
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval()
+        return load_decoder(name, dtype=dtype)
     file_name = _gguf_name(path)
-    model = AutoModelForCausalLM.from_pretrained(
+    return load_decoder(
         path.parent,
+        name=path,
         gguf_file=file_name,
         # without this the weights stay quantized, which is slow on a CPU and cannot be saved
         quantization_config=GgufConfig(gguf_file=file_name, dequantize=True),
         **({} if dtype == "auto" else {"dtype": dtype}),
     )
-    return model.eval()
 
 
 def default_device() -> "torch.device":

@@ -21,9 +21,11 @@ def push(
 
     from huggingface_hub import HfApi
 
-    from ..evaluation.weights import check_weight_files
+    from .. import register
+    from ..loading import check_model_folder
 
-    check_weight_files(folder)
+    register()
+    check_model_folder(folder)
     api = HfApi()
     repo = api.create_repo(repo_id, private=private or None, exist_ok=True)
     api.upload_folder(

@@ -187,9 +187,11 @@ def ask_again(console: "Console", output_dir: Path, games: "Dataset") -> None:
     from rich.table import Table
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from ..loading import load_pretrained
+
     # annotated, because transformers' own annotations say that there may be no tokenizer
     tokenizer: Any = AutoTokenizer.from_pretrained(output_dir)
-    model: Any = AutoModelForCausalLM.from_pretrained(output_dir)
+    model: Any = load_pretrained(AutoModelForCausalLM, output_dir)
     table = Table(title=f"loaded again from {output_dir}: model.generate(**inputs, num_loops=...)")
     table.add_column("loops", justify="right")
     for game in games:

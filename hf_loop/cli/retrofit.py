@@ -119,7 +119,7 @@ def retrofit(
     # what does not fit is found before the weights are read
     check_options(family, options)
     if family == "looped":
-        layers.plan(load_config(model).get_text_config().num_hidden_layers)
+        layers.plan(load_config(model).num_hidden_layers)
     console = Console()
     with console.status(f"loading {model}"):
         tokenizer = load_tokenizer(model)

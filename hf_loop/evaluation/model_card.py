@@ -11,12 +11,12 @@ from huggingface_hub import ModelCardData
 from transformers import AutoConfig
 
 from .. import models  # noqa: F401 (registers the model types with AutoConfig)
+from ..weight_files import count_stored_parameters
 from .atomic import write_text_atomic
 from .curves import DEFAULT_TOLERANCE, LoopCurve, safe_range
 from .memory import kv_bytes_per_loop, kv_bytes_per_token
 from .plots import plot_loop_curves
 from .results import RESULTS_FILE, Results
-from .weights import count_stored_parameters
 
 
 CARD_FILE = "README.md"

@@ -13,12 +13,12 @@ from huggingface_hub import ModelCardData
 from transformers import AutoConfig
 
 from .. import models  # noqa: F401 (registers the model types with AutoConfig)
+from ..weight_files import count_stored_parameters
 from .atomic import write_text_atomic
 from .model_card import CARD_FILE, CARD_MARKER, FIGURES_FOLDER
 from .puzzle_plots import plot_puzzle_results
 from .puzzles import failure_checks, halting_quality, record_segments, segment_accuracy, with_one_blank
 from .results import package_versions
-from .weights import count_stored_parameters
 
 
 PUZZLE_RESULTS_FILE = "puzzle_results.json"

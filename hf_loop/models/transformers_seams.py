@@ -21,8 +21,11 @@ holds that list.
 
 import functools
 import inspect
+import logging
+import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, cast
 
@@ -362,6 +365,29 @@ def causal_model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None
     return mapping.get(type(config), None)
 
 
+@contextmanager
+def captured_load_report(report: list[str]) -> Generator[None]:
+    """Within it, what `from_pretrained` logs about tensors that do not fit goes into `report` and not to the log."""
+
+    def is_no_report(record: logging.LogRecord) -> bool:
+        is_report = "LOAD REPORT" in record.msg
+        if is_report:
+            report.append(record.getMessage())
+        return not is_report
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_no_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_report)
+
+
+def unconverted_tensors(report: list[str]) -> list[str]:
+    """The weights in a captured report that could not be put together from the tensors of a checkpoint."""
+    return [name for text in report for name in re.findall(r"^(\S+) *\| *(?:\x1b\[\d+m)?CONVERSION", text, re.M)]
+
+
 __all__ = [
     "ALL_MASK_ATTENTION_FUNCTIONS",
     "CACHE_NAME",
@@ -376,6 +402,7 @@ __all__ = [
     "cache_of",
     "capture_outputs",
     "causal_model_class",
+    "captured_load_report",
     "child_module",
     "choose_attention_function",
     "create_masks_for_generate",
@@ -396,6 +423,7 @@ __all__ = [
     "selected_indices",
     "sliding_window_overlay",
     "takes_cache",
+    "unconverted_tensors",
     "without_checkpointing",
 ]
 

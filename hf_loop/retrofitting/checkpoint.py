@@ -10,8 +10,10 @@ import torch
 import yaml
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import PreTrainedTokenizerFast
+
+from ..weight_files import damage_named, shard_files
 
 
 CONFIG_FILE = "config.json"
@@ -110,11 +112,7 @@ def weight_files(folder: Path) -> list[Path]:
     for name in WEIGHT_FILES:
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            for shard in shards:
-                if not (folder / shard).is_file():
-                    raise OSError(f"{folder} lacks {shard}, which {index.name} lists")
-            return [folder / shard for shard in shards]
+            return shard_files(index)
         if (folder / name).is_file():
             return [folder / name]
     if (folder / PUZZLE_CONFIG_FILE).is_file():
@@ -139,7 +137,8 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         if file.suffix == ".safetensors":
             tensors |= read_safetensors(file)[0]
         else:
-            tensors |= torch.load(file, map_location="cpu", weights_only=True)
+            with damage_named(file):
+                tensors |= torch.load(file, map_location="cpu", weights_only=True)
     return tensors
 
 
@@ -149,13 +148,10 @@ def read_safetensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
     Raises:
         ValueError: the file is damaged.
     """
-    try:
-        with safe_open(file, framework="pt") as opened:
-            # `opened` is no dict: it has `keys` but cannot be iterated over, so the rule's advice would fail
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            return tensors, opened.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{file} is truncated or damaged: {error}") from error
+    with damage_named(file), safe_open(file, framework="pt") as opened:
+        # `opened` is no dict: it has `keys` but cannot be iterated over, so the rule's advice would fail
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return tensors, opened.metadata() or {}
 
 
 def tokenizer_token_ids(folder: Path) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from ..loading import check_shapes, load_pretrained
 from ..models import HierarchicalConfig, LoopedConfig
 from ..models.transformers_seams import make_model
 from .checkpoint import locate, read_config, read_tensors, tokenizer_token_ids
@@ -116,34 +117,12 @@ def load_converted(
             dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config) if model_class is None else make_model(model_class, config)
-    check_state_dict(empty, state_dict)
+    name = "the converted checkpoint"
+    check_shapes(empty, {tensor: tuple(value.shape) for tensor, value in state_dict.items()}, name)
     # fills the rotary buffers and ties the weights, too
-    model: Any = type(empty).from_pretrained(None, config=config, state_dict=state_dict, dtype=dtype)
+    model: Any = load_pretrained(type(empty), None, name=name, config=config, state_dict=state_dict, dtype=dtype)
     if model.can_generate():
         model.generation_config = GenerationConfig(
             bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
         )
     return model
-
-
-def check_state_dict(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> None:
-    """Refuse weights that do not fill `model` exactly.
-
-    Raises:
-        ValueError: weights are unknown, missing or of another shape; the message names them.
-    """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    tied = set(model.all_tied_weights_keys)
-    unknown = sorted(state_dict.keys() - expected.keys())
-    if unknown:
-        raise ValueError(f"converted weights that the model does not have: {', '.join(unknown)}")
-    missing = sorted(expected.keys() - state_dict.keys() - tied)
-    if missing:
-        raise ValueError(f"the checkpoint fills no {', '.join(missing)}")
-    wrong = [
-        f"{name} {tuple(tensor.shape)} instead of {expected[name]}"
-        for name, tensor in state_dict.items()
-        if tuple(tensor.shape) != expected[name]
-    ]
-    if wrong:
-        raise ValueError(f"the checkpoint's weights do not fit its configuration: {', '.join(wrong)}")

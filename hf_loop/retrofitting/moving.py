@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..models.adapters import refuse_adapter
 from ..models.backbone import Backbone, backbone_spec, is_tested
@@ -13,6 +13,7 @@ from ..models.backbone_check import check_one_loop
 from ..models.modeling_recurrent import RecurrentPreTrainedModel
 from ..models.offloading import check_weights_are_here
 from ..models.transformers_seams import attention_function, choose_attention_function
+from ..text_parts import load_decoder, text_part
 
 
 def open_base(model_or_path: PreTrainedModel | str | os.PathLike) -> PreTrainedModel:
@@ -20,16 +21,16 @@ def open_base(model_or_path: PreTrainedModel | str | os.PathLike) -> PreTrainedM
 
     Args:
         model_or_path (`PreTrainedModel` or `str`): a causal model of a supported backbone, quantized or not, or where
-            to load one from.
+            to load one from. Of a model with other parts than text, such as images, the text part is taken.
 
     Raises:
-        ValueError: it carries an adapter, it is recurrent already, its architecture is not supported, its weights are
-            offloaded, or it is no decoder with a head, such as an encoder or a bare decoder.
+        ValueError: the tensors of the checkpoint are not those of the model, it carries an adapter, it is recurrent
+            already, its architecture is not supported, its weights are offloaded, or it is no decoder with a head,
+            such as an encoder or a bare decoder.
     """
-    base: Any = model_or_path
-    if not isinstance(base, nn.Module):
-        base = AutoModelForCausalLM.from_pretrained(base)
+    base: Any = model_or_path if isinstance(model_or_path, nn.Module) else load_decoder(model_or_path)
     refuse_adapter(base, "it is made recurrent")
+    base = text_part(base)
     if isinstance(base, RecurrentPreTrainedModel):
         raise ValueError(f"`model_or_path` is a {base.config.model_type.removesuffix('_lm')} model already")
     backbone_spec(base.config, type(base))

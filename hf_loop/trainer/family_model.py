@@ -3,9 +3,11 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..loading import load_pretrained
 from ..retrofitting import retrofit
+from ..text_parts import decoder_config, load_decoder
 from .new_backbone import check_vocabulary, new_backbone_config
 from .sections import FeedbackSection, SleepSection
 
@@ -25,7 +27,8 @@ def build_family_model(
         tokenizer: Gives the vocabulary size and the special token ids of a new backbone.
 
     Raises:
-        ValueError: The backbone's vocabulary is smaller than the tokenizer's, or a field is refused by the config.
+        ValueError: The backbone's vocabulary is smaller than the tokenizer's, a field is refused by the config, or the
+            tensors of a pretrained model are not those of its configuration.
     """
     config_class = model_class.config_class
     if section.pretrained is None:
@@ -34,10 +37,10 @@ def build_family_model(
     else:
         # in single precision whatever the stored type: small updates vanish in 16-bit weights
         options: dict[str, Any] = {"dtype": torch.float32}
-        if AutoConfig.from_pretrained(section.pretrained).model_type == config_class.model_type:
-            model = AutoModelForCausalLM.from_pretrained(section.pretrained, **options, **fields)
+        if decoder_config(section.pretrained).model_type == config_class.model_type:
+            model = load_pretrained(AutoModelForCausalLM, section.pretrained, **options, **fields)
         else:
-            base: Any = AutoModelForCausalLM.from_pretrained(section.pretrained, **options)
+            base: Any = load_decoder(section.pretrained, **options)
             family: Any = section.family
             model = retrofit(base, family, **fields)
     check_vocabulary(model, tokenizer)

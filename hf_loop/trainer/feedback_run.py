@@ -4,7 +4,6 @@ from typing import Any, cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
-    AutoConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -12,6 +11,7 @@ from transformers import (
 )
 
 from ..models import FeedbackConfig, FeedbackForCausalLM
+from ..text_parts import decoder_config
 from .data import TrainingData
 from .family_model import build_family_model
 from .new_backbone import new_backbone_config
@@ -28,7 +28,7 @@ def check_feedback_model(section: FeedbackSection) -> None:
     if section.pretrained is None:
         backbone_config = new_backbone_config(section.backbone or {})
     else:
-        backbone_config = AutoConfig.from_pretrained(section.pretrained)
+        backbone_config = decoder_config(section.pretrained)
         if _is_feedback(backbone_config):
             backbone_config = backbone_config.backbone_config
     FeedbackConfig(backbone_config=backbone_config, **section.feedback)
@@ -42,7 +42,8 @@ def build_feedback_model(section: FeedbackSection, tokenizer: PreTrainedTokenize
         tokenizer: Gives the vocabulary size and the special token ids of a new backbone.
 
     Raises:
-        ValueError: The backbone's vocabulary is smaller than the tokenizer's, or a field is refused by the config.
+        ValueError: The backbone's vocabulary is smaller than the tokenizer's, a field is refused by the config, or the
+            tensors of a pretrained model are not those of its configuration.
     """
     return build_family_model(FeedbackForCausalLM, section, section.feedback, tokenizer)
 

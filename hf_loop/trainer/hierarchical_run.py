@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..loading import load_pretrained
 from ..models import HierarchicalConfig, HierarchicalForPuzzle
 from .data import TrainingData
 from .deep_supervision import DeepSupervisionArguments, DeepSupervisionTrainer
@@ -41,14 +42,15 @@ def build_hierarchical_model(
         num_cells: Cells of a puzzle, which a mixer over positions is made for.
 
     Raises:
-        ValueError: The vocabulary is smaller than the tokenizer's, or a field is refused by the config.
+        ValueError: The vocabulary is smaller than the tokenizer's, a field is refused by the config, or the tensors
+            of a pretrained model are not those of its configuration.
     """
     if section.pretrained is None:
         model: Any = HierarchicalForPuzzle(_new_config(section, num_cells, len(tokenizer)))
     else:
         # in single precision whatever the stored type: small updates vanish in 16-bit weights
         options: dict[str, Any] = {"dtype": torch.float32, **section.hierarchical}
-        model = AutoModelForMaskedLM.from_pretrained(section.pretrained, **options)
+        model = load_pretrained(AutoModelForMaskedLM, section.pretrained, **options)
     check_vocabulary(model, tokenizer)
     return model
 

@@ -4,12 +4,13 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..layer_ranges import plan_layers
 from ..models import LoopedConfig, LoopedForCausalLM
 from ..retrofitting import retrofit
 from ..retrofitting.layer_selection import select_layers
+from ..text_parts import decoder_config, load_decoder
 from .arguments import LoopTrainingArguments
 from .data import TrainingData
 from .new_backbone import check_vocabulary, new_backbone_config
@@ -43,11 +44,12 @@ def build_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Pr
         tokenizer: Gives the vocabulary size and the special token ids of a new backbone.
 
     Raises:
-        ValueError: The backbone's vocabulary is smaller than the tokenizer's, or a field is refused by the config.
+        ValueError: The backbone's vocabulary is smaller than the tokenizer's, a field is refused by the config, or the
+            tensors of a pretrained model are not those of its configuration.
     """
     if section.pretrained is not None:
         # in single precision whatever the stored type: small updates vanish in 16-bit weights
-        model = AutoModelForCausalLM.from_pretrained(section.pretrained, dtype=torch.float32)
+        model = load_decoder(section.pretrained, dtype=torch.float32)
         if not _is_looped(model.config):
             model = retrofit(model, **_layout(section))
         elif section.num_loops is not None:
@@ -65,7 +67,7 @@ def load_teacher(pretrained: str, args: LoopTrainingArguments) -> PreTrainedMode
     Its weights do not train, so they take the type that the training computes in.
     """
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    return AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype)
+    return load_decoder(pretrained, dtype=dtype)
 
 
 def check_model(section: ModelSection) -> None:
@@ -76,7 +78,7 @@ def check_model(section: ModelSection) -> None:
     """
     layout = _layout(section)
     if section.pretrained is not None:
-        backbone_config = AutoConfig.from_pretrained(section.pretrained)
+        backbone_config = decoder_config(section.pretrained)
         if _is_looped(backbone_config):
             _refuse_layout(section)
             return

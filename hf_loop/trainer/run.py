@@ -8,7 +8,9 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
+from ..loading import check_resumable
 from .data import load_training_data
 from .feedback_run import build_feedback_model, check_feedback_model, feedback_trainer, merge_lora
 from .hierarchical_run import build_hierarchical_model, check_hierarchical_model, hierarchical_trainer
@@ -72,6 +74,11 @@ def run_recipe(recipe: Recipe) -> RunResult:
     model = build(section, data.tokenizer, **sizes)
     num_parameters = model.num_parameters()
     trainer = make_trainer(model, section, args, data)
+    if resume:
+        checkpoint = get_last_checkpoint(recipe.output_dir) if resume is True else resume
+        # where there is none, the trainer says so
+        if checkpoint is not None and Path(checkpoint).is_dir():
+            check_resumable(trainer.model, checkpoint)
     train_loss = trainer.train(resume_from_checkpoint=resume).training_loss
     metrics = trainer.evaluate() if data.eval_dataset is not None else {}
     # `Trainer` turns the cache off for training; whoever loads the model wants it

@@ -3,7 +3,6 @@
 from typing import Any, cast
 
 from transformers import (
-    AutoConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -11,6 +10,7 @@ from transformers import (
 )
 
 from ..models import SleepConfig, SleepForCausalLM
+from ..text_parts import decoder_config
 from .data import TrainingData
 from .family_model import build_family_model
 from .new_backbone import new_backbone_config
@@ -26,7 +26,7 @@ def check_sleep_model(section: SleepSection) -> None:
     if section.pretrained is None:
         SleepConfig(backbone_config=new_backbone_config(section.backbone or {}), **section.sleep)
         return
-    config = AutoConfig.from_pretrained(section.pretrained)
+    config = decoder_config(section.pretrained)
     if not _is_sleep(config):
         SleepConfig(backbone_config=config, **section.sleep)
         return
@@ -37,7 +37,7 @@ def check_sleep_model(section: SleepSection) -> None:
                 f"model.sleep.{name} cannot be chosen, got {value!r}: {section.pretrained} is a sleep model already, "
                 f"with {getattr(config, name)!r}"
             )
-    AutoConfig.from_pretrained(section.pretrained, **section.sleep)
+    decoder_config(section.pretrained, **section.sleep)
 
 
 def build_sleep_model(section: SleepSection, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -48,7 +48,8 @@ def build_sleep_model(section: SleepSection, tokenizer: PreTrainedTokenizerBase)
         tokenizer: Gives the vocabulary size and the special token ids of a new backbone.
 
     Raises:
-        ValueError: The backbone's vocabulary is smaller than the tokenizer's, or a field is refused by the config.
+        ValueError: The backbone's vocabulary is smaller than the tokenizer's, a field is refused by the config, or the
+            tensors of a pretrained model are not those of its configuration.
     """
     return build_family_model(SleepForCausalLM, section, section.sleep, tokenizer)
 

@@ -6,8 +6,18 @@ import pytest
 import torch
 import transformers
 from accelerate import cpu_offload
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel, T5Config, Trainer, TrainingArguments
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    MixtralForCausalLM,
+    T5Config,
+    Trainer,
+    TrainingArguments,
+)
 
 from hf_loop.models import transformers_seams as seams
 from hf_loop.models.outputs import RecurrentCausalLMOutputWithPast, RecurrentModelOutputWithPast
@@ -246,3 +256,30 @@ def test_a_checkpointed_layer_is_run_as_it_is_where_nothing_is_differentiated():
 def test_causal_model_class_is_that_of_the_auto_classes():
     assert seams.causal_model_class(LlamaConfig()) is LlamaForCausalLM
     assert seams.causal_model_class(T5Config()) is None
+
+
+def test_the_report_of_tensors_that_do_not_fit_is_captured_and_not_logged(tmp_path, capsys):
+    LlamaForCausalLM(tiny_backbone("llama")).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file) | {"other": torch.zeros(1)}, file, {"format": "pt"})
+    report: list[str] = []
+    with seams.captured_load_report(report):
+        LlamaForCausalLM.from_pretrained(tmp_path)
+    assert len(report) == 1
+    assert "other" in report[0]
+    assert "other" not in capsys.readouterr().err
+    # outside it is logged again
+    LlamaForCausalLM.from_pretrained(tmp_path)
+    assert len(report) == 1
+
+
+def test_weights_that_could_not_be_put_together_are_named(tmp_path):
+    MixtralForCausalLM(tiny_backbone("mixtral")).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    name = next(tensor for tensor in tensors if "experts.1.w1" in tensor)
+    save_file(tensors | {name: tensors[name][:-1].clone()}, file, {"format": "pt"})
+    report: list[str] = []
+    with seams.captured_load_report(report), pytest.raises(RuntimeError):
+        MixtralForCausalLM.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+    assert seams.unconverted_tensors(report) == ["model.layers.0.mlp.experts.gate_up_proj"]

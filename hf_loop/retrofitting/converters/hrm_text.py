@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from transformers import HrmTextConfig, HrmTextForCausalLM
 
+from ...loading import check_loaded, load_pretrained, load_with_faults
 from ...models import HierarchicalConfig, HierarchicalForCausalLM
 from ...models.adapters import refuse_adapter
 from ...models.checks import check_positive_int
 from ...models.offloading import check_weights_are_here
 
 
+CHECKPOINT = "the checkpoint"
 # what the reader of a checkpoint adds to its configuration
 READER_FIELDS = ("tensor_names", "tensor_shapes", "tokenizer_token_ids")
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -70,20 +72,17 @@ def convert_state_dict(config: dict[str, Any], tensors: dict[str, Tensor]) -> di
     """
     dtypes = {tensor.dtype for tensor in tensors.values()}
     native_config = _native_config(config)
-    loaded: Any = HrmTextForCausalLM.from_pretrained(
+    native, faults = load_with_faults(
+        HrmTextForCausalLM,
         None,
+        CHECKPOINT,
         config=native_config,
         state_dict=dict(tensors),
         dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
     )
-    native, report = loaded
-    for fault in ("missing_keys", "mismatched_keys"):
-        if report[fault]:
-            names = ", ".join(sorted(str(entry) for entry in report[fault]))
-            raise ValueError(f"the checkpoint has {fault.replace('_', ' ')} for hrm_text: {names}")
-    for name in tensors.keys() - report["unexpected_keys"]:
+    # the caller refuses what is left over, as of every checkpoint that is converted
+    check_loaded({**faults, "unexpected_keys": set()}, CHECKPOINT, "hrm_text")
+    for name in tensors.keys() - faults["unexpected_keys"]:
         del tensors[name]
     converted = {}
     for name, tensor in native.state_dict().items():
@@ -132,8 +131,13 @@ def to_hrm_text(model: HierarchicalForCausalLM, num_loops: int | None = None) ->
         name.replace("model.backbone.", "model.", 1): tensor.detach().clone()
         for name, tensor in model.state_dict().items()
     }
-    native: Any = HrmTextForCausalLM.from_pretrained(
-        None, config=HrmTextConfig.from_dict(fields), state_dict=state_dict, dtype=model.dtype
+    native: Any = load_pretrained(
+        HrmTextForCausalLM,
+        None,
+        name="the hierarchical model",
+        config=HrmTextConfig.from_dict(fields),
+        state_dict=state_dict,
+        dtype=model.dtype,
     )
     native.generation_config = copy.deepcopy(model.generation_config)
     return native.to(model.device).train(model.training)

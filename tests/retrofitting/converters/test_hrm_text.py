@@ -140,9 +140,9 @@ def test_special_tokens_come_from_the_tokenizer_only_where_the_configuration_has
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.pop("model.z_L_init"), "missing keys for hrm_text: model.z_L_init"),
+        (lambda tensors: tensors.pop("model.z_L_init"), r"not those of hrm_text: 1 missing \(model.z_L_init\)"),
         (lambda tensors: tensors.update(extra=torch.ones(2)), "not known: extra"),
-        (lambda tensors: tensors.update({"lm_head.weight": torch.ones(5, 64)}), "mismatched keys.*lm_head.weight"),
+        (lambda tensors: tensors.update({"lm_head.weight": torch.ones(5, 64)}), "1 misshapen .*lm_head.weight"),
     ],
     ids=["missing", "unknown", "shape"],
 )

@@ -21,6 +21,7 @@ from transformers import LlamaConfig, Trainer, TrainingArguments, set_seed
 
 from hf_loop import FeedbackConfig, FeedbackForCausalLM
 from hf_loop.evaluation.seed_plots import plot_seeds
+from hf_loop.loading import load_pretrained
 from hf_loop.tasks import passkey
 from hf_loop.trainer import RandomStatePassing
 
@@ -111,7 +112,7 @@ def trained(variant: str, seed: int, args: argparse.Namespace) -> tuple[Feedback
     )  # fmt: skip
     fields = {**DEFAULTS, **VARIANTS[variant]}
     if is_longer:
-        model = FeedbackForCausalLM.from_pretrained(first, **fields)
+        model = load_pretrained(FeedbackForCausalLM, first, **fields)
     else:
         backbone = LlamaConfig(
             vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,

@@ -15,6 +15,7 @@ from transformers import AutoModelForMaskedLM
 
 from hf_loop.evaluation import measure_puzzles, write_puzzle_card
 from hf_loop.evaluation.puzzle_card import SEGMENTS
+from hf_loop.loading import load_pretrained
 from hf_loop.trainer.data import load_training_data
 from hf_loop.trainer.recipe import load_recipe
 
@@ -38,7 +39,7 @@ def main() -> None:
     test = load_training_data(data, default_tokenizer=None, seed=recipe.training.seed).eval_dataset
     if test is None:
         raise ValueError("data.num_eval_rows of the recipe is 0: say how many with --test-rows")
-    model = AutoModelForMaskedLM.from_pretrained(args.folder)
+    model = load_pretrained(AutoModelForMaskedLM, args.folder)
     is_maze = data.task == "maze" or data.task_options.get("kind") == "maze"
     blank = None if is_maze else BLANK
     results = measure_puzzles(model, test, blank=blank, segments=args.segments, batch_size=args.batch_size)

@@ -1,0 +1,189 @@
+"""Opening a checkpoint, whole or not at all: the one place that loads a model's weights from a folder or from the Hub.
+
+transformers fills a weight that a checkpoint does not hold with random numbers and leaves out one that the model does
+not have, with a warning each. Whatever is then measured, trained or written is of another model. Here every tensor
+must fit. What is allowed is what the model's own class allows: tied weights, which are stored once, and names that the
+class ignores (rotary tables that old files hold, layers for multi-token prediction). There is no exception for new
+heads: no command loads a model to give it one.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import get_peft_model_state_dict
+from transformers import AutoConfig, PreTrainedModel
+
+from . import models
+from .models.transformers_seams import captured_load_report, unconverted_tensors
+from .weight_files import WEIGHT_FILES, check_weight_files, damage_named, shard_files, tensor_shapes
+
+
+# tensors that a message names
+NUM_NAMED = 3
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+def load_pretrained(
+    model_class: Any, path: str | os.PathLike | None, *, name: str | os.PathLike | None = None, **options: Any
+) -> PreTrainedModel:
+    """Load a model as `model_class.from_pretrained` does, and refuse a checkpoint that does not fill it exactly.
+
+    Args:
+        model_class (`type`): a model class or one of transformers' Auto classes.
+        path (`str`, `os.PathLike` or `None`): a folder or a repository on the Hub; `None` where `options` hold the
+            `state_dict`.
+        name (`str` or `os.PathLike`, *optional*): what messages call the checkpoint, `path` by default.
+        options: further arguments of `from_pretrained`.
+
+    Returns:
+        `PreTrainedModel`: the model, in evaluation mode.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or of another shape, or a weight file is damaged. Names the first
+            of them, and the checkpoint.
+        OSError: there is no such checkpoint, or it lacks a file.
+    """
+    name = path if name is None else name
+    model, faults = load_with_faults(model_class, path, name, **options)
+    check_loaded(faults, name, type(model).__name__)
+    return model
+
+
+def load_with_faults(
+    model_class: Any, path: str | os.PathLike | None, name: object, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Load a model, and what of the checkpoint does not fit it, for callers that allow some of that.
+
+    Args:
+        model_class (`type`): as in [`load_pretrained`].
+        path (`str`, `os.PathLike` or `None`): as in [`load_pretrained`].
+        name: what messages call the checkpoint.
+        options: further arguments of `from_pretrained`.
+
+    Returns:
+        `tuple`: the model, and the dictionary that [`check_loaded`] takes.
+
+    Raises:
+        ValueError: a weight file is damaged, or a weight cannot be put together from the checkpoint's tensors.
+        OSError: there is no such checkpoint, or it lacks a file.
+    """
+    # a .gguf file is checked by its reader
+    if path is not None and "gguf_file" not in options and Path(path).is_dir():
+        check_weight_files(path)
+    report: list[str] = []
+    try:
+        with captured_load_report(report), damage_named(f"a weight file of {name}"):
+            # misshapen tensors are reported with the others, and not by an error that names none
+            return model_class.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except RuntimeError as error:
+        unconverted = unconverted_tensors(report)
+        if not unconverted:
+            raise
+        raise ValueError(_describe(name, "a model of its configuration", {"unusable": unconverted})) from error
+
+
+def check_loaded(faults: dict[str, Any], name: object, model_name: str) -> None:
+    """Refuse what `from_pretrained(..., output_loading_info=True)` reports as not fitting.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or of another shape.
+    """
+    misshapen = [
+        f"{tensor} {tuple(shape)} instead of {tuple(expected)}"
+        for tensor, shape, expected in faults["mismatched_keys"]
+    ]
+    problems = {"missing": faults["missing_keys"], "unexpected": faults["unexpected_keys"], "misshapen": misshapen}
+    if any(problems.values()):
+        raise ValueError(_describe(name, model_name, problems))
+
+
+def check_model_folder(folder: str | os.PathLike) -> None:
+    """Refuse a folder whose weights do not fill the model that its configuration names; their values are not kept.
+
+    Weights that a quantizer packed are looked at by their files' headers alone, and so are those of a class that is
+    neither transformers' nor ours: only loading knows the tensors that such a model has.
+
+    Args:
+        folder (`str` or `os.PathLike`): a model folder with safetensors files.
+
+    Raises:
+        ValueError: as [`load_pretrained`].
+        OSError: a shard is missing.
+    """
+    check_weight_files(folder)
+    config = AutoConfig.from_pretrained(folder)
+    architecture = (config.architectures or [""])[0]
+    model_class = getattr(models, architecture, None) or getattr(transformers, architecture, None)
+    if model_class is not None and getattr(config, "quantization_config", None) is None:
+        load_pretrained(model_class, folder, device_map="meta")
+
+
+def check_resumable(model: Any, folder: str | os.PathLike) -> None:
+    """Refuse a training checkpoint that would not fill `model`, which goes on training from it.
+
+    transformers' `Trainer` reads the file into the model's own names and only warns of what does not fit. A checkpoint
+    without safetensors files, as FSDP writes it, is left to the trainer.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): the model that is trained; of the latter the adapter is stored.
+        folder (`str` or `os.PathLike`): the checkpoint.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or of another shape, or a file is damaged.
+        OSError: a shard is missing.
+    """
+    check_weight_files(folder)
+    has_adapter = hasattr(model, "peft_config")
+    file_name = ADAPTER_FILE if has_adapter else WEIGHT_FILES[0]
+    file, index = Path(folder) / file_name, Path(folder) / f"{file_name}.index.json"
+    files = [file] if file.is_file() else shard_files(index) if index.is_file() else []
+    if files:
+        stored = {name: shape for file in files for name, shape in tensor_shapes(file).items()}
+        check_shapes(get_peft_model_state_dict(model) if has_adapter else model, stored, folder)
+
+
+def check_shapes(
+    model: PreTrainedModel | Mapping[str, torch.Tensor], stored: Mapping[str, tuple[int, ...]], name: object
+) -> None:
+    """Refuse tensors that do not fill `model` exactly, by their names and shapes.
+
+    Args:
+        model (`PreTrainedModel` or `Mapping`): the model, with or without memory, or its tensors by name.
+        stored (`Mapping[str, tuple[int, ...]]`): the shape of every stored tensor, under the model's names.
+        name: what messages call the checkpoint.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or of another shape.
+    """
+    tensors = model.state_dict() if isinstance(model, PreTrainedModel) else model
+    tied = set(model.all_tied_weights_keys) if isinstance(model, PreTrainedModel) else set()
+    expected = {tensor: tuple(value.shape) for tensor, value in tensors.items()}
+    faults = {
+        "missing_keys": expected.keys() - stored.keys() - tied,
+        "unexpected_keys": stored.keys() - expected.keys(),
+        "mismatched_keys": [
+            (tensor, shape, expected[tensor])
+            for tensor, shape in stored.items()
+            if expected.get(tensor, shape) != shape
+        ],
+    }
+    check_loaded(faults, name, type(model).__name__ if isinstance(model, PreTrainedModel) else "the adapter")
+
+
+def _describe(name: object, model_name: str, problems: dict[str, Iterable[str]]) -> str:
+    parts = []
+    for problem, tensors in problems.items():
+        named = sorted(tensors, key=_natural_order)
+        if named:
+            more = f" and {len(named) - NUM_NAMED} more" if len(named) > NUM_NAMED else ""
+            parts.append(f"{len(named)} {problem} ({', '.join(named[:NUM_NAMED])}{more})")
+    return f"the tensors of {name} are not those of {model_name}: {'; '.join(parts)}"
+
+
+def _natural_order(tensor: str) -> list[tuple[int, str]]:
+    """Sorts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in tensor.split(".")]

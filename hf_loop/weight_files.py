@@ -1,0 +1,95 @@
+"""Looking at the files that hold a checkpoint's weights, without loading them."""
+
+import json
+import math
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+
+from safetensors import SafetensorError, safe_open
+
+
+# as transformers looks for them: the first that a folder has is read
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def check_weight_files(folder: str | os.PathLike) -> None:
+    """Check that every safetensors file of a folder is complete, by its header, and that no shard is missing.
+
+    Raises:
+        ValueError: If a file is truncated, or is no safetensors file or index; the message names it.
+        OSError: If a shard is missing that an index lists.
+    """
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        tensor_shapes(path)
+    for name in WEIGHT_FILES:
+        index = Path(folder) / f"{name}.index.json"
+        if (Path(folder) / name).is_file():
+            return
+        if index.is_file():
+            shard_files(index)
+            return
+
+
+def shard_files(index: Path) -> list[Path]:
+    """The files that an index of shards lists, which all exist.
+
+    Raises:
+        ValueError: If the index is damaged.
+        OSError: If a shard is missing.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of shards: {type(error).__name__}: {error}") from error
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise OSError(f"{index.parent} lacks {name}, which {index.name} lists")
+    return [index.parent / name for name in names]
+
+
+@contextmanager
+def damage_named(name: object) -> Generator[None]:
+    """Turn what the readers of safetensors files and of pickles raise for a damaged file into a `ValueError`.
+
+    Args:
+        name: the file or checkpoint that is read within it.
+
+    Raises:
+        ValueError: the file is truncated or damaged, or holds something other than tensors.
+    """
+    try:
+        yield
+    except (SafetensorError, UnpicklingError, EOFError) as error:
+        # torch goes on with a page of advice
+        raise ValueError(f"{name} is truncated or damaged: {str(error).split('. ')[0]}") from error
+    except RuntimeError as error:
+        # torch's reader of zip archives
+        if "PytorchStreamReader" not in str(error):
+            raise
+        raise ValueError(f"{name} is truncated or damaged: {str(error).split('. ')[0]}") from error
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a safetensors file, by name, from the file's header.
+
+    Raises:
+        ValueError: If the file is truncated or is no safetensors file; the message names it.
+    """
+    with damage_named(file), safe_open(file, framework="pt") as opened:
+        # `opened` is no dict: it has `keys` but cannot be iterated over, so the rule's advice would fail
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+
+
+def count_stored_parameters(folder: str | Path) -> int | None:
+    """The number of weights in a folder's safetensors files; a shared weight is stored, and counted, once.
+
+    Returns:
+        `int` or `None`: `None` if the folder has no such file.
+    """
+    paths = sorted(Path(folder).glob("*.safetensors"))
+    if not paths:
+        return None
+    return sum(math.prod(shape) for path in paths for shape in tensor_shapes(path).values())
