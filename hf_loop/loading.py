@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 from peft import get_peft_model_state_dict
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from . import models
 from .models.transformers_seams import captured_load_report, unconverted_tensors
@@ -116,10 +116,15 @@ def check_model_folder(folder: str | os.PathLike) -> None:
     """
     check_weight_files(folder)
     config = AutoConfig.from_pretrained(folder)
-    architecture = (config.architectures or [""])[0]
-    model_class = getattr(models, architecture, None) or getattr(transformers, architecture, None)
+    model_class = architecture_of(config)
     if model_class is not None and getattr(config, "quantization_config", None) is None:
         load_pretrained(model_class, folder, device_map="meta")
+
+
+def architecture_of(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The class that a checkpoint was written by, where it is transformers' or ours."""
+    name = (config.architectures or [""])[0]
+    return getattr(models, name, None) or getattr(transformers, name, None)
 
 
 def check_resumable(model: Any, folder: str | os.PathLike) -> None:

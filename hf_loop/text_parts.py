@@ -1,20 +1,224 @@
-"""The decoder of a checkpoint."""
+"""The language model inside a checkpoint that reads images or sounds too.
+
+A composite checkpoint (Gemma 3, Qwen 3.5, Mistral 3, Llama 4, Llava, ...) has a configuration with parts, and among
+its modules a decoder like any other. Every function and command that takes a pretrained model takes the language model
+of such a checkpoint. It is found here and nowhere else. No tensor is renamed: transformers opens the checkpoint, and
+the modules move. What was taken out is compared with the whole on a few tokens before it is used.
+"""
 
 import os
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
-from .loading import load_pretrained
+from .loading import architecture_of, check_model_folder, load_pretrained, load_with_faults
+from .models.transformers_seams import attention_function, choose_attention_function
+
+
+# what some language models do to their logits, each with the value that does nothing; around the same decoder some
+# composite models leave it out, and what they compute is what their weights were trained for
+FINISHING: dict[str, Any] = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+# tokens of the comparison
+NUM_TOKENS = 8
+# largest difference of two logits by the largest logit: rounding, where the whole counts positions from another number
+TOLERANCE = 1e-4
+HALF_TOLERANCE = 2e-2
 
 
 def decoder_config(path: str | os.PathLike, **options: Any) -> PreTrainedConfig:
-    return AutoConfig.from_pretrained(path, **options)
+    """The configuration of what [`load_decoder`] loads, without its weights.
+
+    Args:
+        path (`str` or `os.PathLike`): a folder or a repository on the Hub.
+        options: further arguments of `AutoConfig.from_pretrained`.
+
+    Raises:
+        ValueError: the checkpoint is composite, and there is no language model that can be taken out.
+        OSError: there is no such checkpoint.
+    """
+    return text_config(AutoConfig.from_pretrained(path, **options), path)
 
 
 def load_decoder(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
-    return load_pretrained(AutoModelForCausalLM, path, **options)
+    """Load a causal language model, or the one inside a composite checkpoint, as [`load_pretrained`] does.
+
+    Args:
+        path (`str` or `os.PathLike`): a folder or a repository on the Hub.
+        options: further arguments of [`load_pretrained`].
+
+    Returns:
+        `PreTrainedModel`: the model, in evaluation mode.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or of another shape, or the checkpoint is composite, and there is
+            no language model that can be taken out.
+        OSError: there is no such checkpoint, or it lacks a file.
+    """
+    # a .gguf file holds a language model alone
+    if "gguf_file" in options:
+        return load_pretrained(AutoModelForCausalLM, path, **options)
+    config = AutoConfig.from_pretrained(path)
+    text = text_config(config, path)
+    if text is config:
+        return load_pretrained(AutoModelForCausalLM, path, **options)
+    whole_class = architecture_of(config)
+    if whole_class is None:
+        raise ValueError(
+            f"transformers has no class {(config.architectures or [None])[0]}, which the config.json of {path} names: "
+            f"{_advice(text)}"
+        )
+    language_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if language_class is not None and issubclass(language_class.config_class, type(text)):
+        # transformers itself reads the language model alone; what it leaves out is held to the whole model
+        check_model_folder(path)
+        model, faults = load_with_faults(language_class, path, path, **options)
+        if not (faults["missing_keys"] or faults["mismatched_keys"]):
+            return model
+    return text_part(load_pretrained(whole_class, path, **options))
+
+
+def text_config(config: PreTrainedConfig, name: object) -> PreTrainedConfig:
+    """The language model's part of a composite configuration; any other configuration as it is.
+
+    Args:
+        config (`PreTrainedConfig`): a configuration.
+        name: what messages call the checkpoint.
+
+    Raises:
+        ValueError: transformers has no causal language model for the part.
+    """
+    text = config.get_text_config(decoder=True)
+    # of encoder-decoders it is a view of the whole or the decoder, which cannot do without the encoder
+    if type(text) is type(config) or getattr(config, "is_encoder_decoder", False):
+        return config
+    if MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None) is None:
+        raise ValueError(
+            f"{name} is a {config.model_type} model, and transformers has no causal language model for its text part "
+            f"{text.model_type}, which cannot be taken out: load a language model"
+        )
+    return text
 
 
 def text_part(model: PreTrainedModel) -> PreTrainedModel:
-    return model
+    """The language model inside a composite model; any other model as it is.
+
+    Modules move: no weight is copied, tied weights stay tied, and `model` should not be used afterwards.
+
+    Args:
+        model (`PreTrainedModel`): a model with or without other parts than text.
+
+    Returns:
+        `PreTrainedModel`: a causal language model, whose configuration is the part's own, with the generation
+        configuration of `model`.
+
+    Raises:
+        ValueError: there is no language model that could be taken out, or it computes something else than `model`.
+    """
+    name = model.name_or_path or type(model).__name__
+    text = text_config(model.config, name)
+    if text is model.config:
+        return model
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(
+            f"{name} must be a causal language model, got {type(model).__name__}, which has no head over the "
+            "vocabulary"
+        )
+    decoder = _decoder(model, text, name)
+    input_ids = _some_tokens(model.config, text, model.device)
+    expected = _logits(model, input_ids, name, text)
+    tolerance = TOLERANCE if expected.dtype in (torch.float32, torch.float64) else HALF_TOLERANCE
+    for neutral in ({}, {key: value for key, value in FINISHING.items() if hasattr(text, key)}):
+        for key, value in neutral.items():
+            setattr(decoder.config, key, value)
+        language_model = _put_together(decoder, head)
+        logits = _logits(language_model, input_ids, name, text)
+        if (logits - expected).abs().max() <= tolerance * expected.abs().max():
+            break
+    else:
+        raise ValueError(
+            f"the text part of {name}, taken out as {type(language_model).__name__}, computes other logits than "
+            f"{type(model).__name__}: {_advice(text)}"
+        )
+    language_model.generation_config = model.generation_config
+    language_model.name_or_path = model.name_or_path
+    carry_quantization(model, language_model)
+    return language_model.train(model.training)
+
+
+def carry_quantization(source: Any, target: Any) -> None:
+    """Let a model that holds the quantized modules of another be saved, loaded and trained as a quantized model.
+
+    Args:
+        source (`PreTrainedModel`): the model that was quantized, or not.
+        target (`PreTrainedModel`): the model that has its modules.
+    """
+    if getattr(source, "hf_quantizer", None) is None:
+        return
+    target.hf_quantizer = source.hf_quantizer
+    target.quantization_method = getattr(source, "quantization_method", None)
+    target.is_quantized = True
+    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if hasattr(source, name):
+            setattr(target, name, getattr(source, name))
+    target.config.quantization_config = source.config.quantization_config
+
+
+def _decoder(model: Any, text: PreTrainedConfig, name: object) -> PreTrainedModel:
+    decoder = model.get_decoder()
+    if not isinstance(decoder, PreTrainedModel) or type(decoder.config) is not type(text):
+        raise ValueError(f"{type(model).__name__} of {name} does not say which part is its decoder: {_advice(text)}")
+    return decoder
+
+
+def _put_together(decoder: PreTrainedModel, head: nn.Module) -> Any:
+    """A causal language model of a decoder and a head, which share their weights or do not, as they are."""
+    config: Any = decoder.config
+    config.tie_word_embeddings = head.weight is decoder.get_input_embeddings().weight
+    attention = attention_function(config)
+    with torch.device("meta"):
+        language_model: Any = AutoModelForCausalLM.from_config(config)
+    choose_attention_function(config, attention)
+    setattr(language_model, language_model.base_model_prefix, decoder)
+    language_model.set_output_embeddings(head)
+    language_model.config = config
+    return language_model
+
+
+def _some_tokens(config: PreTrainedConfig, text: Any, device: torch.device) -> torch.Tensor:
+    """Tokens `[1, T]` of all parts of the vocabulary, without those that stand for images and the like."""
+    fields: dict[str, Any] = {**text.to_dict(), **config.to_dict()}
+    special = {
+        value
+        for key, value in fields.items()
+        if key.endswith(("_token_id", "_token_index")) and isinstance(value, int)
+    }
+    tokens = [token for token in range(text.vocab_size) if token not in special]
+    return torch.tensor([tokens[:: max(len(tokens) // NUM_TOKENS, 1)][:NUM_TOKENS]], device=device)
+
+
+@torch.no_grad()
+def _logits(model: Any, input_ids: torch.Tensor, name: object, text: PreTrainedConfig) -> torch.Tensor:
+    was_training = model.training
+    try:
+        return model.eval()(input_ids=input_ids, use_cache=False).logits
+    except (TypeError, ValueError, AttributeError) as error:
+        # some composite models want an image with every call
+        raise ValueError(
+            f"{type(model).__name__} of {name} does not run on text alone ({error}): {_advice(text)}"
+        ) from error
+    finally:
+        model.train(was_training)
+
+
+def _advice(text: PreTrainedConfig) -> str:
+    language_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
+    return f"load its {text.model_type} part by itself, saved as a {language_class.__name__}"

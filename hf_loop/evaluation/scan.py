@@ -31,6 +31,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_spec
 from ..models.offloading import weight_values
+from ..text_parts import text_part
 from .curves import check_loops
 from .perplexity import batch_windows, cut_windows
 from .running import evaluation_mode
@@ -66,8 +67,8 @@ def scan_layer_ranges(
     damped update, `s + (core(s) - s) / num_loops`, is that of https://huggingface.co/papers/2605.23872.
 
     Args:
-        model (`PreTrainedModel`): A causal language model of a supported architecture that is not looped. It is not
-            changed.
+        model (`PreTrainedModel`): A causal language model of a supported architecture that is not looped, or one
+            that has such a part. It is not changed.
         input_ids (`torch.Tensor` of shape `[1, T]` or `[T]`, or a sequence of tensors `[T_i]`): The text's tokens, or
             windows that are already cut (`window` then does not matter).
         ranges (`Sequence[tuple[int, int]]`): `(first, last)` layers to loop, both included; see [`layer_ranges`].
@@ -93,6 +94,7 @@ def scan_layer_ranges(
     """
     # as `retrofit`, whose models the scan is about
     refuse_adapter(model, "it is scanned")
+    model = text_part(model)
     num_layers = check_scannable(model.config)
     if model.get_output_embeddings() is None:
         raise ValueError(f"model must have a language-model head; {type(model).__name__} has none.")

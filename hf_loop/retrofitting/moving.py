@@ -13,7 +13,7 @@ from ..models.backbone_check import check_one_loop
 from ..models.modeling_recurrent import RecurrentPreTrainedModel
 from ..models.offloading import check_weights_are_here
 from ..models.transformers_seams import attention_function, choose_attention_function
-from ..text_parts import load_decoder, text_part
+from ..text_parts import carry_quantization, load_decoder, text_part
 
 
 def open_base(model_or_path: PreTrainedModel | str | os.PathLike) -> PreTrainedModel:
@@ -110,16 +110,10 @@ def materialize(model: PreTrainedModel, module: nn.Module, base: PreTrainedModel
 
 def _stay_quantized(model: Any, base: Any, not_quantized: list[str]) -> None:
     """Let a quantized original's model be saved, loaded and trained as the quantized model that it is."""
+    carry_quantization(base, model)
     if getattr(base, "hf_quantizer", None) is None:
         return
-    model.hf_quantizer = base.hf_quantizer
-    model.quantization_method = getattr(base, "quantization_method", None)
-    model.is_quantized = True
-    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
-        if hasattr(base, name):
-            setattr(model, name, getattr(base, name))
-    quantization_config = base.config.quantization_config
-    model.config.quantization_config = quantization_config
+    quantization_config = model.config.quantization_config
     # without this, loading would look for quantized weights of the new parts
     kept = list(getattr(base.hf_quantizer, "modules_to_not_convert", None) or [])
     for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
