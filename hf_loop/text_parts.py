@@ -65,7 +65,11 @@ def load_decoder(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
     # a .gguf file holds a language model alone
     if "gguf_file" in options:
         return load_pretrained(AutoModelForCausalLM, path, **options)
-    config = AutoConfig.from_pretrained(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError):
+        # the folder of an adapter, which transformers opens with its base; or none, which this says, too
+        return load_pretrained(AutoModelForCausalLM, path, **options)
     text = text_config(config, path)
     if text is config:
         return load_pretrained(AutoModelForCausalLM, path, **options)
