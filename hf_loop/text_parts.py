@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
@@ -20,7 +19,7 @@ from transformers import (
 )
 
 from .loading import architecture_of, check_model_folder, load_pretrained, load_with_faults
-from .models.transformers_seams import attention_function, choose_attention_function
+from .models.transformers_seams import attention_function, causal_model_class, choose_attention_function
 
 
 # what some language models do to their logits, each with the value that does nothing; around the same decoder some
@@ -79,7 +78,7 @@ def load_decoder(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
             f"transformers has no class {(config.architectures or [None])[0]}, which the config.json of {path} names: "
             f"{_advice(text)}"
         )
-    language_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    language_class: Any = causal_model_class(config)
     if language_class is not None and issubclass(language_class.config_class, type(text)):
         # transformers itself reads the language model alone; what it leaves out is held to the whole model
         check_model_folder(path)
@@ -103,7 +102,7 @@ def text_config(config: PreTrainedConfig, name: object) -> PreTrainedConfig:
     # of encoder-decoders it is a view of the whole or the decoder, which cannot do without the encoder
     if type(text) is type(config) or getattr(config, "is_encoder_decoder", False):
         return config
-    if MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None) is None:
+    if causal_model_class(text) is None:
         raise ValueError(
             f"{name} is a {config.model_type} model, and transformers has no causal language model for its text part "
             f"{text.model_type}, which cannot be taken out: load a language model"
@@ -224,5 +223,5 @@ def _logits(model: Any, input_ids: torch.Tensor, name: object, text: PreTrainedC
 
 
 def _advice(text: PreTrainedConfig) -> str:
-    language_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
+    language_class: Any = causal_model_class(text)
     return f"load its {text.model_type} part by itself, saved as a {language_class.__name__}"
