@@ -1,4 +1,4 @@
-"""Which layers of a plain decoder run before, in and after the loop. Needs no torch."""
+"""Which layers of a plain decoder run before, in and after the loop. Importing it needs no torch."""
 
 from dataclasses import dataclass
 
@@ -63,9 +63,13 @@ def plan_layers(
         ValueError: a count is negative, nothing is left for the core, or the ranges overlap, run backwards or pass
             the end.
     """
-    for name, value in (("num_prelude_layers", num_prelude_layers), ("num_coda_layers", num_coda_layers)):
-        if value is not None and value < 0:
-            raise ValueError(f"`{name}` must not be negative, got {value}")
+    # here, because it needs torch
+    from .models.checks import check_int
+
+    if num_prelude_layers is not None:
+        num_prelude_layers = check_int("num_prelude_layers", num_prelude_layers)
+    if num_coda_layers is not None:
+        num_coda_layers = check_int("num_coda_layers", num_coda_layers)
     if core_layers is None:
         prelude = range(num_prelude_layers or 0)
         coda = range(num_layers - (num_coda_layers or 0), num_layers)

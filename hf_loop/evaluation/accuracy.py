@@ -8,6 +8,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..models.checks import check_positive_int
 from .curves import LoopCurve, check_loops
 from .running import evaluation_mode
 
@@ -44,8 +45,7 @@ def accuracy_over_loops(
         ValueError: If a loop count is not a positive integer, there are no rows, or a row has nothing to score.
     """
     loops = sorted(check_loops(loops))
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    batch_size = check_positive_int("batch_size", batch_size)
     if len(dataset) == 0:
         raise ValueError("dataset is empty; there is nothing to measure.")
     batches = list(_padded_batches(dataset, batch_size))

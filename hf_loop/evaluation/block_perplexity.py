@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..models.checks import check_int, check_positive_int
 from ..models.transformers_seams import cache_of, named_cache
 from .perplexity import exp_or_infinity
 from .running import evaluation_mode
@@ -103,8 +104,8 @@ def perplexity_by_block(
     Raises:
         ValueError: If the text is shorter than a block, or an argument has another form.
     """
-    if block_size < 2:
-        raise ValueError(f"block_size must be at least 2 (the first token is not predicted), got {block_size}.")
+    block_size = check_int("block_size", block_size, 2)
+    window = None if window is None else check_positive_int("window", window)
     if window is not None and (window < block_size or window % block_size):
         raise ValueError(f"window must be a multiple of block_size {block_size}, got {window}.")
     if input_ids.dim() not in (1, 2):

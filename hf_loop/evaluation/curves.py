@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from ..models.checks import whole_number
 from .atomic import write_text_atomic
 
 
@@ -27,12 +28,15 @@ def check_loops(loops: Sequence[int]) -> list[int]:
     """
     if len(loops) == 0:
         raise ValueError("loops is empty; give at least one loop count.")
+    counts = []
     for count in loops:
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        number = whole_number(count)
+        if number is None or number < 1:
             raise ValueError(f"loops must hold integers of at least 1, got {count!r}.")
-    if len(set(loops)) != len(loops):
-        raise ValueError(f"loops must name each loop count once, got {list(loops)}.")
-    return list(loops)
+        counts.append(number)
+    if len(set(counts)) != len(counts):
+        raise ValueError(f"loops must name each loop count once, got {counts}.")
+    return counts
 
 
 @dataclass
@@ -62,7 +66,7 @@ class LoopCurve:
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}.")
-        check_loops(self.num_loops)
+        self.num_loops = check_loops(self.num_loops)
         if self.num_loops != sorted(self.num_loops):
             raise ValueError(f"num_loops must ascend, got {self.num_loops}.")
         if len(self.values) != len(self.num_loops):

@@ -3,6 +3,8 @@
 import torch
 from transformers import PreTrainedConfig
 
+from ..models.checks import check_positive_int
+
 
 # layers whose cache has a fixed size, whatever the length of the text
 CONSTANT_STATE_LAYERS = ("linear_attention", "conv")
@@ -31,9 +33,7 @@ def kv_bytes_per_token(
     Raises:
         ValueError: If `num_loops` is not a positive integer.
     """
-    num_loops = config.num_loops if num_loops is None else num_loops
-    if isinstance(num_loops, bool) or not isinstance(num_loops, int) or num_loops < 1:
-        raise ValueError(f"num_loops must be an integer of at least 1, got {num_loops!r}.")
+    num_loops = config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
     slots = _growing_slots(config.with_num_loops(num_loops))
     return slots * _numbers_per_slot(config.backbone_config) * dtype.itemsize
 

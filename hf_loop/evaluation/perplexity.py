@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..models.checks import check_positive_int, whole_number
 from .curves import LoopCurve, check_loops
 from .running import evaluation_mode
 
@@ -46,8 +47,7 @@ def perplexity_over_loops(
         ValueError: If a loop count is not a positive integer, or there are fewer than two tokens to predict from.
     """
     loops = sorted(check_loops(loops))
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    batch_size = check_positive_int("batch_size", batch_size)
     batches = batch_windows(cut_windows(input_ids, window), batch_size)
     num_predicted = sum(batch.shape[0] * (batch.shape[1] - 1) for batch in batches)
     values = []
@@ -73,8 +73,7 @@ def cut_windows(input_ids: torch.Tensor | Sequence[torch.Tensor], window: int) -
     Raises:
         ValueError: If there are fewer than two tokens to predict from, or an argument has another form.
     """
-    if window < 2:
-        raise ValueError(f"window must be at least 2 (the first token is not predicted), got {window}.")
+    window = check_window(window)
     if isinstance(input_ids, torch.Tensor):
         if input_ids.dim() > 2 or (input_ids.dim() == 2 and input_ids.shape[0] != 1):
             raise ValueError(f"input_ids must have the shape [1, T] or [T], got {list(input_ids.shape)}.")
@@ -86,6 +85,18 @@ def cut_windows(input_ids: torch.Tensor | Sequence[torch.Tensor], window: int) -
     if not windows:
         raise ValueError("input_ids holds fewer than two tokens; there is nothing to predict.")
     return windows
+
+
+def check_window(window: int) -> int:
+    """Returns the tokens in a window after checking that they are a whole number, with one to predict.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    number = whole_number(window)
+    if number is None or number < 2:
+        raise ValueError(f"window must be an integer of at least 2 (the first is not predicted), got {window!r}.")
+    return number
 
 
 def batch_windows(windows: list[torch.Tensor], batch_size: int) -> list[torch.Tensor]:

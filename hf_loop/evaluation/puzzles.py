@@ -109,8 +109,8 @@ def record_segments(
     Raises:
         ValueError: A number is no positive integer, or there are no rows.
     """
-    check_positive_int("num_segments", num_segments)
-    check_positive_int("batch_size", batch_size)
+    num_segments = check_positive_int("num_segments", num_segments)
+    batch_size = check_positive_int("batch_size", batch_size)
     if len(input_ids) == 0:
         raise ValueError("input_ids is empty; there is nothing to measure.")
     parts = []

@@ -30,10 +30,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_spec
+from ..models.checks import check_positive_int
 from ..models.offloading import weight_values
 from ..text_parts import text_part
 from .curves import check_loops
-from .perplexity import batch_windows, cut_windows
+from .perplexity import batch_windows, check_window, cut_windows
 from .running import evaluation_mode
 from .scan_passes import ScanPasses, calls_of_head, count_layer_calls
 from .scan_results import UPDATES, LayerScan, check_ranges
@@ -102,8 +103,8 @@ def scan_layer_ranges(
     loops = check_scan_loops(loops)
     if not updates or len(set(updates)) != len(updates) or not set(updates) <= set(UPDATES):
         raise ValueError(f"updates must be one or both of {', '.join(UPDATES)}, got {list(updates)}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    batch_size = check_positive_int("batch_size", batch_size)
+    window = check_window(window)
     windows = cut_windows(input_ids, window)
     settings = model_settings(model) | text_settings(windows, window)
 
@@ -151,7 +152,8 @@ def check_scan_loops(loops: Sequence[int]) -> list[int]:
     Raises:
         ValueError: If one is not an integer of at least 2, or is named twice.
     """
-    if 1 in check_loops(loops):
+    loops = check_loops(loops)
+    if 1 in loops:
         raise ValueError("loops must be at least 2 in a scan: one loop is the model itself, which is always measured.")
     return sorted(loops)
 

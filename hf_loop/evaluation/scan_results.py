@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from ..models.checks import check_positive_int, whole_number
 from .atomic import write_text_atomic
 from .results import package_versions
 
@@ -162,11 +163,10 @@ def layer_ranges(
     Raises:
         ValueError: If an argument is out of range, or no range is left.
     """
-    low, high = within or (0, num_layers - 1)
-    check_ranges([(low, high)], num_layers)
-    for name, value in (("stride", stride), ("min_length", min_length), ("max_length", max_length)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+    ((low, high),) = check_ranges([within or (0, num_layers - 1)], num_layers)
+    stride = check_positive_int("stride", stride)
+    min_length = check_positive_int("min_length", min_length)
+    max_length = None if max_length is None else check_positive_int("max_length", max_length)
     longest = high - low + 1 if max_length is None else min(max_length, high - low + 1)
     if min_length > longest:
         raise ValueError(f"min_length {min_length} leaves no range: at most {longest} layers can be looped.")
@@ -183,16 +183,19 @@ def check_ranges(ranges: Sequence[tuple[int, int]], num_layers: int) -> list[tup
     """
     if len(ranges) == 0:
         raise ValueError("ranges is empty; give at least one (first, last).")
-    for first, last in ranges:
-        if type(first) is not int or type(last) is not int:
-            raise ValueError(f"ranges must hold pairs of integers, got ({first!r}, {last!r}).")
+    checked = []
+    for given in ranges:
+        first, last = (whole_number(end) for end in given)
+        if first is None or last is None:
+            raise ValueError(f"ranges must hold pairs of integers, got ({given[0]!r}, {given[1]!r}).")
         if first > last:
             raise ValueError(f"ranges: ({first}, {last}) runs backwards; give the first layer first.")
         if first < 0 or last >= num_layers:
             raise ValueError(f"ranges: ({first}, {last}) does not fit a model whose layers are 0 to {num_layers - 1}.")
-    if len(set(ranges)) != len(ranges):
-        raise ValueError(f"ranges must name each range once, got {list(ranges)}.")
-    return list(ranges)
+        checked.append((first, last))
+    if len(set(checked)) != len(checked):
+        raise ValueError(f"ranges must name each range once, got {checked}.")
+    return checked
 
 
 def _finite(value: float) -> float | None:

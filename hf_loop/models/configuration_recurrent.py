@@ -19,10 +19,11 @@ from typing import Any, Self
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .checks import check_positive_int, strict
+from .checks import check_positive_int, plain_count, strict
 from .configuration_hrm import HrmBackboneConfig
 from .configuration_huginn import HuginnBackboneConfig
 from .configuration_parcae import ParcaeBackboneConfig
+from .field_checks import check_attribute, check_backbone_fields, check_fields, check_unused
 
 
 # decoders that transformers does not have; here, so that a configuration finds them where hf_loop is not installed
@@ -70,6 +71,7 @@ class RecurrentConfig(PreTrainedConfig):
 
     Raises:
         ValueError: the backbone is no configuration or of an unknown type, or the loop count is no positive integer.
+        TypeError: there is no field of a name that is given.
     """
 
     sub_configs = {"backbone_config": AutoConfig}
@@ -91,11 +93,14 @@ class RecurrentConfig(PreTrainedConfig):
             raise ValueError(f"`backbone_config` must be a configuration or a dict, got {self.backbone_config!r}")
         if not isinstance(self.backbone_config, PreTrainedConfig):
             fields = dict(self.backbone_config or {})
-            fields |= {name: kwargs.pop(name) for name in BACKBONE_FIELDS if name in kwargs}
+            fields |= {name: plain_count(name, kwargs.pop(name)) for name in BACKBONE_FIELDS if name in kwargs}
             model_type = fields.pop("model_type", "llama")
             if model_type not in CONFIG_MAPPING:
                 raise ValueError(f"`backbone_config.model_type` {model_type!r} is not a transformers model type")
-            self.backbone_config = CONFIG_MAPPING[model_type](**fields)
+            config_class = CONFIG_MAPPING[model_type]
+            check_backbone_fields(config_class, fields, self)
+            self.backbone_config = config_class(**fields)
+        check_fields(self, kwargs, BACKBONE_FIELDS)
         for name in COPIED_FIELDS:
             if getattr(self, name) is None:
                 setattr(self, name, getattr(self.backbone_config, name, None))
@@ -107,7 +112,17 @@ class RecurrentConfig(PreTrainedConfig):
     def __setattr__(self, key, value):
         if key == "num_loops":
             check_positive_int(key, value)
+        if key not in self.__dict__:
+            check_attribute(self, key)
         super().__setattr__(key, value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As transformers', except that a keyword that is no field is a `TypeError`."""
+        return_unused = kwargs.pop("return_unused_kwargs", False)
+        config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        check_unused(cls, unused, is_final=not return_unused)
+        return (config, unused) if return_unused else config
 
     # rotary parameters are brought into form and checked by the backbone, which knows its own
     def convert_rope_params_to_dict(self, **kwargs):
@@ -154,7 +169,7 @@ def _backbone_property(name: str) -> property:
         return getattr(self.backbone_config, name)
 
     def write(self, value):
-        setattr(self.backbone_config, name, value)
+        setattr(self.backbone_config, name, plain_count(name, value))
 
     return property(read, write, doc=f"`{name}` of the backbone.")
 

@@ -41,6 +41,7 @@ from .feedback_masks import block_masks
 from .feedback_memory import BlockView, LayerMemory
 from .feedback_plan import BlockPlan, plan_block
 from .feedback_state import FeedbackState, start_state
+from .keyword_checks import ENGINE_KEYWORDS, check_keywords
 from .layer_views import LayerUpdates, LeadingRows, updated_view
 from .memory_generation import MemoryGenerationMixin
 from .modeling_classification import SequenceClassifier, TokenClassifier
@@ -79,6 +80,8 @@ class FeedbackPreTrainedModel(CheckpointsSteps, RecurrentPreTrainedModel):
     _supports_flash_attn = False
     _supports_flex_attn = False
     steps = "blocks"
+    about_loops = ": a feedback model has no loops"
+    refused_keywords = dict.fromkeys(ENGINE_KEYWORDS, "an engine with its own attention has no place for a memory")
     # hidden states are put together from the blocks
     _can_record_outputs = recordable("attentions", "router_logits")
     no_prompt_learning = (
@@ -200,6 +203,7 @@ class FeedbackModel(FeedbackPreTrainedModel):
             ValueError: the mask is not one of padding, the cache is not of this model, or a memory is given for rows
                 that have one.
         """
+        check_keywords(self, kwargs)
         config = self.config
         backbone = Backbone(self.backbone)
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)

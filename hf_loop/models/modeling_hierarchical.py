@@ -45,6 +45,7 @@ from .cache_views import check_num_slots
 from .checks import check_positive_int
 from .configuration_hierarchical import HierarchicalConfig
 from .generation import LoopedGenerationMixin
+from .keyword_checks import check_keywords
 from .layer_views import read_weight
 from .modeling_classification import SequenceClassifier, TokenClassifier
 from .modeling_hrm import truncated_normal_
@@ -303,10 +304,11 @@ class HierarchicalModel(HierarchicalStacks):
         Raises:
             ValueError: a loop count is not a positive integer, or the cache was made for another loop count.
         """
+        check_keywords(self, kwargs)
         config = self.config
         num_loops = config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
         if num_backprop_loops is not None:
-            check_positive_int("num_backprop_loops", num_backprop_loops)
+            num_backprop_loops = check_positive_int("num_backprop_loops", num_backprop_loops)
 
         backbone = Backbone(self.backbone, self.spec)
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)

@@ -32,6 +32,7 @@ from .backbone import Backbone, LayerInputs, adopt_backbone, compute_logits
 from .checks import check_positive_int
 from .configuration_hierarchical import HierarchicalConfig
 from .generation_puzzle import PuzzleSolvingMixin
+from .keyword_checks import ENGINE_KEYWORDS, check_keywords
 from .modeling_hierarchical import HierarchicalPreTrainedModel, HierarchicalStacks
 from .modeling_hrm import truncated_normal_
 from .puzzle_loss import puzzle_loss
@@ -129,6 +130,11 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
 
     is_bidirectional = True
     no_prompt_learning = "its positions are the cells of a puzzle"
+    refused_keywords = {
+        **dict.fromkeys(ENGINE_KEYWORDS, "a puzzle is solved by `solve`, and not one token after another"),
+        "position_ids": "every cell has its own place",
+        "attention_mask": "every cell is read, and padding is a token like others",
+    }
 
     def __init__(self, config: HierarchicalConfig):
         super().__init__(config)
@@ -201,9 +207,10 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
         Raises:
             ValueError: a loop count is not a positive integer, or the carry does not fit the batch.
         """
+        check_keywords(self, kwargs)
         num_loops = self.config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
         if num_backprop_loops is not None:
-            check_positive_int("num_backprop_loops", num_backprop_loops)
+            num_backprop_loops = check_positive_int("num_backprop_loops", num_backprop_loops)
         backbone = Backbone(self.backbone, self.spec)
         encoded = self.embed_puzzle(backbone.embed(input_ids), puzzle_ids)
         positions = torch.arange(encoded.shape[1], device=encoded.device)[None]
@@ -306,7 +313,7 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
             ValueError: a count is not a positive integer, the carry does not fit the batch, or there is an
                 `attention_mask`.
         """
-        check_positive_int("num_segments", num_segments)
+        num_segments = check_positive_int("num_segments", num_segments)
         if kwargs.pop("attention_mask", None) is not None:
             raise ValueError(
                 "a puzzle has no `attention_mask`: every cell is read, and padding is a token like others"

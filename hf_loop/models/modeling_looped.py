@@ -42,6 +42,7 @@ from .checks import check_positive_int
 from .configuration_looped import LoopedConfig
 from .generation import LoopedGenerationMixin
 from .injection import ConcatInjection, DiagonalInjection, make_injection
+from .keyword_checks import check_keywords
 from .loop_lora import LayerLoopLora, LoopLora
 from .modeling_classification import SequenceClassifier, TokenClassifier
 from .modeling_recurrent import RecurrentPreTrainedModel
@@ -168,9 +169,10 @@ class LoopedModel(LoopedPreTrainedModel):
             ValueError: a loop count is not a positive integer, the cache was made for another loop count, or hidden
                 states after every loop are asked for together with a cache.
         """
+        check_keywords(self, kwargs)
         num_loops = self.config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
         if num_backprop_loops is not None:
-            check_positive_int("num_backprop_loops", num_backprop_loops)
+            num_backprop_loops = check_positive_int("num_backprop_loops", num_backprop_loops)
         if output_loop_hidden_states:
             if cache is not None:
                 raise ValueError("`output_loop_hidden_states` and `output_loop_logits` need `cache=None`")

@@ -22,6 +22,7 @@ from transformers.utils import logging
 from .adapters import complete_adapter_config, refuse_adapter
 from .backbone import adopt_backbone
 from .configuration_recurrent import RecurrentConfig
+from .keyword_checks import known_keywords
 from .offloading import check_weights_are_here, is_saved_offloaded
 from .transformers_seams import BeforeUpload, auto_class_of, recordable, saves_adapter_only
 
@@ -51,11 +52,19 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):
     no_prompt_learning: str | None = None
     # where this model was last written to, as long as it was not loaded from anywhere
     saved_in: str | None = None
+    # what `check_keywords` says of a number of loops under another name, and of keywords that a family cannot take
+    about_loops = "; did you mean `num_loops`?"
+    refused_keywords: dict[str, str] = {}
+    # what it lets through; of a model with a backbone
+    known_keywords: frozenset[str] = frozenset()
     # set where hf_loop is installed; code that came with a checkpoint pushes transformers' own card
     write_model_card: Any = None
 
     def post_init(self):
         super().post_init()
+        backbone: Any = getattr(self, "backbone", None)
+        if backbone is not None:
+            self.known_keywords = known_keywords(backbone, self.refused_keywords)
         self.add_model_tags(["hf_loop", *self.family_tags, self.config.model_type])
 
     def adopt(self, backbone: PreTrainedModel) -> None:

@@ -40,6 +40,7 @@ from .checks import check_positive_int
 from .configuration_sleep import SleepConfig
 from .fast_weight_layer import FastWeightLayer, ShortConvolution, ZeroLinear
 from .generation_sleep import SleepGenerationMixin
+from .keyword_checks import ENGINE_KEYWORDS, check_keywords
 from .modeling_classification import SequenceClassifier, TokenClassifier
 from .modeling_recurrent import RecurrentPreTrainedModel
 from .outputs import (
@@ -78,6 +79,8 @@ class SleepPreTrainedModel(CheckpointsSteps, RecurrentPreTrainedModel):
     config: SleepConfig
     family_tags = ("sleep-consolidation", "fast-weights")
     steps = "windows"
+    about_loops = ": a sleep model has no loops; its passes are `num_sleep_passes`"
+    refused_keywords = dict.fromkeys(ENGINE_KEYWORDS, "an engine with its own attention has no place for fast weights")
     # hidden states are put together from the windows
     _can_record_outputs = recordable("attentions", "router_logits")
     no_prompt_learning = "a prompt would stand in the first window, whose keys and values the sleep after it drops"
@@ -158,6 +161,7 @@ class SleepModel(SleepPreTrainedModel):
             ValueError: the number of passes is not a positive integer, the mask is not one of padding, the cache is
                 not a sleep model's or has another number of rows, or `reads_once` is given with a cache.
         """
+        check_keywords(self, kwargs)
         num_passes = self._check_num_passes(num_sleep_passes)
         backbone = Backbone(self.backbone)
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)

@@ -26,6 +26,7 @@ from .blocks import (
     row_lengths,
     stretches,
 )
+from .counts import plain_counts
 from .tokenizer import BOS_TOKEN, SPECIAL_TOKENS, word_tokenizer
 
 
@@ -37,6 +38,7 @@ FIRST_KEY_ID = QUESTION_ID + 1
 COLUMNS = ("input_ids", "labels", "distances", "updated")
 
 
+@plain_counts
 def associative_recall(
     num_train: int,
     num_test: int,

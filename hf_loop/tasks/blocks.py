@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from .counts import whole_number
+
 
 IGNORE_INDEX = -100
 # one row in so many is a test row
@@ -127,7 +129,8 @@ def check_integers(values: Mapping[str, object], low: int) -> None:
         ValueError: Names the argument and its value.
     """
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        number = whole_number(value)
+        if number is None or number < low:
             raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
 
 

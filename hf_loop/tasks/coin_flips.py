@@ -3,12 +3,14 @@
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerFast
 
+from .counts import plain_counts
 from .state_tracking import StateTracking
 
 
 COIN = StateTracking(states=("heads", "tails"), moves={"keep": (0, 1), "flip": (1, 0)})
 
 
+@plain_counts
 def coin_flips(
     num_train: int, num_test: int, num_moves: int = 12, *, curriculum: float = 0.0, seed: int = 0
 ) -> tuple[DatasetDict, PreTrainedTokenizerFast]:

@@ -10,6 +10,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
+from .counts import whole_number
+
 
 PAD_TOKEN = "<pad>"
 
@@ -66,7 +68,7 @@ def check_counts(**counts: int | None) -> None:
         ValueError: Names the argument and its value.
     """
     for name, value in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and (whole_number(value) is None or value < 1):
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerFast
 
+from .counts import plain_counts, whole_number
 from .grids import check_counts, check_range, grid_rows, grid_tokenizer, in_turn
 
 
@@ -22,6 +23,7 @@ TEST_SHARE = 8
 MAX_TRIES = 1000
 
 
+@plain_counts
 def maze(
     num_train: int,
     num_test: int,
@@ -54,7 +56,7 @@ def maze(
     Raises:
         ValueError: An argument is out of range, or mazes with ways of these lengths are not found.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 5:
+    if whole_number(size) is None or size < 5:
         raise ValueError(f"size must be an integer of at least 5, got {size!r}")
     check_counts(num_train=num_train, num_test=num_test, num_puzzles=num_puzzles)
     check_range("length", min_length, size * size if max_length is None else max_length, 1, size * size)

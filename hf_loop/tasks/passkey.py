@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerFast
 
 from .blocks import IGNORE_INDEX, check_integers, check_share, draw_codes, ragged_dataset, row_lengths, stretches
+from .counts import plain_counts
 from .tokenizer import SPECIAL_TOKENS, word_tokenizer
 
 
@@ -27,6 +28,7 @@ FIRST_SYMBOL_ID = QUESTION_ID + 1
 BOS_ID = list(SPECIAL_TOKENS).index("bos_token")
 
 
+@plain_counts
 def passkey(
     num_train: int,
     num_test: int,

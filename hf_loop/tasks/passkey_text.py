@@ -18,6 +18,7 @@ from .blocks import (
     ragged_dataset,
     row_lengths,
 )
+from .counts import plain_counts
 
 
 INTRODUCTION = (
@@ -25,10 +26,13 @@ INTRODUCTION = (
     "I will quiz you about the important information there. "
     "The pass key is {key}. Remember it. {key} is the pass key."
 )
+
+
 FILLER = " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 QUESTION = " What is the pass key? The pass key is"
 
 
+@plain_counts
 def passkey_text(
     num_train: int,
     num_test: int,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerFast
 
+from .counts import plain_counts
 from .grids import check_counts, grid_rows, grid_tokenizer, in_turn
 from .maze import MAZE_CHARACTERS, START, WALL, turned
 from .sudoku import seen, sudoku_characters
@@ -18,6 +19,7 @@ from .sudoku_boards import is_solved, signature
 NUM_COLUMNS = 4
 
 
+@plain_counts
 def puzzle_csv(
     num_train: int,
     num_test: int,

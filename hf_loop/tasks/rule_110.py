@@ -18,6 +18,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerFast
 
 from .blocks import IGNORE_INDEX, check_integers, draw_split, ragged_dataset
+from .counts import plain_counts
 from .tokenizer import SPECIAL_TOKENS, word_tokenizer
 
 
@@ -26,6 +27,7 @@ FIRST_BIT_ID = len(SPECIAL_TOKENS)
 FIRST_QUESTION_ID = FIRST_BIT_ID + 2
 
 
+@plain_counts
 def rule_110(
     num_train: int,
     num_test: int,

@@ -5,9 +5,11 @@ from itertools import combinations
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerFast
 
+from .counts import plain_counts, whole_number
 from .state_tracking import StateTracking
 
 
+@plain_counts
 def shell_game(
     num_train: int,
     num_test: int,
@@ -38,7 +40,7 @@ def shell_game(
     Raises:
         ValueError: If a size is out of range or there are not so many games for testing.
     """
-    if isinstance(num_cups, bool) or not isinstance(num_cups, int) or num_cups < 3:
+    if whole_number(num_cups) is None or num_cups < 3:
         raise ValueError(f"num_cups must be an integer of at least 3, got {num_cups!r}")
     moves = {}
     for left, right in combinations(range(num_cups), 2):

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerFast
 
+from .counts import plain_counts, whole_number
 from .tokenizer import BOS_TOKEN, word_tokenizer
 
 
@@ -58,6 +59,7 @@ class StateTracking:
             trace.append(self.moves[move][trace[-1]])
         return trace
 
+    @plain_counts
     def splits(
         self, num_train: int, num_test: int, num_moves: int, curriculum: float = 0.0, seed: int = 0
     ) -> DatasetDict:
@@ -152,7 +154,7 @@ def _length(progress: float, num_moves: int, curriculum: float) -> int:
 
 def _check_sizes(num_train: int, num_test: int, num_moves: int, curriculum: float) -> None:
     for name, value in (("num_train", num_train), ("num_test", num_test), ("num_moves", num_moves)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if whole_number(value) is None or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     if not 0 <= curriculum <= 1:
         raise ValueError(f"curriculum must be between 0 and 1, got {curriculum!r}")

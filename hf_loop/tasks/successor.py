@@ -16,6 +16,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerFast
 
 from .blocks import IGNORE_INDEX, check_integers, draw_split, ragged_dataset
+from .counts import plain_counts
 from .tokenizer import SPECIAL_TOKENS, word_tokenizer
 
 
@@ -25,6 +26,7 @@ FILL_ID = len(SPECIAL_TOKENS)
 FIRST_HOP_ID = FILL_ID + 1
 
 
+@plain_counts
 def successor(
     num_train: int,
     num_test: int,

@@ -12,6 +12,7 @@ from typing import Any
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerFast
 
+from .counts import plain_counts
 from .grids import check_counts, check_range, grid_rows, grid_tokenizer, in_turn
 from .sudoku_boards import (
     BLANK,
@@ -32,6 +33,7 @@ TEST_RESIDUES = (6, 7)
 MAX_TRIES = 5000
 
 
+@plain_counts
 def sudoku(
     num_train: int,
     num_test: int,

@@ -13,6 +13,8 @@ import torch
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
+from ..models.checks import check_positive_int
+
 
 IGNORE_INDEX = -100
 SEGMENT_MARK = "[repeat random segment]:"
@@ -76,8 +78,7 @@ def repeat_segments(
     Raises:
         ValueError: `length` is no positive integer, or `weight` is negative.
     """
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise ValueError(f"length must be a positive integer, got {length!r}")
+    length = check_positive_int("length", length)
     if weight < 0:
         raise ValueError(f"weight must not be negative, got {weight}")
 

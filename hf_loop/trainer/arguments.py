@@ -7,6 +7,7 @@ from typing import Any, get_args
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from ..models.checks import whole_number
 from .depth import DepthSchedule, LoopSampling
 
 
@@ -76,7 +77,7 @@ class LoopTrainingArguments(TrainingArguments):
                 f"loop_sampling must be one of {', '.join(get_args(LoopSampling))}, got {self.loop_sampling!r}"
             )
         for name in ("min_loops", "max_loops", "num_backprop_loops"):
-            _check_count(name, getattr(self, name))
+            setattr(self, name, _checked_count(name, getattr(self, name)))
         _check_number("mean_loops", self.mean_loops, low=1, optional=True)
         _check_number("loop_sigma", self.loop_sigma, low=0)
         _check_number("loop_curriculum", self.loop_curriculum, low=0, high=1)
@@ -139,9 +140,11 @@ class LoopTrainingArguments(TrainingArguments):
         )
 
 
-def _check_count(name: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+def _checked_count(name: str, value: Any) -> int | None:
+    number = whole_number(value)
+    if value is not None and (number is None or number < 1):
         raise ValueError(f"{name} must be a positive integer or None, got {value!r}")
+    return number
 
 
 def _check_number(name: str, value: Any, low: float, high: float = math.inf, optional: bool = False) -> None:

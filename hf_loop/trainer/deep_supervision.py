@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
+from ..models.checks import check_positive_int
 from ..models.puzzle_loss import IGNORE_INDEX, puzzle_loss
 from ..models.transformers_seams import prepare_inputs
 from .adam_atan2 import AdamATan2
@@ -48,8 +49,8 @@ class DeepSupervisionArguments(TrainingArguments):
             raise ValueError(f"exploration must be between 0 and 1, got {self.exploration}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
-        if self.eval_segments is not None and self.eval_segments < 1:
-            raise ValueError(f"eval_segments must be at least 1, got {self.eval_segments}")
+        if self.eval_segments is not None:
+            self.eval_segments = check_positive_int("eval_segments", self.eval_segments)
         if self.label_smoothing_factor:
             raise ValueError(f"label_smoothing_factor must be 0, got {self.label_smoothing_factor}")
 

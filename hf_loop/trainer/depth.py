@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from ..models.checks import check_positive_int
+
 
 LoopSampling = Literal["fixed", "uniform", "poisson_lognormal"]
 
@@ -64,6 +66,10 @@ class DepthSchedule:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        for name in ("min_loops", "max_loops", "num_backprop_loops"):
+            if getattr(self, name) is not None:
+                # the instance is frozen once it is made
+                object.__setattr__(self, name, check_positive_int(name, getattr(self, name)))
         if self.sampling == "uniform" and self.max_loops is None:
             raise ValueError("max_loops must be given for loop_sampling='uniform', got None")
         if self.max_loops is not None and self.max_loops < self.min_loops:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from transformers import TrainingArguments
 
+from ..models.checks import whole_number
 from .arguments import LoopTrainingArguments
 from .deep_supervision import DeepSupervisionArguments
 from .recipe_yaml import RecipeLoader, read_yaml
@@ -180,7 +181,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is not None:
         return isinstance(value, origin)
     if hint in (int, float):
-        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+        return whole_number(value) is not None or (hint is float and isinstance(value, float))
     return isinstance(value, hint)
 
 

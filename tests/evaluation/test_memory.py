@@ -87,5 +87,5 @@ def test_a_state_of_fixed_size_does_not_grow():
 
 @pytest.mark.parametrize("num_loops", [0, -1, 2.5, "x", True])
 def test_a_bad_loop_count_gets_a_clear_error(num_loops):
-    with pytest.raises(ValueError, match="num_loops must be an integer"):
+    with pytest.raises(ValueError, match="`num_loops` must be an integer"):
         kv_bytes_per_token(LoopedConfig(backbone_config=BACKBONES["llama"]), num_loops)

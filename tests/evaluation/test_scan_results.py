@@ -34,9 +34,9 @@ def test_ranges_are_a_grid_of_first_layers_and_lengths():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": 0}, "stride must be at least 1, got 0"),
-        ({"min_length": 0}, "min_length must be at least 1"),
-        ({"max_length": 0}, "max_length must be at least 1"),
+        ({"stride": 0}, "`stride` must be an integer of at least 1, got 0"),
+        ({"min_length": 0}, "`min_length` must be an integer of at least 1"),
+        ({"max_length": 0}, "`max_length` must be an integer of at least 1"),
         ({"min_length": 3, "max_length": 2}, "min_length 3 leaves no range: at most 2"),
         ({"min_length": 3, "within": (4, 5)}, "min_length 3 leaves no range: at most 2"),
         ({"within": (5, 4)}, "runs backwards"),

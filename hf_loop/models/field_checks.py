@@ -1,0 +1,176 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Refuses a field that no configuration has, which transformers' `**kwargs` would set as an attribute nobody reads."""
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedConfig
+
+from .checks import LOOPS_ELSEWHERE, nearest
+
+
+# what callers and files give besides the fields of a configuration's class and what its class reads of its keywords
+ALLOWED_FIELDS: dict[str, str] = {
+    **dict.fromkeys(
+        GenerationConfig().to_dict(), "older files have parameters of generation; transformers drops them"
+    ),
+    "auto_map": "transformers: which classes the code of a checkpoint has",
+    "quantization_config": "transformers: how the weights are quantised",
+    "compression_config": "compressed-tensors, as `quantization_config`",
+    "custom_pipelines": "transformers: pipelines that come with a checkpoint",
+    "model_type": "the class has it; files have it too",
+    "num_labels": "classification heads",
+    "classifier_dropout": "classification heads for tokens",
+    "loss_type": "which of transformers' losses a model uses",
+    "is_causal": "transformers sets it for the length of a forward pass that is given it",
+    "tie_last_hidden_states": "transformers: which hidden state is recorded last",
+    "rope_theta": "older files; transformers turns them into `rope_parameters`",
+    "rope_scaling": "as `rope_theta`",
+    "partial_rotary_factor": "as `rope_theta`",
+    "transformers_weights": "transformers: the file that the weights are in",
+    "tokenizer_class": "transformers: which tokenizer belongs to the weights",
+    **dict.fromkeys(
+        ("is_decoder", "add_cross_attention", "cross_attention_hidden_size", "tie_encoder_decoder", "torchscript")
+        + ("use_bfloat16", "pruned_heads", "finetuning_task", "task_specific_params", "prefix", "sep_token_id")
+        + ("decoder_start_token_id", "tf_legacy_loss", "return_dict_in_generate", "use_return_dict"),
+        "fields that every configuration had in older releases of transformers",
+    ),
+}
+# given to `from_pretrained` for the loading itself; transformers hands them on to the configuration as well
+LOADING_KEYWORDS = frozenset(
+    ("trust_remote_code", "code_revision", "revision", "subfolder", "token", "cache_dir", "force_download", "proxies")
+    + ("local_files_only", "gguf_file", "resume_download", "use_auth_token", "user_agent", "return_unused_kwargs")
+    + ("_from_auto", "_from_pipeline", "_commit_hash", "adapter_kwargs", "torch_dtype", "dtype")
+)
+
+
+def check_fields(config: PreTrainedConfig, given: Iterable[str], other_fields: Iterable[str]) -> None:
+    """Check the names that a configuration is made of and has no fields for.
+
+    Of a file, which may be of another release and hold what other libraries wrote, only misspellings are refused.
+
+    Args:
+        config (`PreTrainedConfig`): the configuration, with its fields set.
+        given (`Iterable[str]`): the names.
+        other_fields (`Iterable[str]`): fields that it does not have but passes on.
+
+    Raises:
+        TypeError: a name is unknown; the message has the nearest field.
+    """
+    own = own_fields(type(config))
+    is_file = config.transformers_version is not None
+    for name in given:
+        if _is_known(type(config), name) or (is_file and nearest(name, own, 0.85) is None):
+            continue
+        raise TypeError(_message(name, type(config).__name__, (*own, *other_fields), config))
+
+
+def check_backbone_fields(
+    config_class: type[PreTrainedConfig], given: dict[str, Any], outer: PreTrainedConfig
+) -> None:
+    """Check the fields of a backbone that a dictionary has.
+
+    Args:
+        config_class (`type`): the class of the backbone's configuration.
+        given (`dict[str, Any]`): the dictionary.
+        outer (`PreTrainedConfig`): the configuration that it is part of.
+
+    Raises:
+        TypeError: a name is unknown, and neither was the dictionary saved.
+    """
+    if outer.transformers_version is not None or "transformers_version" in given:
+        return
+    unknown = [name for name in given if not _is_known(config_class, name)]
+    if unknown:
+        # a class may also set attributes of its own, by its fields
+        attributes = vars(config_class(**{name: value for name, value in given.items() if name not in unknown}))
+        for name in unknown:
+            if name not in attributes:
+                fields = (*own_fields(config_class), *own_fields(type(outer)))
+                raise TypeError(_message(name, config_class.__name__, fields, outer))
+
+
+def check_unused(config_class: type[PreTrainedConfig], unused: Iterable[str], is_final: bool) -> None:
+    """Check what `from_pretrained` was given and the configuration has no use for.
+
+    Args:
+        config_class (`type`): the class of the configuration.
+        unused (`Iterable[str]`): the names.
+        is_final (`bool`): whether nobody else gets them. A model, which may, raises for what it does not know.
+
+    Raises:
+        TypeError: a name is unknown.
+    """
+    own = own_fields(config_class)
+    for name in unused:
+        if name not in LOADING_KEYWORDS and (is_final or nearest(name, own, 0.85) is not None):
+            raise TypeError(_message(name, config_class.__name__, own, None))
+
+
+def check_attribute(config: PreTrainedConfig, name: str) -> None:
+    """Check the name of an attribute that a configuration is about to get and does not have.
+
+    Raises:
+        AttributeError: it is a field misspelt.
+    """
+    best = None if _is_known(type(config), name) else nearest(name, own_fields(type(config)), 0.85)
+    if best is not None:
+        raise AttributeError(f"{type(config).__name__} has no field `{name}`; did you mean `{best}`?")
+
+
+@functools.cache
+def own_fields(config_class: Any) -> tuple[str, ...]:
+    """The fields of a configuration's class that transformers' base class does not have."""
+    return tuple(set(config_class.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))
+
+
+def _is_known(config_class: type, name: str) -> bool:
+    return (
+        name.startswith("_")
+        or name in ALLOWED_FIELDS
+        or hasattr(config_class, name)
+        or name in _names_read(config_class)
+    )
+
+
+@functools.cache
+def _names_read(config_class: Any) -> frozenset[str]:
+    """The names that the class takes out of its keywords: those its code mentions, and those of its fields."""
+    names = {*config_class.__dataclass_fields__, *config_class.attribute_map}
+    for base in config_class.__mro__:
+        for method in ("__init__", "__post_init__", "convert_rope_params_to_dict"):
+            names |= set(_strings(vars(base).get(method)))
+    return frozenset(names)
+
+
+def _strings(function: Callable | None) -> Iterator[str]:
+    # the constructors of dataclasses are wrapped several times
+    code = getattr(None if function is None else inspect.unwrap(function), "__code__", None)
+    yield from (constant for constant in getattr(code, "co_consts", ()) if isinstance(constant, str))
+
+
+def _message(name: str, owner: str, fields: Collection[str], config: Any) -> str:
+    best = "num_loops" if name in LOOPS_ELSEWHERE and "num_loops" in fields else nearest(name, fields)
+    if best is not None:
+        return f"{owner} has no field `{name}`; did you mean `{best}`?"
+    backbone = getattr(config, "backbone_config", None)
+    if isinstance(backbone, PreTrainedConfig) and hasattr(backbone, name):
+        return f"{owner} has no field `{name}`, which its backbone has: give it in `backbone_config`"
+    return f"{owner} has no field `{name}`"
+
+
+__all__ = ["check_attribute", "check_backbone_fields", "check_fields", "check_unused"]

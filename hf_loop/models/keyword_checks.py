@@ -1,0 +1,170 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Refuses a keyword that no part of a model names, which `**kwargs` would take and nobody would read.
+
+Every forward of transformers ends in `**kwargs`, so that a misspelt `num_loop=8`, or another model's `num_steps=32`,
+is ignored: a sweep over depths then measures one depth.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import TransformersKwargs
+
+from .checks import LOOPS_ELSEWHERE, nearest
+from .transformers_seams import attention_function
+
+
+# what callers send to any language model, besides the arguments it names and those of its layers
+ALLOWED_KEYWORDS: dict[str, str] = {
+    **dict.fromkeys(TransformersKwargs.__annotations__, "transformers lists them as every model's"),
+    "return_dict": "every caller in transformers; its decorators take it",
+    "use_cache": "transformers' decorators fill it in from the configuration, also where a model has no cache",
+    "debug_io": "transformers' tracing of a forward pass, which its decorators do",
+    "debug_io_dir": "as `debug_io`",
+    "prune_layers": "as `debug_io`",
+    "token_type_ids": "tokenizers write them, PEFT sets them to None; a causal decoder has no use for them",
+    "shift_labels": "Trainer under sequence parallelism: labels that are shifted already, for the loss",
+    "ignore_index": "transformers' losses: the label that counts for nothing",
+    "skip_logits": "Liger and TRL with it: a wish to save memory that changes no result",
+    "kernel_options": "flex attention",
+    "block_sequence_ids": "transformers' masks: tokens that see each other in both directions",
+    "and_mask_function": "transformers' masks: a further condition on what a token sees",
+    "paged_cache": "continuous batching: its cache, which `takes_cache` gives this name up to transformers 5.23",
+    "block_table": "continuous batching",
+    "cache_seqlens": "continuous batching: tokens in a block table",
+    "read_index": "continuous batching",
+    "write_index": "continuous batching",
+    "logits_indices": "continuous batching",
+    "logits_processor_args": "continuous batching",
+    "attention_instances": "the transformers back-ends of vLLM and SGLang: their attention, by layer index",
+    "forward_batch": "the transformers back-end of SGLang: what its attention has to know",
+}
+ENGINE_KEYWORDS = ("attention_instances", "forward_batch")
+# set for every layer call by the backbone or by this model: from outside they would change nothing, or collide
+_SET_FOR_LAYERS = frozenset(
+    ("hidden_states", "attention_mask", "position_embeddings", "position_ids", "use_cache", "cache", "token_ids")
+    + ("past_key_values", "layer_past", "cycle_offset")
+)
+# of models with a head; a model without one refuses them, but may be asked for the right spelling
+_HEAD_KEYWORDS = ("labels", "logits_to_keep", "output_loop_logits", "loss_weights", "num_segments", "output_segments")
+_PASSES_ELSEWHERE = ("num_passes", "sleep_passes", "n_passes")
+_OUTPUTS = {
+    "output_hidden_states": "hidden_states",
+    "output_attentions": "attentions",
+    "output_router_logits": "router_logits",
+}
+
+
+def layer_keywords(backbone: nn.Module) -> frozenset[str]:
+    """The keywords that a backbone's layers, or what they hand theirs on to, name."""
+    names = set()
+    for module_class in {type(module) for module in backbone.modules()} - {type(backbone)}:
+        parameters = inspect.signature(module_class.forward).parameters.values()
+        # a module without further keywords is called by its layer in a way of the layer's own
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            names |= {parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD}
+    return frozenset(names) - _SET_FOR_LAYERS - {"self"}
+
+
+def known_keywords(backbone: nn.Module, refused: dict[str, str]) -> frozenset[str]:
+    """What `check_keywords` lets through without a further look.
+
+    Args:
+        backbone (`nn.Module`): whose layers are run.
+        refused (`dict[str, str]`): keywords that the model cannot take, with the reasons.
+    """
+    return (layer_keywords(backbone) | ALLOWED_KEYWORDS.keys()) - refused.keys()
+
+
+def check_keywords(model: Any, kwargs: dict[str, Any]) -> None:
+    """Check the further keywords of a forward pass, once, in the model without a head.
+
+    Args:
+        model (`PreTrainedModel`): a model with `known_keywords`, a `backbone` and `refused_keywords`.
+        kwargs (`dict[str, Any]`): what is left of the call besides the arguments that the forward pass names.
+
+    Raises:
+        TypeError: no part of the model names a keyword that is given a value.
+        ValueError: the model cannot take a keyword, or an output is asked for that nothing records.
+    """
+    known = model.known_keywords
+    for name in kwargs:
+        # None is what an argument is that was not given
+        if name not in known and kwargs[name] is not None:
+            _check_rare_keyword(model, name)
+    for flag in _OUTPUTS:
+        if kwargs.get(flag):
+            _check_recorded(model, flag)
+    if "output_attentions" not in kwargs and model.config.output_attentions:
+        _check_recorded(model, "output_attentions")
+
+
+def _check_rare_keyword(model: Any, name: str) -> None:
+    if name in model.refused_keywords:
+        raise ValueError(
+            f"`{name}` does not work with a {model.config.model_type} model: {model.refused_keywords[name]}"
+        )
+    if not _attention_names(attention_function(model.backbone.config), name):
+        # a graph that is compiled cannot look for a likely name
+        hint = "" if torch.compiler.is_compiling() else _hint(model, name)
+        raise TypeError(f"`{name}` is no keyword of a {model.config.model_type} model{hint}")
+
+
+@torch.compiler.assume_constant_result
+def _attention_names(implementation: str, name: str) -> bool:
+    """Whether an attention function, which may be one that a user has registered, names a keyword."""
+    function = ALL_ATTENTION_FUNCTIONS.get(implementation)
+    return function is not None and name in inspect.signature(function).parameters
+
+
+def _hint(model: Any, name: str) -> str:
+    if name in LOOPS_ELSEWHERE or nearest(name, ["num_loops"], 0.8) is not None:
+        return model.about_loops
+    if name == "cache_position":
+        return ": positions follow from the cache, or are given as `position_ids`"
+    keywords = [*inspect.signature(model.forward).parameters, *_HEAD_KEYWORDS]
+    fields = [field for field in model.config.__dataclass_fields__ if not field.startswith("_")]
+    if name in _PASSES_ELSEWHERE and "num_sleep_passes" in keywords:
+        return "; did you mean `num_sleep_passes`?"
+    if name in fields:
+        return f": `{name}` is a field of its configuration"
+    best = nearest(name, [keyword for keyword in keywords if keyword != name])
+    if best is not None:
+        return f"; did you mean `{best}`?"
+    best = nearest(name, fields)
+    return "" if best is None else f"; did you mean `{best}`, a field of its configuration?"
+
+
+def _check_recorded(model: Any, flag: str) -> None:
+    # what the model does not leave to its backbone it puts together itself
+    output = _OUTPUTS[flag]
+    if output not in (model._can_record_outputs or {}):
+        return
+    config = model.backbone.config
+    if output not in (model.backbone._can_record_outputs or {}):
+        raise ValueError(f"`{flag}` must be False: a {config.model_type} backbone records none of them")
+    # the fused kernels compute no weights, and transformers would give an empty tuple
+    implementation = attention_function(config)
+    if flag == "output_attentions" and ("sdpa" in implementation or "flash" in implementation):
+        raise ValueError(
+            f"`{flag}` must be False with attn_implementation={implementation!r}, which computes no weights; load the "
+            "model with attn_implementation='eager'"
+        )
+
+
+__all__ = ["ALLOWED_KEYWORDS", "check_keywords", "known_keywords", "layer_keywords"]
