@@ -111,5 +111,5 @@ def test_reentrant_checkpointing_is_refused():
 def test_checkpointing_the_backbone_by_itself_is_refused():
     model = make_feedback().train()
     model.model.backbone.gradient_checkpointing_enable()
-    with pytest.raises(RuntimeError, match="layer 0 of the llama backbone neither read nor wrote slot 0.*checkpointed by itself"):
+    with pytest.raises(RuntimeError, match="layer 0 of the llama backbone neither read nor wrote slot 0"):
         model(random_ids(1, 9), use_cache=False)
