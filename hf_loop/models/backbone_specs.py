@@ -55,6 +55,7 @@ from .backbone_steps import (
 from .modeling_hrm import HrmBackboneModel
 from .modeling_huginn import HuginnBackboneModel
 from .modeling_parcae import ParcaeBackboneModel, scale_and_softcap
+from .transformers_seams import GPTJ_ROTARY
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,13 @@ _LIKE_GPT2 = BackboneSpec(
     layer_entry="ln_1",
 )
 _LIKE_GPTJ = BackboneSpec(
-    embed_tokens="wte", layers="h", norm="ln_f", enter=gpt_dropout_module, head_bias=True, layer_entry="ln_1"
+    embed_tokens="wte",
+    layers="h",
+    norm="ln_f",
+    rotary=GPTJ_ROTARY,
+    enter=gpt_dropout_module,
+    head_bias=True,
+    layer_entry="ln_1",
 )
 
 # every entry is held to the base model, bit for bit, by tests/models/test_backbone.py

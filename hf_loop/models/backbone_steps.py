@@ -134,7 +134,7 @@ def mpt_alibi(
 ) -> dict[str, Any]:
     max_length = model.config.max_seq_len
     alibi = model.build_mpt_alibi_tensor(model.num_heads, max_length, device=hidden_states.device)
-    return {"position_bias": alibi, "attention_mask": masks.to(torch.bool)}
+    return {"position_bias": alibi, "attention_mask": None if masks is None else masks.to(torch.bool)}
 
 
 def no_alibi(

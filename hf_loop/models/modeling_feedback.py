@@ -33,10 +33,10 @@ from .backbone import (
     adopt_backbone,
     backbone_spec,
     compute_logits,
-    get_part,
     make_backbone,
 )
 from .configuration_feedback import FeedbackConfig
+from .family_checks import check_blocks
 from .feedback_masks import block_masks
 from .feedback_memory import BlockView, LayerMemory
 from .feedback_plan import BlockPlan, plan_block
@@ -129,7 +129,7 @@ class FeedbackModel(FeedbackPreTrainedModel):
         config (`FeedbackConfig`): the backbone and the blocks.
 
     Raises:
-        ValueError: the backbone's layers embed the tokens too, which rows of memory are not.
+        ValueError: the backbone cannot be run in blocks, or rows of memory cannot go through its layers.
     """
 
     # whether something hands this model's memory on to the next training step, as `random_state_passing` wants it
@@ -137,28 +137,12 @@ class FeedbackModel(FeedbackPreTrainedModel):
 
     def __init__(self, config: FeedbackConfig):
         super().__init__(config)
-        spec = backbone_spec(config.backbone_config)
-        if spec.counts_columns:
-            raise ValueError(
-                f"`backbone_config.model_type` {config.backbone_config.model_type!r} cannot have blocks: its layers "
-                "count the columns of their cache, which is a ring buffer here"
-            )
         self.backbone = make_backbone(config.backbone_config)
+        check_blocks(config, self.backbone, FeedbackModel)
         self.adopt(self.backbone)
         self.feedback_embedding: FeedbackEmbedding | None = None
         # CODEPATH: without a memory this is block sliding-window attention, the baseline
         if config.feedback_length:
-            if spec.layers_take_token_ids:
-                raise ValueError(
-                    f"`feedback_length` must be 0 for a {config.backbone_config.model_type} backbone, got "
-                    f"{config.feedback_length}: its layers embed the tokens too, and rows of memory are none"
-                )
-            layers: Any = get_part(self.backbone, spec.layers)
-            if config.zero_first_residual and not all(hasattr(layer, spec.layer_entry) for layer in layers):
-                raise ValueError(
-                    f"`zero_first_residual` must be False for a {config.backbone_config.model_type} backbone: its "
-                    f"layers have no {spec.layer_entry}, which reads what the residual does not"
-                )
             shape = (config.feedback_length, config.hidden_size)
             # CODEPATH: the paper compares learned vectors for the first layer with such for every layer
             if config.feedback_init == "prefix":

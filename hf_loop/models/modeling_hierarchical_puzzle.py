@@ -28,9 +28,10 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import auto_docstring, can_return_tuple
 
-from .backbone import Backbone, LayerInputs, adopt_backbone, compute_logits
+from .backbone import PUZZLE_BACKBONES, Backbone, LayerInputs, adopt_backbone, compute_logits
 from .checks import check_positive_int
 from .configuration_hierarchical import HierarchicalConfig
+from .family_checks import check_both_directions
 from .generation_puzzle import PuzzleSolvingMixin
 from .keyword_checks import ENGINE_KEYWORDS, check_keywords
 from .modeling_hierarchical import HierarchicalPreTrainedModel, HierarchicalStacks
@@ -146,6 +147,8 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
                 f"`backbone_config.model_type` {backbone_config.model_type!r} has {reason}, which cannot run in both "
                 "directions"
             )
+        if backbone_config.model_type not in PUZZLE_BACKBONES:
+            check_both_directions(backbone_config, HierarchicalPuzzleModel)
         # CODEPATH: a model of one task needs no embedding that says which
         if config.num_puzzles:
             size = config.puzzle_embedding_size or config.hidden_size
@@ -216,7 +219,7 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
         positions = torch.arange(encoded.shape[1], device=encoded.device)[None]
         encoded = backbone.enter(encoded, positions) * self.config.embedding_scale
         # every position sees every other: no mask, and no causal order where there is none
-        kwargs |= {"is_causal": False}
+        kwargs |= {"is_causal": False} | backbone.layer_arguments(encoded)
         kwargs.pop("use_cache", None)
         inputs = LayerInputs(positions, backbone.rotate(encoded, positions), None, None, False, kwargs)
 

@@ -38,6 +38,7 @@ from transformers.utils import auto_docstring, can_return_tuple
 from .backbone import Backbone, adopt_backbone, backbone_spec, compute_logits, make_backbone, next_positions
 from .checks import check_positive_int
 from .configuration_sleep import SleepConfig
+from .family_checks import check_sleep
 from .fast_weight_layer import FastWeightLayer, ShortConvolution, ZeroLinear
 from .generation_sleep import SleepGenerationMixin
 from .keyword_checks import ENGINE_KEYWORDS, check_keywords
@@ -110,14 +111,7 @@ class SleepModel(SleepPreTrainedModel):
 
     def __init__(self, config: SleepConfig):
         super().__init__(config)
-        spec = backbone_spec(config.backbone_config)
-        if spec.layers_take_token_ids or spec.adds_positions:
-            reason = "its layers embed the tokens themselves, which a second pass has no tokens for"
-            if spec.adds_positions:
-                reason = "it adds positions to the embeddings, where they cannot be counted from a window"
-            raise ValueError(
-                f"`backbone_config.model_type` {config.backbone_config.model_type!r} cannot sleep: {reason}"
-            )
+        check_sleep(config.backbone_config, SleepModel)
         self.backbone = make_backbone(config.backbone_config)
         # CODEPATH: hybrids keep fast weights in layers of their own, attention-only decoders in inserted ones
         self.memory_layers = nn.ModuleList([FastWeightLayer(config) for _ in config.memory_layers])

@@ -52,6 +52,8 @@ RELEASE: str = transformers.__version__
 
 # what the installed release calls the cache: "past_key_values" up to 5.23, "cache" since 5.24
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+# GPT-J's and CodeGen's rotary embedding: a part of the decoder since 5.24; before, attention layers rotate themselves
+GPTJ_ROTARY = "rotary_emb" if CACHE_NAME == "cache" else None
 # the names under which a layer may take it, that of the release first
 _LAYER_CACHE_NAMES = (CACHE_NAME, "cache", "past_key_values", "layer_past")
 
@@ -391,6 +393,7 @@ def unconverted_tensors(report: list[str]) -> list[str]:
 __all__ = [
     "ALL_MASK_ATTENTION_FUNCTIONS",
     "CACHE_NAME",
+    "GPTJ_ROTARY",
     "RELEASE",
     "BeforeUpload",
     "CacheLayerMixin",

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     DynamicCache,
+    GPTJConfig,
+    GPTJModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
@@ -283,3 +285,8 @@ def test_weights_that_could_not_be_put_together_are_named(tmp_path):
     with seams.captured_load_report(report), pytest.raises(RuntimeError):
         MixtralForCausalLM.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
     assert seams.unconverted_tensors(report) == ["model.layers.0.mlp.experts.gate_up_proj"]
+
+
+def test_gptj_rotary_is_where_the_decoder_has_it():
+    decoder = GPTJModel(GPTJConfig(n_embd=8, n_layer=1, n_head=1, rotary_dim=4, vocab_size=8, n_positions=8))
+    assert hasattr(decoder, "rotary_emb") == (seams.GPTJ_ROTARY == "rotary_emb")

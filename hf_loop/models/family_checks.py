@@ -1,0 +1,223 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a family asks of a decoder beyond one loop and a cache, refused by name where a decoder does not have it.
+
+Of an architecture that the tests do not cover nobody knows what its layers look at. A family's own way of running them
+is therefore tried on a small twin, as in `backbone_check.py`: blocks with everything kept and a window that holds all
+tokens must be the base model, and a memory must neither look ahead nor forget.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+
+from .backbone_check import CACHE_TOLERANCE, describe
+from .backbone_specs import BackboneSpec, find_spec, get_part, is_tested
+from .backbone_twin import NoTwinError, fingerprint, make_twin, twin_context
+
+
+NUM_TOKENS = 11
+# that a change has arrived, beyond rounding
+VISIBLE = 1e-5
+
+# by what is asked, configuration and entry: None, or what is wrong
+_RESULTS: dict[Any, str | None] = {}
+
+
+def check_blocks(config: Any, backbone: PreTrainedModel, model_class: type[nn.Module]) -> None:
+    """Refuse decoders that cannot be run in blocks, or that rows of memory cannot go through.
+
+    Args:
+        config (`FeedbackConfig`): the model's configuration.
+        backbone (`PreTrainedModel`): its decoder.
+        model_class (`type`): the class [`FeedbackModel`].
+
+    Raises:
+        ValueError: as above.
+    """
+    decoder = config.backbone_config
+    spec = find_spec(decoder)
+    if spec.counts_columns:
+        raise ValueError(
+            f"`backbone_config.model_type` {decoder.model_type!r} cannot have blocks: its layers count the columns of "
+            "their cache, which is a ring buffer here"
+        )
+    if config.feedback_length:
+        _check_memory_rows(config, spec, get_part(backbone, spec.layers))
+    if not is_tested(decoder):
+        _try("have blocks", decoder, lambda twin: _blocks_difference(twin, model_class))
+
+
+def _check_memory_rows(config: Any, spec: BackboneSpec, layers: Any) -> None:
+    model_type = config.backbone_config.model_type
+    if spec.layers_take_token_ids:
+        raise ValueError(
+            f"`feedback_length` must be 0 for a {model_type} backbone, got {config.feedback_length}: its layers embed "
+            "the tokens too, and rows of memory are none"
+        )
+    if config.zero_first_residual and not all(hasattr(layer, spec.layer_entry) for layer in layers):
+        raise ValueError(
+            f"`zero_first_residual` must be False for a {model_type} backbone: its layers have no {spec.layer_entry}, "
+            "which would read what the residual does not"
+        )
+
+
+def check_sleep(decoder: PreTrainedConfig, model_class: type[nn.Module]) -> None:
+    """Refuse decoders that cannot sleep.
+
+    Args:
+        decoder (`PreTrainedConfig`): the decoder's configuration.
+        model_class (`type`): the class [`SleepModel`].
+
+    Raises:
+        ValueError: as above.
+    """
+    spec = find_spec(decoder)
+    reason = None
+    if spec.layers_take_token_ids:
+        reason = "its layers embed the tokens themselves, which a second pass has no tokens for"
+    elif spec.adds_positions:
+        reason = "it adds positions to the embeddings, where they cannot be counted from a window"
+    if reason is not None:
+        raise ValueError(f"`backbone_config.model_type` {decoder.model_type!r} cannot sleep: {reason}")
+    if not is_tested(decoder):
+        _try("sleep", decoder, lambda twin: _sleep_difference(twin, model_class))
+
+
+def check_both_directions(decoder: PreTrainedConfig, model_class: type[nn.Module]) -> None:
+    """Refuse decoders whose layers are causal whatever they are told.
+
+    Args:
+        decoder (`PreTrainedConfig`): the decoder's configuration.
+        model_class (`type`): the class [`HierarchicalPuzzleModel`].
+
+    Raises:
+        ValueError: as above.
+    """
+    _try("run in both directions", decoder, lambda twin: _direction_difference(twin, model_class))
+
+
+def _try(purpose: str, decoder: PreTrainedConfig, find_difference: Callable[[Any], str | None]) -> None:
+    key = (purpose, fingerprint(decoder), find_spec(decoder))
+    if key not in _RESULTS:
+        _RESULTS[key] = _on_a_twin(purpose, decoder, find_difference)
+    if _RESULTS[key] is not None:
+        raise ValueError(f"`backbone_config.model_type` {decoder.model_type!r} cannot {purpose}: {_RESULTS[key]}")
+
+
+def _on_a_twin(purpose: str, decoder: PreTrainedConfig, find_difference: Callable[[Any], str | None]) -> str | None:
+    with twin_context():
+        try:
+            twin = make_twin(decoder)
+        except NoTwinError as error:
+            return str(error)
+        # the model that is made of the twin asks for this check again
+        of_twin = (purpose, fingerprint(twin.config), find_spec(decoder))
+        known = of_twin in _RESULTS
+        _RESULTS.setdefault(of_twin, None)
+        try:
+            return find_difference(twin)
+        except Exception as error:  # whatever layers raise that are run in a way they do not know
+            return describe(error)
+        finally:
+            if not known:
+                del _RESULTS[of_twin]
+
+
+def _make(model_class: Any, twin: Any, **fields: Any) -> Any:
+    """A family's model of the twin's modules."""
+    model = model_class(model_class.config_class(backbone_config=twin.config, **fields)).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    model.backbone = twin.base_model
+    return model
+
+
+def _draw_ids(twin: Any) -> torch.Tensor:
+    vocab_size = twin.config.vocab_size
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(min(3, vocab_size - 1), vocab_size, (2, NUM_TOKENS), generator=generator)
+
+
+def _changed(input_ids: torch.Tensor, index: int, twin: Any) -> torch.Tensor:
+    changed = input_ids.clone()
+    changed[:, index] = (changed[:, index] + 1) % twin.config.vocab_size
+    return changed
+
+
+def _states(model: Any, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    return model(input_ids, **kwargs).last_hidden_state
+
+
+def _differ(found: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """By how much two results differ, `None` if by rounding."""
+    difference, size = (found - expected).abs().max().item(), expected.abs().max().item()
+    return None if difference <= CACHE_TOLERANCE * max(1.0, size) else f"{difference:.2g} (the largest is {size:.2g})"
+
+
+def _cached(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    cache = DynamicCache(config=model.config)
+    pieces = input_ids.split([6, 2] + [1] * (NUM_TOKENS - 8), dim=1)
+    return torch.cat([_states(model, piece, cache=cache) for piece in pieces], dim=1)
+
+
+def _blocks_difference(twin: Any, model_class: type[nn.Module]) -> str | None:
+    input_ids = _draw_ids(twin)
+    expected = _states(twin.base_model, input_ids, use_cache=False)
+    model = _make(model_class, twin, block_size=4, num_memory_segments=None, feedback_length=0)
+    difference = _differ(_states(model, input_ids, use_cache=False), expected)
+    if difference is not None:
+        return f"with all blocks kept and no memory its states differ from the base model's by {difference}"
+    if find_spec(twin.config).layers_take_token_ids:
+        return None
+    fields = {"block_size": 4, "num_memory_segments": 0, "feedback_length": 2, "zero_first_residual": False}
+    model = _make(model_class, twin, **fields)
+    states = _states(model, input_ids, use_cache=False)
+    late = _states(model, _changed(input_ids, 6, twin), use_cache=False)
+    if (late - states)[:, :6].abs().max() > CACHE_TOLERANCE:
+        return "with a memory, tokens know later ones"
+    difference = _differ(_cached(model, input_ids), states)
+    return None if difference is None else f"with a memory, a cache changes its states by {difference}"
+
+
+def _sleep_difference(twin: Any, model_class: type[nn.Module]) -> str | None:
+    input_ids = _draw_ids(twin)
+    expected = _states(twin.base_model, input_ids, use_cache=False)
+    model = model_class(model_class.config_class(backbone_config=twin.config, sleep_window=NUM_TOKENS)).eval()
+    model.backbone = twin.base_model
+    for layer in model.memory_layers:
+        layer.reset_parameters()
+    difference = _differ(_states(model, input_ids, use_cache=False), expected)
+    if difference is not None:
+        return f"in one window its states differ from the base model's by {difference}"
+    model = _make(model_class, twin, sleep_window=4, num_sleep_passes=2)
+    difference = _differ(_cached(model, input_ids), _states(model, input_ids, use_cache=False))
+    return None if difference is None else f"over several windows a cache changes its states by {difference}"
+
+
+def _direction_difference(twin: Any, model_class: type[nn.Module]) -> str | None:
+    input_ids = _draw_ids(twin)
+    model = _make(model_class, twin, num_loops=1, low_cycles=1, shared_stack=True)
+    states = _states(model, input_ids)
+    for changed, seen_at in ((NUM_TOKENS - 1, 0), (0, NUM_TOKENS - 1)):
+        other = _states(model, _changed(input_ids, changed, twin))
+        if (other - states)[:, seen_at].abs().max() <= VISIBLE:
+            return f"position {seen_at} does not know position {changed}"
+    return None
+
+
+__all__ = ["check_blocks", "check_both_directions", "check_sleep"]
