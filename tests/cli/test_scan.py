@@ -110,7 +110,7 @@ def test_looped_models_and_encoders_are_refused_before_the_weights(
     monkeypatch.setattr("hf_loop.cli.scan.load_plain_model", None)
     for folder, message in (
         (looped_folder, "looped_lm is looped already"),
-        (tmp_path / "encoder", "'bert' is not a supported backbone: its base model has no"),
+        (tmp_path / "encoder", "'bert' cannot be opened: its base model has no"),
     ):
         code, _, err = hf_loop("scan", folder, "--text", text_file)
         assert (code, err.count("\n")) == (2, 1)

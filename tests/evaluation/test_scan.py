@@ -236,5 +236,5 @@ def test_models_that_cannot_be_scanned_are_refused(model):
     with pytest.raises(ValueError, match="LlamaModel has none"):
         scan_layer_ranges(LlamaModel(model.config), TOKENS, [(1, 2)], [2])
     encoder = BertConfig(vocab_size=97, hidden_size=16, num_hidden_layers=4, num_attention_heads=2)
-    with pytest.raises(ValueError, match="'bert' is not a supported backbone: its base model has no"):
+    with pytest.raises(ValueError, match="'bert' cannot be opened: its base model has no"):
         scan_layer_ranges(BertLMHeadModel(encoder), TOKENS, [(1, 2)], [2])

@@ -157,7 +157,7 @@ def test_bad_fields_are_refused(fields, message):
 
 
 def test_two_stacks_are_not_for_a_looped_model():
-    with pytest.raises(ValueError, match="'hrm_text' is not a supported backbone: it has two stacks"):
+    with pytest.raises(ValueError, match="'hrm_text' cannot be opened: it has two stacks"):
         LoopedForCausalLM(LoopedConfig(backbone_config=tiny_hrm_text_config()))
 
 

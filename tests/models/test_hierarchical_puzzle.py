@@ -169,7 +169,7 @@ def test_a_backbone_that_is_causal_by_nature_is_refused():
         config = HierarchicalConfig(backbone_config=tiny_backbone(model_type))
         with pytest.raises(ValueError, match=f"{model_type}.*{reason}"):
             HierarchicalForPuzzle(config)
-    with pytest.raises(ValueError, match="'hrm_backbone' is not a supported backbone: its layers see all positions"):
+    with pytest.raises(ValueError, match="'hrm_backbone' cannot be opened: its layers see all positions"):
         HierarchicalForCausalLM(HierarchicalConfig.from_preset("trm", **SIZES))
 
 

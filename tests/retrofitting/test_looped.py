@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BertConfig, GPT2Config
+from transformers import AutoModelForCausalLM, BertConfig, OpenAIGPTConfig
 
 from hf_loop import LoopedForCausalLM, retrofit
 from hf_loop.models.backbone import Backbone
@@ -94,12 +94,12 @@ def test_what_cannot_be_retrofitted_is_refused(base):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (GPT2Config(n_embd=16, n_head=2, n_layer=1, vocab_size=50), "'gpt2' is not a supported backbone"),
+        (OpenAIGPTConfig(n_embd=16, n_head=2, n_layer=1, vocab_size=50), "'openai-gpt' cannot be opened"),
         (
             BertConfig(
                 hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=50
             ),
-            "'bert' is not a supported backbone: its base model has no embed_tokens",
+            "'bert' cannot be opened: its base model has no embed_tokens",
         ),
     ],
 )
