@@ -50,6 +50,12 @@ _HOMES = {
     "save_loop_adapter": "retrofitting",
     "unroll": "retrofitting",
 }
+# for the tasks whose pipelines would keep a depth from the model
+_PIPELINES = {
+    "feature-extraction": "DepthFeatureExtractionPipeline",
+    "text-classification": "DepthTextClassificationPipeline",
+    "token-classification": "DepthTokenClassificationPipeline",
+}
 
 
 def register() -> None:
@@ -61,6 +67,10 @@ def register() -> None:
     models = importlib.import_module(".models", __name__)
     models.LoopedPreTrainedModel.write_model_card = _write_model_card
     models.HierarchicalForPuzzle.write_model_card = _write_puzzle_card
+    pipelines = importlib.import_module("transformers.pipelines").PIPELINE_REGISTRY
+    for task, name in _PIPELINES.items():
+        # by name, as transformers' own: imported when it is used
+        pipelines.check_task(task)[1]["impl"] = f"{__name__}.pipelines.{name}"
 
 
 def _write_model_card(model: "PreTrainedModel", folder: str, repo_id: str) -> None:

@@ -104,6 +104,24 @@ def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.75) -> str |
     return lowered[matches[0]] if matches else None
 
 
+def check_depth_names(given: Iterable[str], keywords: Iterable[str], where: str) -> None:
+    """Refuse a count under a wrong name where any name is taken without a word, as in a `GenerationConfig`.
+
+    Args:
+        given (`Iterable[str]`): the names.
+        keywords (`Iterable[str]`): what the model's forward pass names.
+        where (`str`): what they were given to, for the message.
+
+    Raises:
+        TypeError: a name is none of them, and meant for one, or for the count of another family.
+    """
+    for name in given:
+        meant = "num_loops" if name in LOOPS_ELSEWHERE else nearest(name, ("num_loops", "num_sleep_passes"), 0.8)
+        if meant is not None and name not in keywords:
+            hint = f"; did you mean `{meant}`?" if meant in keywords else ""
+            raise TypeError(f"`{name}`, given to the {where}, is no keyword of the model{hint}")
+
+
 def strict(cls: type[ConfigType]) -> type[ConfigType]:
     """`huggingface_hub`'s `@strict` for a configuration, except that a refused value is a `ValueError`.
 

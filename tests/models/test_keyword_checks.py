@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from transformers import AttentionInterface, set_seed
+from transformers import AttentionInterface, GenerationConfig, set_seed
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 
@@ -135,21 +135,22 @@ def test_an_attention_function_of_a_user_has_keywords_of_its_own():
         model(INPUT_IDS, boots=2.0)
 
 
-@pytest.mark.parametrize("flag", ["output_attentions", "output_router_logits"])
-def test_an_output_that_nothing_records_is_refused(models, family, flag):
-    # sdpa computes no attention weights, and dense layers have no router
-    with pytest.raises(ValueError, match=f"`{flag}` must be False"):
-        models[family](INPUT_IDS, **{flag: True})
+def test_an_output_that_no_layer_records_is_refused(models, family):
+    with pytest.raises(ValueError, match="`output_router_logits` must be False: a .* backbone records none of them"):
+        models[family](INPUT_IDS, output_router_logits=True)
 
 
-def test_attention_weights_are_refused_when_the_configuration_asks_for_them():
-    model = tiny_looped()
+@pytest.mark.parametrize("by_config", [True, False])
+def test_attention_weights_are_refused_where_the_backbone_records_none(family, by_config, monkeypatch):
+    backbone_class = type(base_model(FAMILIES[family]()).backbone)
+    recorded = {name: what for name, what in backbone_class._can_record_outputs.items() if name != "attentions"}
+    monkeypatch.setattr(backbone_class, "_can_record_outputs", recorded)
+    model = FAMILIES[family]()
     model.set_attn_implementation("eager")
-    model.config.output_attentions = True
-    assert model(INPUT_IDS).attentions
-    model.set_attn_implementation("sdpa")
-    with pytest.raises(ValueError, match="`output_attentions` must be False with attn_implementation='sdpa'"):
-        model(INPUT_IDS)
+    kwargs = {} if by_config else {"output_attentions": True}
+    model.config.output_attentions = by_config
+    with pytest.raises(ValueError, match="`output_attentions` must be False: a .* backbone records none of them"):
+        model(INPUT_IDS, **kwargs)
 
 
 def test_attention_weights_are_there_where_they_are_computed(family):
@@ -180,3 +181,13 @@ def test_the_check_takes_microseconds(models):
         seconds.append((time.perf_counter() - start) / 50)
     # about 5 on an idle core, where one layer call takes several hundred
     assert min(seconds) < 200e-6
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "puzzle"])
+def test_generation_refuses_a_depth_under_another_name(models, family):
+    for name in ("num_loop", "num_steps", *(() if family in WITH_LOOPS else ("num_loops",))):
+        # transformers' own check of what it is given
+        with pytest.raises(ValueError, match=name):
+            models[family].generate(INPUT_IDS, max_new_tokens=2, **{name: 8})
+        with pytest.raises(TypeError, match=f"`{name}`, given to the generation configuration, is no keyword"):
+            models[family].generate(INPUT_IDS, GenerationConfig(max_new_tokens=2, **{name: 8}))

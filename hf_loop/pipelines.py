@@ -1,0 +1,49 @@
+"""Pipelines that hand a depth on to the model, where transformers' own would hand it to the tokenizer or to nobody."""
+
+import inspect
+from typing import Any
+
+from transformers.pipelines.feature_extraction import FeatureExtractionPipeline
+from transformers.pipelines.text_classification import TextClassificationPipeline
+from transformers.pipelines.token_classification import TokenClassificationPipeline
+
+from .models.checks import check_depth_names
+
+
+# how far a model computes, which a call may choose
+DEPTH_KEYWORDS = ("num_loops", "num_sleep_passes")
+
+
+class DepthKeywords:
+    """Sends `num_loops` and `num_sleep_passes` to a model of hf_loop; mixed in before a pipeline of transformers.
+
+    Raises:
+        TypeError: such a model does not take one of them, or it is misspelt.
+    """
+
+    model: Any
+
+    def _sanitize_parameters(self: Any, **kwargs):
+        depth = {}
+        # also of a model whose code came with its checkpoint
+        if hasattr(self.model, "known_keywords"):
+            check_depth_names(kwargs, inspect.signature(self.model.base_model.forward).parameters, "pipeline")
+            depth = {name: kwargs.pop(name) for name in DEPTH_KEYWORDS if name in kwargs}
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        return preprocess, {**forward, **depth}, postprocess
+
+    def _forward(self: Any, model_inputs, **kwargs):
+        depth = {name: kwargs.pop(name) for name in DEPTH_KEYWORDS if name in kwargs}
+        return super()._forward({**model_inputs, **depth}, **kwargs)
+
+
+class DepthTextClassificationPipeline(DepthKeywords, TextClassificationPipeline):
+    """`text-classification` at a depth."""
+
+
+class DepthTokenClassificationPipeline(DepthKeywords, TokenClassificationPipeline):
+    """`token-classification` at a depth."""
+
+
+class DepthFeatureExtractionPipeline(DepthKeywords, FeatureExtractionPipeline):
+    """`feature-extraction` at a depth."""
