@@ -62,7 +62,7 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):
 
     def post_init(self):
         super().post_init()
-        backbone: Any = getattr(self, "backbone", None)
+        backbone: Any = getattr(self.base_model, "backbone", None)
         if backbone is not None:
             self.known_keywords = known_keywords(backbone, self.refused_keywords)
             # the class says what some backbone may record, and this is what ours does
