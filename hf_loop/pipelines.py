@@ -37,13 +37,14 @@ class DepthKeywords:
         return super()._forward({**model_inputs, **depth}, **kwargs)
 
 
-class DepthTextClassificationPipeline(DepthKeywords, TextClassificationPipeline):
+# the mixin takes what any of them takes
+class DepthTextClassificationPipeline(DepthKeywords, TextClassificationPipeline):  # ty: ignore[incompatible-method-override]
     """`text-classification` at a depth."""
 
 
-class DepthTokenClassificationPipeline(DepthKeywords, TokenClassificationPipeline):
+class DepthTokenClassificationPipeline(DepthKeywords, TokenClassificationPipeline):  # ty: ignore[incompatible-method-override]
     """`token-classification` at a depth."""
 
 
-class DepthFeatureExtractionPipeline(DepthKeywords, FeatureExtractionPipeline):
+class DepthFeatureExtractionPipeline(DepthKeywords, FeatureExtractionPipeline):  # ty: ignore[incompatible-method-override]
     """`feature-extraction` at a depth."""

@@ -67,6 +67,17 @@ def test_the_passes_of_a_sleep_model_reach_it_and_others_have_no_depth():
         for n in (1, 3)
     )
     assert one != three
+    torch.manual_seed(0)
+    config = hf_loop.SleepConfig(backbone_config=tiny_backbone("llama", initializer_range=0.3), sleep_window=4)
+    classifier = hf_loop.SleepForTokenClassification(config).eval()
+    classifier.model.load_state_dict(model.state_dict())
+    scores = [
+        numbers(
+            pipeline("token-classification", classifier, tokenizer=tokenizer(), num_sleep_passes=n)(f"{TEXT} {TEXT}")
+        )
+        for n in (1, 3)
+    ]
+    assert scores[0] != scores[1]
     with pytest.raises(TypeError, match="`num_loops`, given to the pipeline, is no keyword of the model"):
         pipeline("feature-extraction", CAUSAL["feedback"]().model, tokenizer=tokenizer(), num_loops=3)
 

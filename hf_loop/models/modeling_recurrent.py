@@ -66,10 +66,8 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):
         if backbone is not None:
             self.known_keywords = known_keywords(backbone, self.refused_keywords)
             # the class says what some backbone may record, and this is what ours does
-            recorded = backbone._can_record_outputs or {}
-            self._can_record_outputs = {
-                name: recorder for name, recorder in self._can_record_outputs.items() if name in recorded
-            }
+            recorded, recorders = backbone._can_record_outputs or {}, self._can_record_outputs or {}
+            self._can_record_outputs = {name: recorders[name] for name in recorders if name in recorded}
         self.add_model_tags(["hf_loop", *self.family_tags, self.config.model_type])
 
     def adopt(self, backbone: PreTrainedModel) -> None:

@@ -11,7 +11,7 @@ from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 import hf_loop
 from hf_loop.models.keyword_checks import ALLOWED_KEYWORDS, ENGINE_KEYWORDS, check_keywords
 
-from .family_models import FAMILIES, INPUT_IDS, base_model
+from .family_models import CAUSAL, FAMILIES, INPUT_IDS, base_model
 from .looped_variants import tiny_looped
 from .tiny_backbones import tiny_backbone
 
@@ -65,11 +65,13 @@ def test_other_keywords_are_refused_with_the_nearest_name(models, family, keywor
         models[family](INPUT_IDS, **{keyword: 1})
 
 
-@pytest.mark.parametrize("head", ["LoopedForSequenceClassification", "LoopedForTokenClassification"])
-def test_a_classification_head_refuses_them_too(head):
-    config = hf_loop.LoopedConfig(backbone_config=tiny_backbone("llama"))
-    with pytest.raises(TypeError, match="`num_loop` is no keyword of a looped_lm model; did you mean `num_loops`"):
-        getattr(hf_loop, head)(config)(INPUT_IDS, num_loop=8)
+@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForTokenClassification"])
+@pytest.mark.parametrize("family", CAUSAL)
+def test_a_classification_head_refuses_them_too(family, head):
+    config = getattr(hf_loop, f"{family.capitalize()}Config")(backbone_config=tiny_backbone("llama"))
+    model = getattr(hf_loop, f"{family.capitalize()}{head}")(config)
+    with pytest.raises(TypeError, match=f"`num_loop` is no keyword of a {family}_lm model"):
+        model(INPUT_IDS[:1], num_loop=8)
 
 
 def test_none_is_what_was_not_given(models, family):
