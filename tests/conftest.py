@@ -12,8 +12,10 @@ RELEASE_TESTS = {
     "models/test_cache_guard.py",
     "models/test_classification.py",
     "models/test_feedback_generation.py",
+    "models/test_generate_anywhere.py",
     "models/test_hierarchical_generation.py",
     "models/test_looped_generation.py",
+    "models/test_offloading.py",
     "models/test_peft_seams.py",
     "models/test_sleep_generation.py",
     "models/test_transformers_seams.py",
@@ -24,6 +26,7 @@ RELEASE_TESTS = {
     "test_hub_sleep.py",
     "trainer/test_feedback_run.py",
     "trainer/test_hierarchical_run.py",
+    "trainer/test_preferences.py",
     "trainer/test_sleep_run.py",
     "trainer/test_trainer.py",
 }

@@ -26,6 +26,8 @@ class LoopedGenerationMixin(GenerationHooks):
     """`generate(..., num_loops=n)`, from the call, a `GenerationConfig` or the model's own, in that order."""
 
     config: Any
+    # of a view, the depth that its `generate` keeps to
+    pinned_num_loops: int | None = None
 
     def generation_settings(self: Any, generation_config, **kwargs):
         num_loops = kwargs.pop("num_loops", None)
@@ -33,7 +35,8 @@ class LoopedGenerationMixin(GenerationHooks):
         # `GenerationConfig.update` keeps an argument it has a field for: hand it back to the forward pass
         if num_loops is None:
             num_loops = getattr(generation_config, "num_loops", None)
-        num_loops = getattr(self, "_pinned_num_loops", num_loops)
+        if self.pinned_num_loops is not None:
+            num_loops = self.pinned_num_loops
         if num_loops is not None:
             model_kwargs["num_loops"] = check_positive_int("num_loops", num_loops)
             if self.training and num_loops != self.config.num_loops and is_scored_by_trl(self):
@@ -77,7 +80,7 @@ class LoopedGenerationMixin(GenerationHooks):
         `model.generate(**inputs, assistant_model=model.with_num_loops(1))`.
 
         Args:
-            num_loops (`int`): loops of every call to the returned model; a `num_loops` argument is overridden.
+            num_loops (`int`): loops of the returned model; a `num_loops` that its `generate` is given is overridden.
 
         Raises:
             ValueError: `num_loops` is not a positive integer.
@@ -87,7 +90,7 @@ class LoopedGenerationMixin(GenerationHooks):
         headless: Any = module_view(self.base_model, is_lenient=True)
         view: Any = module_view(self, {self.base_model_prefix: headless}, is_lenient=True)
         view.config = headless.config = config
-        view._pinned_num_loops = num_loops
+        view.pinned_num_loops = num_loops
         return view
 
     def init_continuous_batching(self, generation_config: GenerationConfig | None = None, *args, **kwargs):

@@ -121,13 +121,15 @@ class RandomStatePassing(TrainerCallback, ExportableState):
         _detach(find_feedback_model(model))
 
     def _pass_in(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        if module.training and self._initial is not None and kwargs.get("initial_feedback") is None:
+        # what is sampled within a step, as by TRL, is no part of it
+        is_step = module.training and torch.is_grad_enabled()
+        if is_step and self._initial is not None and kwargs.get("initial_feedback") is None:
             device = next(module.parameters()).device
             kwargs = {**kwargs, "initial_feedback": self._initial.to(device)}
         return args, kwargs
 
     def _take_out(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
-        if module.training and self._is_first_forward:
+        if module.training and torch.is_grad_enabled() and self._is_first_forward:
             self._is_first_forward = False
             if outputs.cache is not None:
                 raise ValueError("random state passing needs use_cache=False in training, got a model with a cache")

@@ -1,5 +1,6 @@
 """`transformers.Trainer` with a depth for every step."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,7 +93,16 @@ class LoopTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """`Trainer.training_step` at the step's depth."""
+        """`Trainer.training_step` at the step's depth.
+
+        Raises:
+            TypeError: What the trainer's data loader gives is no dictionary of what the model is called with.
+        """
+        if not isinstance(inputs, Mapping):
+            raise TypeError(
+                f"inputs of {type(self).__name__} must be the model's, by name, for LoopTrainer to add the depth, got "
+                f"{type(inputs).__name__}"
+            )
         depth = self.depth_at(self.state.global_step)
         self._depths_since_log[self.state.global_step] = depth.num_loops
         inputs = {**inputs, "num_loops": depth.num_loops}

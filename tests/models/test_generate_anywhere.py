@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -116,3 +117,28 @@ def test_threads_through_an_adapter(name):
         for depth in depths(name):
             expected = model.generate(input_ids=PROMPT, use_cache=False, **depth, **GREEDY)
             assert torch.equal(model.generate(input_ids=PROMPT, **depth, **GREEDY), expected)
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_views_of_other_depths(name):
+    base = LOOPED[name]()
+    expected = {depth: base.generate(PROMPT, num_loops=depth, **GREEDY) for depth in (1, 2, 5)}
+    module_calls = {}
+    for depth in expected:
+        view = base.with_num_loops(depth)
+        assert torch.equal(view.generate(PROMPT, num_loops=3, **GREEDY), expected[depth])
+        with torch.no_grad():
+            # without the head too, and of a model that something wrapped
+            module_calls[depth] = int(view.base_model(PROMPT).num_loops[0]), int(view(PROMPT).num_loops[0])
+    assert module_calls == {depth: (depth, depth) for depth in expected}
+    assert base.config.num_loops == base.model.config.num_loops == 3
+    targets = ["o_proj", "down_proj"]
+    adapted = get_peft_model(base.with_num_loops(2), LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    adapted.eval()
+    uncached = adapted.generate(input_ids=PROMPT, use_cache=False, **GREEDY)
+    assert torch.equal(adapted.generate(input_ids=PROMPT, **GREEDY), uncached)
+    with adapted.disable_adapter():
+        assert torch.equal(adapted.generate(input_ids=PROMPT, **GREEDY), expected[2])
+    offloaded = cpu_offload(LOOPED[name](), execution_device=torch.device("cpu"))
+    with torch.no_grad():
+        assert int(offloaded.with_num_loops(2)(PROMPT).num_loops[0]) == 2

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_loop import add_loop_lora, load_loop_adapter, retrofit, save_loop_adapter, unroll
 from hf_loop.evaluation.scan import model_settings
+from hf_loop.models.transformers_seams import cache_of
 from hf_loop.retrofitting.converters.hrm_text import to_hrm_text
 
 from .generation_variants import FAMILIES, GREEDY, LOOPED, MEMORY, PROMPT, depths
@@ -65,7 +66,7 @@ def test_offloaded_puzzle_models_compute_the_same(name):
 @pytest.mark.parametrize("name", MEMORY)
 def test_a_memory_of_an_offloaded_model_is_the_models(name, tmp_path):
     model = offload(MEMORY[name]())
-    cache = model.generate(PROMPT, return_dict_in_generate=True, **GREEDY).cache
+    cache = cache_of(model.generate(PROMPT, return_dict_in_generate=True, **GREEDY))
     model.save_memory(cache, tmp_path / "memory.safetensors")
     MEMORY[name]().load_memory(tmp_path / "memory.safetensors")
 

@@ -78,6 +78,28 @@ def test_sampled_depth_is_refused_where_a_trainer_samples(tmp_path):
             type("LoopSampling", (LoopTrainer, trainer_class), {})(model=policy())
 
 
+def test_a_trainer_that_gives_its_steps_no_names_is_refused(tmp_path):
+    class Lists(LoopTrainer):
+        def get_train_dataloader(self):
+            return [[{"input_ids": [5]}]]
+
+    args = LoopTrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True)
+    with pytest.raises(TypeError, match="inputs of Lists must be the model's, by name, for LoopTrainer .* got list"):
+        Lists(policy(), args, train_dataset=PROMPTS).train()
+
+
+def test_dpo_loads_its_reference_at_the_depth_of_the_policy(tmp_path):
+    policy(num_loops=3).save_pretrained(tmp_path / "model")
+    args = trl.DPOConfig(output_dir=str(tmp_path / "out"), model_init_kwargs={"num_loops": 2}, **COMMON)
+    options = {"args": args, "train_dataset": PAIRS, "processing_class": byte_tokenizer()}
+    trainer = trl.DPOTrainer(str(tmp_path / "model"), **options)
+    of_policy, of_reference = depths_run(trainer.model), depths_run(trainer.ref_model)
+    trainer.train()
+    assert of_policy == of_reference == [2, 2]
+    # where nothing has moved yet, policy and reference are one
+    assert logged(trainer, "loss")[0] == pytest.approx(0.6931, abs=1e-4)
+
+
 @dataclass
 class LoopDPOConfig(LoopTrainingArguments, trl.DPOConfig):
     pass

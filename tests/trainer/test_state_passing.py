@@ -140,6 +140,25 @@ def test_checkpointing_changes_nothing(tmp_path):
     assert losses(checkpointed) == pytest.approx(losses(whole), rel=1e-6)
 
 
+def test_what_is_generated_within_a_step_is_no_part_of_it(tmp_path):
+    class Sampling(Trainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+            self.sampled = model.generate(inputs["input_ids"][:1, :6], **options)
+            self.expected = model.generate(inputs["input_ids"][:1, :6], use_cache=False, **options)
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    losses = {}
+    for trainer_class in (Trainer, Sampling):
+        model = feedback_model()
+        args = TrainingArguments(str(tmp_path), max_steps=4, logging_steps=1, learning_rate=1e-2, use_cpu=True)
+        trainer = trainer_class(model, args, train_dataset=rows((12,)), callbacks=[RandomStatePassing()])
+        trainer.train()
+        losses[trainer_class] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[Sampling] == losses[Trainer] and len(losses[Trainer]) == 4
+    assert torch.equal(trainer.sampled, trainer.expected)
+
+
 @pytest.mark.parametrize("wrap", [False, True], ids=["bare", "lora"])
 def test_resuming_repeats_the_run_bit_for_bit(tmp_path, wrap):
     def model():
