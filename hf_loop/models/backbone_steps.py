@@ -137,9 +137,23 @@ def mpt_alibi(
     return {"position_bias": alibi, "attention_mask": None if masks is None else masks.to(torch.bool)}
 
 
-def no_alibi(
+def falcon_alibi(
     model: Any, hidden_states: torch.Tensor, attention_mask: Any, masks: Any, num_past: int
 ) -> dict[str, Any]:
-    if model.use_alibi:
-        raise ValueError("`alibi` of a falcon backbone must be False: it merges ALiBi and mask inside its own forward")
-    return {"alibi": None}
+    if not model.use_alibi:
+        return {"alibi": None}
+    # imported on use: importing a decoder takes long
+    from transformers.models.falcon.modeling_falcon import build_alibi_tensor
+
+    padding = _padding_mask(hidden_states, attention_mask, num_past)
+    alibi = build_alibi_tensor(padding, model.num_heads, dtype=hidden_states.dtype)
+    alibi = alibi.reshape(len(padding), -1, *alibi.shape[1:])
+    if masks is None:
+        return {"alibi": alibi}
+    # the decoder adds the scaled bias to its mask and gives layers both
+    hidden = ~masks if masks.dtype == torch.bool else masks < -1
+    scaled = alibi / math.sqrt(model.config.hidden_size // model.num_heads)
+    return {
+        "alibi": alibi,
+        "attention_mask": torch.masked_fill(scaled, hidden, torch.finfo(hidden_states.dtype).min),
+    }

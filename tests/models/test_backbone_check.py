@@ -146,7 +146,13 @@ def test_some_configurations_of_an_architecture_do_not_fit():
     assert "its head is a Linear of (97, 16), not a linear map of (97, 32)" in refusal(
         tiny_backbone("opt", word_embed_proj_dim=32)
     )
-    assert "`alibi` of a falcon backbone must be False" in refusal(tiny_backbone("falcon", alibi=True))
+
+
+@pytest.mark.parametrize("fields", [{}, {"alibi": True}, {"new_decoder_architecture": True}])
+def test_the_kinds_of_falcon_open(fields):
+    assert not is_tested(tiny_backbone("falcon"))
+    backbone_spec(tiny_backbone("falcon", **fields))
+    assert list(backbone_check._RESULTS.values()) == [None]
 
 
 def test_the_pretrained_model_itself_is_checked(not_in_the_table):
