@@ -190,7 +190,9 @@ def _put_together(decoder: PreTrainedModel, head: nn.Module) -> Any:
     with torch.device("meta"):
         language_model: Any = AutoModelForCausalLM.from_config(config)
     choose_attention_function(config, attention)
-    setattr(language_model, language_model.base_model_prefix, decoder)
+    # Llama 4's prefix is the name that its decoder has in the whole
+    prefix = language_model.base_model_prefix
+    setattr(language_model, prefix if hasattr(language_model, prefix) else "model", decoder)
     language_model.set_output_embeddings(head)
     language_model.config = config
     return language_model

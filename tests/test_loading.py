@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from hf_loop import retrofit
+from hf_loop.cli.load import load_config, load_plain_model
 from hf_loop.cli.main import main
 from hf_loop.evaluation.model_card import CARD_MARKER
 from hf_loop.loading import check_model_folder, load_pretrained
@@ -82,6 +83,7 @@ COMMANDS = {
     "scan": (["plain"], ["scan", "{model}", "--text", "{text}", "--output-dir", "{new}"]),
     "sweep": (["plain", "looped", "hierarchical"], ["sweep", "{model}", "--text", "{text}", "--output-dir", "{new}"]),
     "generate": (["plain", "looped", "feedback", "sleep", "hierarchical"], ["generate", "{model}", "1<->2"]),
+    "check": (["plain"], ["check", "{model}", "--weights"]),
     "unroll": (["looped"], ["unroll", "{model}", "{new}"]),
     "card": (["looped"], ["card", "{model}"]),
     "push": (["plain", "looped", "feedback", "sleep", "hierarchical", "puzzle"], ["push", "{model}", "me/model"]),
@@ -329,6 +331,38 @@ def test_tied_weights_and_what_a_class_ignores_are_allowed(tmp_path):
     model = load_pretrained(AutoModelForCausalLM, tmp_path)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     check_model_folder(tmp_path)
+
+
+@pytest.mark.parametrize("lost", [None, "blk.1.attn_q.weight"])
+def test_a_gguf_file_is_held_to_its_model_too(lost, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    model = LlamaForCausalLM(backbone())
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer.add_context_length(256)
+    writer.add_embedding_length(64)
+    writer.add_block_count(4)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(model.config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 4)
+    for name, tensor in model.state_dict().items():
+        stored = names.get_name(name, try_suffixes=(".weight",))
+        if stored != lost:
+            writer.add_tensor(stored, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if lost is None:
+        load_config(str(tmp_path / "tiny.gguf"))
+        assert load_plain_model(str(tmp_path / "tiny.gguf")).num_parameters() == model.num_parameters()
+    else:
+        with pytest.raises(
+            ValueError, match=r"tiny\.gguf are not those of LlamaFor.*: 1 missing .*layers\.1\.self_attn"
+        ):
+            load_plain_model(str(tmp_path / "tiny.gguf"))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

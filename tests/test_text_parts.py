@@ -135,6 +135,7 @@ def test_every_command_takes_a_composite_checkpoint(folder, hf_loop, tmp_path):
         ["generate", folder, "1<->2", "--max-new-tokens", 2, "--loops", "1,2", "--core", "1-2"],
         ["scan", folder, "--text", text, "--max-length", 1, "--stride", 2, "--output-dir", tmp_path / "scan"],
         ["sweep", folder, "--text", text, "--loops", "1,2", "--output-dir", tmp_path / "sweep"],
+        ["check", folder, "--weights"],
         ["retrofit", folder, tmp_path / "looped", "--core", "1-2"],
         ["unroll", tmp_path / "looped", tmp_path / "plain", "--num-loops", 2],
     ):
