@@ -49,8 +49,10 @@ def _find_config(model: str) -> "PreTrainedConfig":
     """The configuration of a checkpoint, or the default one of a model type."""
     from transformers import CONFIG_MAPPING
 
+    from ..text_parts import text_config
+
     if model in CONFIG_MAPPING and not Path(model).exists():
-        return CONFIG_MAPPING[model]()
+        return text_config(CONFIG_MAPPING[model](), model)
     config = load_config(model)
     if hasattr(config, "backbone_config"):
         raise ValueError(f"{model} is a {config.model_type.removesuffix('_lm')} model already.")

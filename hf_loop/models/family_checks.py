@@ -194,7 +194,7 @@ def _blocks_difference(twin: Any, model_class: type[nn.Module]) -> str | None:
     return None if difference is None else f"with a memory, a cache changes its states by {difference}"
 
 
-def _sleep_difference(twin: Any, model_class: type[nn.Module]) -> str | None:
+def _sleep_difference(twin: Any, model_class: Any) -> str | None:
     input_ids = _draw_ids(twin)
     expected = _states(twin.base_model, input_ids, use_cache=False)
     model = model_class(model_class.config_class(backbone_config=twin.config, sleep_window=NUM_TOKENS)).eval()

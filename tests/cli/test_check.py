@@ -21,6 +21,12 @@ def test_what_a_family_refuses_is_said(hf_loop):
     assert f"{'sleep':<14}no: `backbone_config.model_type` 'xglm' cannot sleep: it adds positions" in out
 
 
+def test_the_text_part_of_a_composite_type_is_checked(hf_loop):
+    code, out, err = hf_loop("check", "gemma3")
+    assert code == 0, err
+    assert "model type    gemma3_text, tested by hf_loop" in out
+
+
 def test_an_architecture_that_does_not_open(hf_loop, monkeypatch):
     code, out, err = hf_loop("check", "openai-gpt")
     assert (code, out) == (2, "")
