@@ -150,3 +150,5 @@ ADD_POSITIONS = _having("adds_positions")
 COUNT_COLUMNS = _having("counts_columns")
 # a state that has no blocks
 HYBRIDS = ["lfm2", "olmo_hybrid", "qwen3_5_text", "qwen3_next"]
+# residuals are scaled by the number of layers, which must stay as it is
+SCALED_BY_DEPTH = ["minicpm3"]
