@@ -61,7 +61,7 @@ def test_the_difference_of_two_curves_is_paired():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block_size": 1}, "block_size must be at least 2"),
+        ({"block_size": 1}, "`block_size` must be an integer of at least 2"),
         ({"block_size": 24}, "at least a block of 24 tokens, got 23"),
         ({"block_size": 5, "window": 12}, "multiple of block_size 5, got 12"),
     ],

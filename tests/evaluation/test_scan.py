@@ -220,8 +220,8 @@ def test_progress_says_the_time_and_the_best_range(model, capsys):
         ({"loops": [2, 2]}, "each loop count once"),
         ({"updates": ()}, "one or both of replace, damped"),
         ({"updates": ("replaced",)}, "got .'replaced'."),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"window": 1}, "window must be at least 2"),
+        ({"batch_size": 0}, "`batch_size` must be an integer of at least 1"),
+        ({"window": 1}, "window must be an integer of at least 2"),
         ({"input_ids": TOKENS[:1]}, "fewer than two tokens"),
     ],
 )

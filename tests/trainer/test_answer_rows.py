@@ -69,7 +69,7 @@ def test_a_row_that_is_shorter_is_repeated_whole():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": 0}, "length must be a positive integer, got 0"),
+        ({"length": 0}, "`length` must be an integer of at least 1, got 0"),
         ({"weight": -1}, "weight must not be negative, got -1"),
     ],
 )

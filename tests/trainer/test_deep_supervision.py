@@ -229,7 +229,7 @@ def test_bad_arguments_are_refused(tmp_path):
     for fields, message in (
         ({"exploration": 1.5}, "exploration must be between 0 and 1, got 1.5"),
         ({"ema_decay": 1.0}, "ema_decay must be at least 0 and below 1, got 1.0"),
-        ({"eval_segments": 0}, "eval_segments must be at least 1, got 0"),
+        ({"eval_segments": 0}, "`eval_segments` must be an integer of at least 1, got 0"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor must be 0, got 0.1"),
     ):
         with pytest.raises(ValueError, match=message):
