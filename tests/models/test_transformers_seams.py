@@ -90,7 +90,10 @@ def test_recordable_states_are_recorded_by_the_backbone():
 
         @seams.capture_outputs
         def forward(self, input_ids, **kwargs):
-            return self.backbone(input_ids, **kwargs)
+            states = self.backbone.embed_tokens(input_ids)
+            rotary = self.backbone.rotary_emb(states, torch.arange(2)[None])
+            states = self.backbone.layers[0](states, position_embeddings=rotary)
+            return RecurrentModelOutputWithPast(last_hidden_state=states)
 
     outputs = Outer(tiny_llama().config)(torch.tensor([[1, 2]]), output_hidden_states=True)
     assert len(outputs.hidden_states) == 2
