@@ -78,7 +78,7 @@ def test_a_pattern_the_configuration_cannot_say_is_refused():
         ((16, 4, "6-16", None), "`core_layers` 6-16 passes the end: the model has the layers 0 to 15"),
         ((16, 4, "six-11", 4), "`core_layers` must be FIRST-LAST"),
         ((16, 4, "-6-11", 4), "`core_layers` must be FIRST-LAST"),
-        ((16, -1, None, 4), "`num_prelude_layers` must not be negative, got -1"),
+        ((16, -1, None, 4), "`num_prelude_layers` must be an integer of at least 0, got -1"),
         ((16, 10, None, 6), "leave no core layer: the model has 16"),
         ((16, 0, "0-3", 17), "`num_coda_layers` 17"),
     ],
