@@ -19,6 +19,7 @@ knows transformers' internals; nothing else in the library asks which architectu
 tests do not cover is held to the base model before it is used, see `backbone_check.py`.
 """
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -100,6 +101,7 @@ class Backbone:
             self.layers += get_part(model, self.spec.high_layers)
         self.final_norm = get_part(model, self.spec.norm)
         self.layer_types: list[str] | None = getattr(model.config, "layer_types", None)
+        self.mask_config = _without_stateless_layers(model.config, self.layer_types)
 
     def embed_inputs(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings `[B, T, D]` of one of the two that a forward pass may be given.
@@ -169,7 +171,7 @@ class Backbone:
             if self.spec.needs_masks and and_mask_function is None:
                 and_mask_function = _sees_all
             masks = create_masks_for_generate(
-                config=self.config,
+                config=self.mask_config,
                 inputs_embeds=hidden_states,
                 attention_mask=attention_mask,
                 **named_cache(cache),
@@ -204,7 +206,9 @@ class Backbone:
         return input_ids
 
     def rotate(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> Any:
-        """Rotary cosines and sines of positions `[B, T]`, by layer type where they differ."""
+        """Rotary cosines and sines of positions `[B, T]`, by layer type or for every layer where they differ."""
+        if self.spec.rotate is not None:
+            return self.spec.rotate(self.model, hidden_states, position_ids)
         rotary_emb: Any = None if self.spec.rotary is None else get_part(self.model, self.spec.rotary)
         if rotary_emb is None:
             return None
@@ -254,17 +258,24 @@ class Backbone:
             if drops_cache(layer):
                 layer = without_checkpointing(layer)
         masks, rotary = inputs.masks, inputs.position_embeddings
+        if isinstance(masks, dict):
+            masks = None if layer_type in STATELESS_LAYER_TYPES else masks[layer_type]
         keywords = {
-            "attention_mask": masks[layer_type] if isinstance(masks, dict) else masks,
-            "position_embeddings": rotary[layer_type] if isinstance(rotary, dict) else rotary,
+            "attention_mask": masks,
+            "position_embeddings": _of_layer(rotary, layer_type, index),
             "position_ids": inputs.position_ids,
             "use_cache": inputs.use_cache,
             **keywords,
         }
+        if self.spec.layers_take_index:
+            keywords["layer_idx"] = index
         taken = _named_arguments(type(layer))
         if taken is not None:
             keywords = {name: value for name, value in keywords.items() if name in taken}
-        output = layer(hidden_states, **keywords)
+        if self.spec.continues_by_token and hidden_states.shape[1] > 1 and _goes_on(layer_type, cache_view, slot):
+            output = _run_by_token(layer, hidden_states, keywords)
+        else:
+            output = layer(hidden_states, **keywords)
         if cache_view is not None and not cache_view.was_used and not self._carries_nothing(index):
             raise RuntimeError(
                 f"layer {index} of the {self.config.model_type} backbone neither read nor wrote slot {slot} of the "
@@ -359,6 +370,40 @@ def _reason_not_used(layer: nn.Module) -> str:
 def _sees_all(batch_idx: Any, head_idx: Any, q_idx: torch.Tensor, kv_idx: torch.Tensor) -> torch.Tensor:
     """A mask function that hides nothing: with one, transformers makes the mask where it could leave it out."""
     return q_idx >= 0
+
+
+def _without_stateless_layers(config: PreTrainedConfig, layer_types: list[str] | None) -> PreTrainedConfig:
+    """The configuration that masks are made by: transformers makes none where it does not know a layer type."""
+    if not layer_types or not set(layer_types).intersection(STATELESS_LAYER_TYPES):
+        return config
+    config = copy.copy(config)
+    config.layer_types = [layer_type for layer_type in layer_types if layer_type not in STATELESS_LAYER_TYPES]
+    return config
+
+
+def _of_layer(rotary: Any, layer_type: str | None, index: int) -> Any:
+    if isinstance(rotary, dict):
+        return rotary[layer_type]
+    return rotary[index] if isinstance(rotary, list) else rotary
+
+
+def _goes_on(layer_type: str | None, cache_view: Any, slot: int) -> bool:
+    """Whether a layer goes on from a state that it left in the cache."""
+    return layer_type == "linear_attention" and cache_view is not None and cache_view.has_previous_state(slot)
+
+
+def _run_by_token(layer: Any, hidden_states: torch.Tensor, keywords: dict[str, Any]) -> torch.Tensor:
+    """A layer that goes on from its state, which this architecture does for single tokens only."""
+    mask = keywords["attention_mask"]
+    outputs = []
+    for token in range(hidden_states.shape[1]):
+        chosen = slice(token, token + 1)
+        output = layer(
+            hidden_states[:, chosen],
+            **{**keywords, "attention_mask": None if mask is None else mask[:, chosen]},
+        )
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+    return torch.cat(outputs, dim=1)
 
 
 @functools.cache

@@ -25,7 +25,14 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from .backbone_specs import PUZZLE_BACKBONES, TWO_STACK_BACKBONES, BackboneSpec, missing_parts
+from .backbone_specs import (
+    PUZZLE_BACKBONES,
+    REFUSED_BACKBONES,
+    REGISTERED_BACKBONES,
+    TWO_STACK_BACKBONES,
+    BackboneSpec,
+    missing_parts,
+)
 from .backbone_twin import NoTwinError, fingerprint, make_twin, twin_context
 
 
@@ -89,6 +96,9 @@ def check_twin(
         return BackboneCheck("its layers see all positions, as HierarchicalForPuzzle runs them")
     if config.model_type in TWO_STACK_BACKBONES:
         return BackboneCheck("it has two stacks, which HierarchicalConfig runs")
+    # an entry of the user's own is put to the test
+    if config.model_type in REFUSED_BACKBONES and config.model_type not in REGISTERED_BACKBONES:
+        return BackboneCheck(REFUSED_BACKBONES[config.model_type])
     with twin_context():
         try:
             twin = make_twin(config, causal_class)

@@ -35,6 +35,7 @@ from .backbone_steps import (
     add_opt_positions,
     add_xglm_positions,
     bloom_alibi,
+    both_masks,
     divide_by_logits_scaling,
     dropout_module,
     dropout_rate,
@@ -43,9 +44,17 @@ from .backbone_steps import (
     falcon_alibi,
     gpt_dropout_module,
     layernorm_embeddings,
+    masks_and_first_states,
     mpt_alibi,
+    multiply_by_head_multiplier,
+    multiply_by_logits_scaling,
     neox_dropout_module,
     norm_embeddings,
+    own_keys,
+    rotate_attention_layers,
+    rotate_by_base,
+    rotate_if_asked,
+    rotate_sliding_layers,
     scale_by_config,
     scale_embeddings,
     scale_logits,
@@ -78,9 +87,16 @@ class BackboneSpec:
         counts_columns (`bool`): whether layers count the columns of their cache, for ALiBi, a mask of their own or a
             choice among them, so that it must hold all tokens in their order.
         rotary_per_layer_type (`bool`): whether the rotary embedding is asked once per layer type.
+        rotate (`Callable`, *optional*): the rotary embedding of positions where the base model asks for it in a way of
+            its own, from the base model, the first layer's input and its positions: a dict by layer type, or a list
+            with one entry for every layer.
         position_rows (`int`): rows of position ids the rotary embedding wants (3 for temporal, height and width).
         head_bias (`bool`): whether the causal head has a bias.
         layers_take_token_ids (`bool`): whether the layers look up embeddings of their own.
+        layers_take_index (`bool`): whether a layer is told its number when it is called.
+        continues_by_token (`bool`): whether layers that keep a state go on from it with one token at a time only.
+        keeps_fast_weights (`bool`): whether layers with a state go on from it alone, as a window after sleep does;
+            where it is not known, [`SleepModel`] tries it.
         layer_entry (`str`): the part of a layer that reads its input first, beside the residual.
         model_class (`type`, *optional*): the base model, where the Auto classes would not find it by the
             configuration. Code that came with a checkpoint may hold the configuration's class twice.
@@ -103,9 +119,13 @@ class BackboneSpec:
     needs_masks: bool = False
     counts_columns: bool = False
     rotary_per_layer_type: bool = False
+    rotate: Callable[[Any, torch.Tensor, torch.Tensor], Any] | None = None
     position_rows: int = 1
     head_bias: bool = False
     layers_take_token_ids: bool = False
+    layers_take_index: bool = False
+    continues_by_token: bool = False
+    keeps_fast_weights: bool = False
     layer_entry: str = "input_layernorm"
     model_class: type[PreTrainedModel] | None = None
     high_layers: str | None = None
@@ -132,11 +152,16 @@ _LIKE_GPTJ = BackboneSpec(
     head_bias=True,
     layer_entry="ln_1",
 )
+_LIKE_GRANITE = BackboneSpec(enter=scale_embeddings, finish_logits=divide_by_logits_scaling)
+_LIKE_GRANITE_SWA = BackboneSpec(enter=scale_embeddings, finish_logits=divide_by_logits_scaling, rotate=rotate_by_base)
+_WITH_FAST_WEIGHTS = BackboneSpec(keeps_fast_weights=True)
+_PER_LAYER_TYPE = BackboneSpec(rotary_per_layer_type=True)
 
 # every entry is held to the base model, bit for bit, by tests/models/test_backbone.py
 SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
     "apertus": BackboneSpec(layer_entry="attention_layernorm"),
     "arcee": LIKE_LLAMA,
+    "bamba": BackboneSpec(norm="final_layernorm"),
     "biogpt": BackboneSpec(
         norm="layer_norm",
         rotary=None,
@@ -180,11 +205,24 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
         needs_masks=True,
         has_variants=True,
     ),
+    "falcon_h1": BackboneSpec(
+        norm="final_layernorm",
+        enter=scale_embeddings,
+        finish_logits=multiply_by_head_multiplier,
+        layer_arguments=both_masks,
+    ),
     "gemma": LIKE_LLAMA,
     "gemma2": BackboneSpec(finish_logits=softcap_logits),
     "gemma3_text": BackboneSpec(finish_logits=softcap_logits, rotary_per_layer_type=True),
+    "gemma4_text": BackboneSpec(
+        rotary_per_layer_type=True, finish_logits=softcap_logits, layer_arguments=own_keys, has_variants=True
+    ),
+    "gemma4_unified_text": BackboneSpec(
+        rotary_per_layer_type=True, finish_logits=softcap_logits, layer_arguments=own_keys, has_variants=True
+    ),
     "glm": LIKE_LLAMA,
     "glm4": LIKE_LLAMA,
+    "gpt-sw3": _LIKE_GPT2,
     "gpt2": _LIKE_GPT2,
     "gpt_bigcode": _LIKE_GPT2,
     "gpt_neo": dataclasses.replace(_LIKE_GPT2, counts_columns=True),
@@ -193,14 +231,29 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
         norm="final_layer_norm",
         enter=neox_dropout_module,
     ),
+    "gpt_neox_japanese": BackboneSpec(embed_tokens="embed_in", norm="final_layer_norm"),
     "gpt_oss": LIKE_LLAMA,
     "gptj": _LIKE_GPTJ,
     "granite": BackboneSpec(enter=scale_embeddings, finish_logits=divide_by_logits_scaling),
+    "granite_swa": _LIKE_GRANITE_SWA,
+    "granitemoe": _LIKE_GRANITE,
+    "granitemoe_swa": _LIKE_GRANITE_SWA,
+    "granitemoehybrid": _LIKE_GRANITE,
+    "granitemoeshared": _LIKE_GRANITE,
     "helium": LIKE_LLAMA,
     "huginn_backbone": BackboneSpec(enter=scale_embeddings, model_class=HuginnBackboneModel),
     "hunyuan_v1_dense": LIKE_LLAMA,
+    "hyperclovax": BackboneSpec(enter=scale_embeddings, finish_logits=multiply_by_logits_scaling),
+    "jamba": BackboneSpec(norm="final_layernorm", rotary=None, continues_by_token=True),
+    "kimi_linear": BackboneSpec(rotary=None, keeps_fast_weights=True),
+    "laguna": _PER_LAYER_TYPE,
+    "lara_mini": BackboneSpec(rotate=rotate_sliding_layers),
     "lfm2": BackboneSpec(norm="embedding_norm"),
+    "lfm2_moe": BackboneSpec(norm="embedding_norm", rotary="pos_emb"),
+    "lfm3": BackboneSpec(norm="embedding_norm", rotate=rotate_attention_layers),
     "llama": LIKE_LLAMA,
+    "mellum": _PER_LAYER_TYPE,
+    "mimo_v2_flash": _PER_LAYER_TYPE,
     "minicpm3": BackboneSpec(enter_head=divide_by_logits_scaling),
     "ministral": LIKE_LLAMA,
     "mistral": LIKE_LLAMA,
@@ -217,10 +270,11 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
     ),
     "nanochat": BackboneSpec(enter=norm_embeddings, finish_logits=softcap_logits),
     "nemotron": LIKE_LLAMA,
+    "nemotron_h": BackboneSpec(embed_tokens="embeddings", norm="norm_f", rotary=None, layer_entry="norm"),
     "olmo": LIKE_LLAMA,
     "olmo2": BackboneSpec(layer_entry="self_attn"),
     "olmo3": BackboneSpec(rotary_per_layer_type=True, layer_entry="self_attn"),
-    "olmo_hybrid": LIKE_LLAMA,
+    "olmo_hybrid": _WITH_FAST_WEIGHTS,
     "olmoe": LIKE_LLAMA,
     "opt": BackboneSpec(
         embed_tokens="decoder.embed_tokens",
@@ -245,9 +299,10 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
     "qwen2": LIKE_LLAMA,
     "qwen2_moe": LIKE_LLAMA,
     "qwen3": LIKE_LLAMA,
-    "qwen3_5_text": BackboneSpec(position_rows=3),
+    "qwen3_5_moe_text": BackboneSpec(position_rows=3, keeps_fast_weights=True),
+    "qwen3_5_text": BackboneSpec(position_rows=3, keeps_fast_weights=True),
     "qwen3_moe": LIKE_LLAMA,
-    "qwen3_next": LIKE_LLAMA,
+    "qwen3_next": _WITH_FAST_WEIGHTS,
     "seed_oss": LIKE_LLAMA,
     "smollm3": LIKE_LLAMA,
     "stablelm": LIKE_LLAMA,
@@ -260,6 +315,16 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
         needs_masks=True,
         adds_positions=True,
         layer_entry="self_attn_layer_norm",
+    ),
+    "zamba": BackboneSpec(
+        norm="final_layernorm", rotary=None, layer_arguments=masks_and_first_states, layers_take_index=True
+    ),
+    "zamba2": BackboneSpec(
+        norm="final_layernorm",
+        rotary=None,
+        rotate=rotate_if_asked,
+        layer_arguments=masks_and_first_states,
+        layers_take_index=True,
     ),
 }
 
@@ -277,6 +342,33 @@ TWO_STACK_BACKBONES: dict[str, BackboneSpec] = {
 # layers that attend in both directions, which the hierarchical puzzle model runs, and no other
 PUZZLE_BACKBONES: dict[str, BackboneSpec] = {
     "hrm_backbone": BackboneSpec(enter=enter_hrm, model_class=HrmBackboneModel),
+}
+
+_WIDE_STATE = "its layers pass on more than one state of a token"
+_OWN_STATES = "its layers keep what they have read in a place of their own, not in transformers' cache"
+_NO_LENGTH = "no layer of it tells the cache how many tokens it has read, so that positions cannot be counted"
+
+# decoders whose layers do more than take one state of every token and give one; no entry could say how to run them
+REFUSED_BACKBONES: dict[str, str] = {
+    "beam": "layers without rotary positions are given a scale that follows from the position",
+    "deepseek_v4": _WIDE_STATE,
+    "dory": "it runs its layers in loops itself",
+    "falcon_mamba": _NO_LENGTH,
+    "gemma3n_text": _WIDE_STATE,
+    "hy_v4": _WIDE_STATE,
+    "inkling2_loop_text": "it runs its layers in loops itself",
+    "inkling2_text": "its layers read what all layers before them gave",
+    "longcat_flash": "each of its layers writes two slots of the cache",
+    "mamba": _NO_LENGTH,
+    "mamba2": _NO_LENGTH,
+    "minimax": _OWN_STATES,
+    "modernbert-decoder": "its head is more than a linear map",
+    "openai-gpt": "it has no cache and no final norm",
+    "qwen4_exp_text": _WIDE_STATE,
+    "recurrent_gemma": _OWN_STATES,
+    "rwkv": _OWN_STATES,
+    "xlstm": _OWN_STATES,
+    "zaya": "its layers pass the states of their routers on beside those of the tokens",
 }
 
 # entries that a user handed in; each is checked before its first use

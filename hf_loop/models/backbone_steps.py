@@ -99,6 +99,14 @@ def divide_by_logits_scaling(config: Any, tensor: torch.Tensor) -> torch.Tensor:
     return tensor / config.logits_scaling
 
 
+def multiply_by_logits_scaling(config: Any, logits: torch.Tensor) -> torch.Tensor:
+    return logits * config.logits_scaling
+
+
+def multiply_by_head_multiplier(config: Any, logits: torch.Tensor) -> torch.Tensor:
+    return logits * config.lm_head_multiplier
+
+
 def scale_logits(config: Any, logits: torch.Tensor) -> torch.Tensor:
     return logits * config.logit_scale
 
@@ -157,3 +165,63 @@ def falcon_alibi(
         "alibi": alibi,
         "attention_mask": torch.masked_fill(scaled, hidden, torch.finfo(hidden_states.dtype).min),
     }
+
+
+def both_masks(
+    model: Any, hidden_states: torch.Tensor, attention_mask: Any, masks: Any, num_past: int
+) -> dict[str, Any]:
+    # every layer has attention and a state
+    return {"attention_mask": masks["full_attention"], "mamba_attention_mask": masks["linear_attention"]}
+
+
+def masks_and_first_states(
+    model: Any, hidden_states: torch.Tensor, attention_mask: Any, masks: Any, num_past: int
+) -> dict[str, Any]:
+    # shared attention layers read the first layer's input beside their own
+    return {
+        "attention_mask": masks["linear_attention"],
+        "causal_mask": masks["full_attention"],
+        "original_hidden_states": hidden_states,
+    }
+
+
+def own_keys(
+    model: Any, hidden_states: torch.Tensor, attention_mask: Any, masks: Any, num_past: int
+) -> dict[str, Any]:
+    if getattr(model.config, "num_kv_shared_layers", 0):
+        raise ValueError("`num_kv_shared_layers` must be 0: a layer in a loop would share the keys of another loop")
+    if getattr(model.config, "hidden_size_per_layer_input", 0):
+        raise ValueError(
+            "`hidden_size_per_layer_input` must be 0: its layers read embeddings of the tokens of their own"
+        )
+    return {"shared_kv_states": {}}
+
+
+# `rotate`: cosines and sines of positions, by layer type or for every layer
+
+
+def rotate_sliding_layers(model: Any, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> dict[str, Any]:
+    rotary = model.rotary_emb(hidden_states, position_ids)
+    layer_types = dict.fromkeys(model.config.layer_types)
+    return {kind: rotary if kind == "sliding_attention" else None for kind in layer_types}
+
+
+def rotate_attention_layers(model: Any, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> dict[str, Any]:
+    rotary_emb = model.rotary_emb
+    return {
+        kind: rotary_emb(hidden_states, position_ids, kind) if kind in rotary_emb.layer_types else None
+        for kind in dict.fromkeys(model.config.layer_types)
+    }
+
+
+def rotate_by_base(model: Any, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> list[Any]:
+    # one rotary embedding for every base; layers with base 0 know no positions
+    rotary = {
+        rotary_emb.config.rope_parameters["rope_theta"]: rotary_emb(hidden_states, position_ids)
+        for rotary_emb in model.rotary_embs
+    }
+    return [rotary[base] if base else None for base in model.config.layer_rope_theta]
+
+
+def rotate_if_asked(model: Any, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> Any:
+    return model.rotary_emb(hidden_states, position_ids) if model.config.use_mem_rope else None

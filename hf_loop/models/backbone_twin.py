@@ -178,7 +178,8 @@ def _narrow(config: PreTrainedConfig, fields: dict[str, Any]) -> dict[str, Any]:
         for name, value in fields.items()
         if isinstance(value, int) and not isinstance(value, bool) and value > 1 and WIDTH.search(name)
     }
-    head_dim: Any = getattr(config, "head_dim", None)
+    # asked of the fields: it may differ between layers, and the configuration then refuses to say one
+    head_dim: Any = fields.get("head_dim")
     if not head_dim:
         head_dim = getattr(config, "hidden_size", 0) // getattr(config, "num_attention_heads", 1)
     for factor in (32, 16, 8, 4, 2):

@@ -65,8 +65,15 @@ class CacheSlot:
     def is_recording_past(self, layer_idx):
         return self.cache.is_recording_past(self.slot)
 
+    def update_indexer(self, indexer_key_states, layer_idx, *args, **kwargs):
+        self.was_used = True
+        return self.cache.update_indexer(indexer_key_states, self.slot, *args, **kwargs)
+
     def get_seq_length(self, layer_idx=0):
         return self.cache.get_seq_length(self.slot)
+
+    def get_query_offset(self, layer_idx=0):
+        return self.cache.get_query_offset(self.slot)
 
     def get_mask_sizes(self, query_length, layer_idx):
         return self.cache.get_mask_sizes(query_length, self.slot)

@@ -16,7 +16,7 @@
 from typing import Any, Literal, Self
 
 from .checks import check_positive_int, strict
-from .configuration_recurrent import RecurrentConfig
+from .configuration_recurrent import RecurrentConfig, cache_types
 from .hierarchical_presets import preset_fields
 
 
@@ -218,7 +218,7 @@ class HierarchicalConfig(RecurrentConfig):
     @property
     def layer_types(self) -> list[str]:
         """Cache type of every slot, for backbones that mix layer types."""
-        layer_types = self.backbone_config.layer_types
+        layer_types = cache_types(self.backbone_config)
         low = layer_types[: self.num_stack_layers]
         high = low if self.shared_stack else layer_types[self.num_stack_layers :]
         return (low * self.low_cycles + high * (self.num_latent_states - 1)) * self.num_loops

@@ -16,7 +16,7 @@
 from typing import Literal
 
 from .checks import check_positive_int, strict
-from .configuration_recurrent import RecurrentConfig
+from .configuration_recurrent import RecurrentConfig, cache_types
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
@@ -158,7 +158,7 @@ class LoopedConfig(RecurrentConfig):
     @property
     def layer_types(self) -> list[str]:
         """Cache type of every slot, for backbones that mix layer types; the slot order is `slot`'s."""
-        layer_types = self.backbone_config.layer_types
+        layer_types = cache_types(self.backbone_config)
         coda_start = self.num_prelude_layers + self.num_core_layers
         core = layer_types[self.num_prelude_layers : coda_start]
         return layer_types[: self.num_prelude_layers] + layer_types[coda_start:] + core * self.num_loops

@@ -57,6 +57,12 @@ HEAD_FIELDS = (
 COPIED_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
 
 
+def cache_types(backbone_config: PreTrainedConfig) -> list[str]:
+    """Kind of cache of every layer of a backbone that mixes them."""
+    # transformers' caches know layers without any as "moe"
+    return ["moe" if layer_type == "mlp" else layer_type for layer_type in backbone_config.layer_types]
+
+
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 @strict
 class RecurrentConfig(PreTrainedConfig):
@@ -177,4 +183,4 @@ def _backbone_property(name: str) -> property:
 for _name in (*BACKBONE_FIELDS, *HEAD_FIELDS):
     setattr(RecurrentConfig, _name, _backbone_property(_name))
 
-__all__ = ["RecurrentConfig"]
+__all__ = ["RecurrentConfig", "cache_types"]

@@ -60,6 +60,15 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):
     # set where hf_loop is installed; code that came with a checkpoint pushes transformers' own card
     write_model_card: Any = None
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Whether weights are drawn past `transformers.initialization`, which leaves alone what was loaded: never.
+
+        transformers takes it for granted of code that is not its own, and then skips modules without tensors: a
+        backbone that fills its layers' buffers from outside would be loaded with whatever was in the memory.
+        """
+        return False
+
     def post_init(self):
         super().post_init()
         backbone: Any = getattr(self.base_model, "backbone", None)

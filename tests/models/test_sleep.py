@@ -10,7 +10,7 @@ from hf_loop.models.sleep_states import PassStates
 
 from .model_tester import CausalModelTester, left_pad, random_ids
 from .sleep_variants import HYBRIDS, VARIANTS, WINDOW, make_sleep
-from .tiny_backbones import ADD_POSITIONS, EMBED_TOKENS, MODEL_TYPES, tiny_backbone
+from .tiny_backbones import ADD_POSITIONS, AWAKE, EMBED_TOKENS, FAST_WEIGHTS, MODEL_TYPES, tiny_backbone
 
 
 INPUT_IDS = random_ids(2, 14)
@@ -99,7 +99,9 @@ def make_pair(model_type: str, **fields):
     return base, model
 
 
-@pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name not in [*EMBED_TOKENS, *ADD_POSITIONS]])
+@pytest.mark.parametrize(
+    "model_type", [name for name in MODEL_TYPES if name not in [*EMBED_TOKENS, *ADD_POSITIONS, *AWAKE]]
+)
 @torch.no_grad()
 def test_one_window_is_the_base_model_bit_for_bit(model_type):
     """A freshly inserted layer changes nothing, and neither do passes that come after the tokens are predicted."""
@@ -109,6 +111,24 @@ def test_one_window_is_the_base_model_bit_for_bit(model_type):
         for num_sleep_passes in (1, 3):
             logits = model(input_ids, use_cache=False, num_sleep_passes=num_sleep_passes).logits
             assert torch.equal(logits, expected)
+
+
+@pytest.mark.parametrize("model_type", FAST_WEIGHTS)
+@torch.no_grad()
+def test_every_hybrid_that_sleeps_remembers_the_first_window(model_type):
+    _, model = make_pair(model_type, sleep_window=4)
+    input_ids = random_ids(2, 14)
+    changed = input_ids.clone()
+    changed[:, 1] = (changed[:, 1] + 1) % 90 + 3
+    before, after = (model(ids, use_cache=False).logits for ids in (input_ids, changed))
+    # nothing but rounding where it forgets
+    assert (before[:, 4] - after[:, 4]).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("model_type", AWAKE)
+def test_a_hybrid_that_cannot_sleep_is_refused(model_type):
+    with pytest.raises(ValueError, match=f"{model_type}.*cannot sleep|must be among .* of a {model_type} backbone"):
+        make_pair(model_type, sleep_window=4)
 
 
 def reference_windows(model, input_ids: torch.Tensor, num_passes: int) -> list[torch.Tensor]:

@@ -4,6 +4,8 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from hf_loop.models.backbone import SUPPORTED_BACKBONES
 
+from .tiny_decoders import tiny_decoder
+
 
 COMMON = {
     "vocab_size": 97,
@@ -102,10 +104,39 @@ OWN = {
     "xglm": {"ffn_dim": 96},
 }
 MODEL_TYPES = sorted(SUPPORTED_BACKBONES)
+# made by shrinking the default configuration instead
+SHRUNK = {
+    "bamba",
+    "falcon_h1",
+    "gemma4_text",
+    "gemma4_unified_text",
+    "gpt-sw3",
+    "gpt_neox_japanese",
+    "granite_swa",
+    "granitemoe",
+    "granitemoe_swa",
+    "granitemoehybrid",
+    "granitemoeshared",
+    "hyperclovax",
+    "jamba",
+    "kimi_linear",
+    "laguna",
+    "lara_mini",
+    "lfm2_moe",
+    "lfm3",
+    "mellum",
+    "mimo_v2_flash",
+    "nemotron_h",
+    "qwen3_5_moe_text",
+    "zamba",
+    "zamba2",
+}
 
 
 def tiny_backbone(model_type: str, **overrides) -> PreTrainedConfig:
     """A four-layer configuration of `model_type`, with what is special about it switched on."""
+    if model_type in SHRUNK:
+        return tiny_decoder(model_type, **overrides)
     fields = {**COMMON, **OWN.get(model_type, {}), **overrides}
     # some configurations derive it and cannot be told
     if fields["head_dim"] is None:
@@ -149,6 +180,18 @@ EMBED_TOKENS = _having("layers_take_token_ids")
 ADD_POSITIONS = _having("adds_positions")
 COUNT_COLUMNS = _having("counts_columns")
 # a state that has no blocks
-HYBRIDS = ["lfm2", "olmo_hybrid", "qwen3_5_text", "qwen3_next"]
+HYBRIDS = [
+    model_type
+    for model_type in MODEL_TYPES
+    if {"conv", "hybrid", "linear_attention"}.intersection(getattr(tiny_backbone(model_type), "layer_types", ()))
+]
+# layers that sleep does not run
+AWAKE = ["falcon_h1", "jamba", "nemotron_h", "zamba", "zamba2"]
+# and those whose state is what it writes
+FAST_WEIGHTS = [
+    model_type
+    for model_type in HYBRIDS
+    if "linear_attention" in getattr(tiny_backbone(model_type), "layer_types", ()) and model_type not in AWAKE
+]
 # residuals are scaled by the number of layers, which must stay as it is
 SCALED_BY_DEPTH = ["minicpm3"]
