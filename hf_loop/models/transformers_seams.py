@@ -231,6 +231,14 @@ def prepare_inputs(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 class GenerationHooks(GenerationMixin):
     """The steps of `generate` that our models change, under names of our own."""
 
+    if CACHE_NAME == "past_key_values":
+
+        def generate(self, *args, **kwargs):
+            # later releases take either name themselves
+            if isinstance(kwargs.get("cache"), Cache):
+                kwargs["past_key_values"] = kwargs.pop("cache")
+            return super().generate(*args, **kwargs)
+
     def generation_settings(
         self: Any, generation_config: GenerationConfig | None, *args, **kwargs
     ) -> tuple[Any, dict[str, Any]]:

@@ -9,6 +9,8 @@ from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from hf_loop.models.transformers_seams import cache_of
+
 from .generation_variants import FAMILIES, GREEDY, LOOPED, MEMORY, PROMPT, depths
 from .tiny_backbones import tiny_backbone
 
@@ -23,9 +25,18 @@ def plain_assistant():
     return AutoModelForCausalLM.from_config(tiny_backbone("llama")).eval()
 
 
+@pytest.mark.parametrize("cache_name", ["cache", "past_key_values"])
+def test_a_cache_is_taken_by_either_name(name, cache_name):
+    model = FAMILIES[name]()
+    start = model.generate(PROMPT, return_dict_in_generate=True, **GREEDY)
+    # a generated padding token is a token
+    inputs = {"input_ids": start.sequences, "attention_mask": torch.ones_like(start.sequences)}
+    rest = model.generate(**inputs, **{cache_name: cache_of(start)}, **GREEDY)
+    assert torch.equal(rest, model.generate(**inputs, use_cache=False, **GREEDY))
+
+
+@pytest.mark.parametrize("name", LOOPED)
 def test_a_plain_assistant(name):
-    if name in MEMORY:
-        return
     model, assistant = FAMILIES[name](), plain_assistant()
     for depth in depths(name):
         expected = model.generate(PROMPT[:1], use_cache=False, **depth, **GREEDY)
