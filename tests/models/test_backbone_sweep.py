@@ -13,7 +13,7 @@ from ..backbone_table import describe, kind_of, make_table, read_table
 from .tiny_decoders import causal_model_types
 
 
-ROW = re.compile(r"^\| `([^`]+)` \| (\w+) \| (.*?) \| (.*) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `([^`]+)` \| (\w+) \|(.*?)\| (.*) \|$", re.MULTILINE)
 OF_THIS_RELEASE = f"transformers {transformers.__version__} " in read_table()
 other_release = pytest.mark.skipif(not OF_THIS_RELEASE, reason="the table is of another release of transformers")
 
