@@ -19,7 +19,7 @@ same factor. Not every architecture allows that: of several sizes the first is t
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +49,7 @@ class NoTwinError(ValueError):
 
 
 @contextmanager
-def twin_context() -> Iterator[None]:
+def twin_context() -> Generator[None]:
     """On the CPU, in single precision, without gradient or autocast, and with a random generator of its own."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)

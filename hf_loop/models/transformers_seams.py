@@ -274,7 +274,7 @@ class GenerationHooks(GenerationMixin):
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
         return self.next_model_kwargs(outputs, model_kwargs, *args, **kwargs)
 
-    def _get_candidate_generator(self, **kwargs):  # ty: ignore[invalid-method-override]
+    def _get_candidate_generator(self, **kwargs):  # ty: ignore[incompatible-method-override]
         return self.make_candidate_generator(**kwargs)
 
 
