@@ -193,7 +193,9 @@ class FeedbackModel(FeedbackPreTrainedModel):
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
         batch_size, length = inputs_embeds.shape[:2]
         rows = arrange_rows(batch_size, length, attention_mask, position_ids, has_cache=cache is not None)
-        if cache is None and use_cache and len(rows.lengths) == batch_size:
+        # positions that were shifted at random for this step cannot be continued: no cache is made then
+        is_shifted = cache is None and self.training and config.random_position_offset > 0
+        if cache is None and use_cache and not is_shifted and len(rows.lengths) == batch_size:
             cache = DynamicCache(config=config)
             rows = arrange_rows(batch_size, length, attention_mask, position_ids, has_cache=True)
         embedding = None if self.feedback_embedding is None else self.feedback_embedding(inputs_embeds)
@@ -202,7 +204,7 @@ class FeedbackModel(FeedbackPreTrainedModel):
 
         if position_ids is None:
             position_ids = backbone.next_positions(inputs_embeds, cache, attention_mask)
-        position_ids = self.shift_positions(position_ids.expand(batch_size, -1), state, cache)
+        position_ids = self.shift_positions(position_ids.expand(batch_size, -1), state, is_shifted)
         kwargs |= backbone.layer_arguments(inputs_embeds)
         per_token = {"states": backbone.enter(inputs_embeds, position_ids), "positions": position_ids}
         if backbone.spec.layers_take_token_ids:
@@ -237,14 +239,13 @@ class FeedbackModel(FeedbackPreTrainedModel):
             feedback=state.final_feedback(rows.order) if cache is None else None,
         )
 
-    def shift_positions(self, position_ids: torch.Tensor, state: FeedbackState, cache: Cache | None) -> torch.Tensor:
-        """Positions `[B, T]` after what a loaded memory has seen, and in training by a random offset."""
+    def shift_positions(self, position_ids: torch.Tensor, state: FeedbackState, at_random: bool) -> torch.Tensor:
+        """Positions `[B, T]` after what a loaded memory has seen, and half of the time by a random offset as well."""
         if any(state.num_loaded):
             position_ids = position_ids + torch.tensor(state.num_loaded, device=position_ids.device)[:, None]
-        limit = self.config.random_position_offset
-        # keys in a cache have their positions already
-        if self.training and limit and cache is None and torch.rand(()) < 0.5:
-            position_ids = position_ids + torch.randint(limit + 1, ()).to(position_ids.device)
+        if at_random and torch.rand(()) < 0.5:
+            offset = torch.randint(self.config.random_position_offset + 1, ())
+            position_ids = position_ids + offset.to(position_ids.device)
         return position_ids
 
     def warn_of_missing_state_passing(self) -> None:

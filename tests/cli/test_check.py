@@ -31,7 +31,7 @@ def test_an_architecture_that_does_not_open(hf_loop, monkeypatch):
     code, out, err = hf_loop("check", "openai-gpt")
     assert (code, out) == (2, "")
     assert err.strip().splitlines()[-1] == (
-        "hf-loop: error: openai-gpt cannot be opened: its base model has no embed_tokens, layers, norm, rotary_emb"
+        "hf-loop: error: openai-gpt cannot be opened: it has no cache and no final norm"
     )
     monkeypatch.delitem(SUPPORTED_BACKBONES, "minicpm3")
     code, _, err = hf_loop("check", "minicpm3")

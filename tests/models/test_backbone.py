@@ -57,7 +57,7 @@ def test_cached_equals_uncached(base, model_type, num_loops):
 
 
 def test_an_unsupported_architecture_says_what_it_lacks():
-    with pytest.raises(ValueError, match="'openai-gpt' cannot be opened: its base model has no embed_tokens, layers"):
+    with pytest.raises(ValueError, match="'openai-gpt' cannot be opened: it has no cache and no final norm"):
         LoopedForCausalLM(LoopedConfig(backbone_config={"model_type": "openai-gpt", "n_layer": 2}))
     with pytest.raises(ValueError, match="'nope' is not a transformers model type"):
         LoopedConfig(backbone_config={"model_type": "nope"})
