@@ -58,7 +58,13 @@ COPIED_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embed
 
 
 def cache_types(backbone_config: PreTrainedConfig) -> list[str]:
-    """Kind of cache of every layer of a backbone that mixes them."""
+    """Kind of cache of every layer of a backbone that mixes them.
+
+    Raises:
+        AttributeError: it does not; the property of a configuration that asks this is absent then, as the backbone's is.
+    """
+    if backbone_config.layer_types is None:
+        raise AttributeError(f"`layer_types` of the {backbone_config.model_type} backbone is None")
     # transformers' caches know layers without any as "moe"
     return ["moe" if layer_type == "mlp" else layer_type for layer_type in backbone_config.layer_types]
 

@@ -268,7 +268,7 @@ def test_foreign_caches_are_refused(plain):
         "of another source": filled(feedback_source="top"),
     }
     for name, cache in caches.items():
-        assert "`past_key_values`" in refusal(plain, PROMPT, past_key_values=cache), name
+        assert "`cache`" in refusal(plain, PROMPT, past_key_values=cache), name
     other_rows = plain(random_ids(3, 5), use_cache=True).past_key_values
     assert "3 rows" in refusal(plain, PROMPT, past_key_values=other_rows)
     # filled by whoever reads first

@@ -127,10 +127,11 @@ def test_a_configuration_made_of_its_own_dictionary_is_the_same(family):
 
 @pytest.mark.parametrize("model_type", SUPPORTED_BACKBONES)
 def test_every_field_that_a_backbone_writes_is_one_that_it_takes(model_type):
-    fields = CONFIG_MAPPING[model_type]().to_dict()
+    config_class = CONFIG_MAPPING[model_type]
+    fields = config_class().to_dict()
     # with it the dictionary would be taken for a file
     fields.pop("transformers_version", None)
-    assert LoopedConfig(backbone_config=fields).backbone_config.model_type == model_type
+    assert LoopedConfig(backbone_config=fields).backbone_config.model_type == config_class.model_type
 
 
 def test_older_names_of_a_backbones_fields_are_taken():

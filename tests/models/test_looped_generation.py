@@ -1,5 +1,6 @@
 """Every way to generate gives what greedy decoding without a cache gives, at any loop count."""
 
+import functools
 import threading
 
 import pytest
@@ -74,13 +75,13 @@ def test_prompt_lookup(llama, num_loops):
 def test_drafting_with_fewer_loops_gives_the_tokens_of_all_loops(llama, monkeypatch):
     draft = llama.with_num_loops(1)
     loops_run = []
-    forward = llama.model.forward
 
-    def record(*args, **kwargs):
+    def record(forward, *args, **kwargs):
         loops_run.append(kwargs["num_loops"])
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(llama.model, "forward", record)
+    for model in (llama.model, draft.model):
+        monkeypatch.setattr(model, "forward", functools.partial(record, model.forward))
     generated = llama.generate(PROMPT[:1], assistant_model=draft, num_loops=5, **GREEDY)
     assert set(loops_run) == {1, 5}
     monkeypatch.undo()
