@@ -30,10 +30,11 @@ class HierarchicalConfig(RecurrentConfig):
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the decoder whose layers are run. Any model type in the README's table, or `"hrm_text"`,
-            which brings two stacks of its own; defaults to Llama's. Of other backbones the first half of the layers
-            is the fast stack and the second half the slow one. Fields such as `vocab_size` or `hidden_size` may also
-            be given directly when this is a dictionary or left out; they are read and written through to it.
+            Configuration of the decoder whose layers are run. Any decoder in the table of `README.md`, or
+            `"hrm_text"`, which brings two stacks of its own; defaults to Llama's. Of other backbones the first half
+            of the layers is the fast stack and the second half the slow one. Fields such as `vocab_size` or
+            `hidden_size` may also be given directly when this is a dictionary or left out; they are read and written
+            through to it.
         num_loops (`int`, *optional*, defaults to 2):
             Slow cycles, unless the call says otherwise.
         low_cycles (`int`, *optional*, defaults to 3):

@@ -28,7 +28,7 @@ class LoopedConfig(RecurrentConfig):
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the decoder whose layers are run. Any model type in the README's table; defaults to
+            Configuration of the decoder whose layers are run. Any decoder in the table of `README.md`; defaults to
             Llama's. Fields such as `vocab_size` or `hidden_size` may also be given directly when this is a dictionary
             or left out; they are read and written through to it.
         num_prelude_layers (`int`, *optional*, defaults to 0):

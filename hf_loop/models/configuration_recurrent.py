@@ -61,7 +61,7 @@ def cache_types(backbone_config: PreTrainedConfig) -> list[str]:
     """Kind of cache of every layer of a backbone that mixes them.
 
     Raises:
-        AttributeError: it does not; the property of a configuration that asks this is absent then, as the backbone's is.
+        AttributeError: it does not. A property that asks this is then absent, as the backbone's own is.
     """
     if backbone_config.layer_types is None:
         raise AttributeError(f"`layer_types` of the {backbone_config.model_type} backbone is None")
@@ -77,7 +77,7 @@ class RecurrentConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the decoder whose layers are run. Any model type in the README's table; defaults to
+            Configuration of the decoder whose layers are run. Any decoder in the table of `README.md`; defaults to
             Llama's. Fields such as `vocab_size` or `hidden_size` may also be given directly when this is a dictionary
             or left out; they are read and written through to it.
 

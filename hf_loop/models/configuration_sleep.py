@@ -37,9 +37,9 @@ class SleepConfig(RecurrentConfig):
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
             Configuration of the decoder whose layers are run: one with linear-attention layers that follow the gated
-            delta rule (`qwen3_next`, `qwen3_5_text`, `olmo_hybrid`), or any other in the README's table, which is
-            then given fast-weight layers. Defaults to Llama's. Fields such as `vocab_size` or `hidden_size` may also
-            be given directly when this is a dictionary or left out; they are read and written through to it.
+            delta rule (`qwen3_next`, `qwen3_5_text`, `olmo_hybrid`), or any other in the table of `README.md`,
+            which is then given fast-weight layers. Defaults to Llama's. Fields such as `vocab_size` or `hidden_size`
+            may also be given directly when this is a dictionary or left out; they are read and written through to it.
         sleep_window (`int`, *optional*, defaults to 1024):
             Tokens in a window.
         num_sleep_passes (`int`, *optional*, defaults to 2):

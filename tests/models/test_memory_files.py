@@ -165,7 +165,7 @@ def test_caches_without_a_memory_are_not_written(tmp_path):
         "no cache",
     ]
     for cache in caches:
-        assert "`past_key_values`" in refusal(model.save_memory, cache, tmp_path / "memory")
+        assert "`cache`" in refusal(model.save_memory, cache, tmp_path / "memory")
     assert list(tmp_path.iterdir()) == []
 
 
