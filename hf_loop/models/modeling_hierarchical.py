@@ -318,7 +318,8 @@ class HierarchicalModel(HierarchicalStacks):
             cache = DynamicCache(config=config.with_num_loops(num_loops))
         if position_ids is None:
             position_ids = backbone.next_positions(inputs_embeds, cache, attention_mask)
-        is_prefill = cache is None or not cache.is_initialized
+        # a paged cache does not say; prompts with a prefix are not sent with one
+        is_prefill = not isinstance(cache, Cache) or not cache.is_initialized
         inputs = backbone.prepare(
             inputs_embeds,
             attention_mask,

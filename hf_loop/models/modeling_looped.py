@@ -162,8 +162,9 @@ class LoopedModel(LoopedPreTrainedModel):
             Whether to return what the last hidden state would be after every loop. The coda is run once per loop for
             it, without a cache.
         noise_per_example (`bool`, *optional*):
-            Whether a state that starts as noise differs between examples, by default in training without a cache. In
-            generation it does not, where a prompt and its continuation must meet the same noise.
+            Whether a state that starts as noise differs between examples, by default in training where no cache is
+            given; none is made then. In generation it does not differ, where a prompt and its continuation must meet
+            the same noise.
 
         Raises:
             ValueError: a loop count is not a positive integer, the cache was made for another loop count, or hidden
@@ -183,9 +184,13 @@ class LoopedModel(LoopedPreTrainedModel):
         num_prelude, num_core, num_coda = self.layer_counts()
         backbone = Backbone(self.backbone)
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
+        if noise_per_example is None:
+            is_cached = cache is not None or "paged_cache" in kwargs
+            noise_per_example = self.config.state_init == "normal" and self.training and not is_cached
         if cache is not None:
             check_num_slots(cache, num_prelude + num_coda + num_core * num_loops, num_loops)
-        elif use_cache:
+        elif use_cache and not noise_per_example:
+            # a call that went on would meet other noise than the tokens before it
             cache = DynamicCache(config=self.config.with_num_loops(num_loops))
         if position_ids is None:
             position_ids = backbone.next_positions(inputs_embeds, cache, attention_mask)
@@ -198,8 +203,6 @@ class LoopedModel(LoopedPreTrainedModel):
             hidden_states = backbone.run_layer(index, index, hidden_states, inputs)
 
         encoded = hidden_states
-        if noise_per_example is None:
-            noise_per_example = self.training and cache is None and "paged_cache" not in kwargs
         state = self.make_initial_state(encoded, position_ids, input_ids if noise_per_example else None)
         loop_states = []
         for loop in range(num_loops):

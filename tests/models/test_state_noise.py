@@ -5,6 +5,7 @@ import math
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import DynamicCache
 
 from hf_loop.models.state_noise import example_seeds, truncated_normal
 
@@ -58,8 +59,10 @@ def test_examples_differ_in_training_and_nothing_touches_the_global_generator():
     same = input_ids[:1].repeat(2, 1)
     logits = {mode: model.train(mode)(same, use_cache=False).logits for mode in (True, False)}
     assert not torch.allclose(logits[True], logits[False])
-    # what a cache holds meets the same noise as what comes after it
-    torch.testing.assert_close(model.train()(same, use_cache=True).logits, logits[False])
+    # what a cache holds meets the same noise as what comes after it, so that none is made of other noise
+    cache = DynamicCache(config=model.config)
+    torch.testing.assert_close(model.train()(same, cache=cache).logits, logits[False])
+    assert model(same, use_cache=True).cache is None
 
 
 def test_example_seeds_follow_the_tokens_and_their_order():

@@ -128,7 +128,7 @@ def test_every_new_parameter_trains():
 def test_layers_that_embed_tokens_are_refused(model_type):
     base = tiny_decoder(model_type)
     expected = base(INPUT_IDS).logits
-    with pytest.raises(ValueError, match=f"'{model_type}' cannot sleep") as error:
+    with pytest.raises(ValueError, match=f"'{base.config.model_type}' cannot sleep") as error:
         retrofit(base, "sleep")
     assert "\n" not in str(error.value)
     assert torch.equal(base(INPUT_IDS).logits, expected)

@@ -196,7 +196,7 @@ def test_logits_equal_the_published_forward_at_any_loop_count(config, tmp_path):
 def test_the_random_state_has_the_published_spread(tmp_path):
     tensors = make_tensors(CONFIG)
     model = convert(write_checkpoint(tmp_path, CONFIG, tensors))
-    state = model.model.make_initial_state(torch.zeros(2, 30, 48), torch.arange(30)[None], INPUT_IDS)
+    state = model.model.make_initial_state(torch.zeros(2, 30, 48), torch.arange(30)[None], None)
     assert state.std().item() == pytest.approx(math.sqrt(2 / 5 / 48), rel=0.05)
     expected = reference_logits(CONFIG, tensors, 8, state)
     torch.testing.assert_close(model(INPUT_IDS).logits, expected, atol=1e-5, rtol=1e-5)

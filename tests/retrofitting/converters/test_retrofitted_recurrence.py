@@ -153,7 +153,7 @@ def test_the_state_keeps_the_spread_of_huginns_width(variant, tmp_path):
     tensors = make_tensors(variant, config)
     model = convert(write_checkpoint(tmp_path, config, tensors))
     assert model.config.state_std == pytest.approx(0.0087, abs=1e-4)
-    state = model.model.make_initial_state(torch.zeros(2, 30, 48), torch.arange(30)[None], INPUT_IDS)
+    state = model.model.make_initial_state(torch.zeros(2, 30, 48), torch.arange(30)[None], None)
     expected = reference_logits(variant, config, tensors, 3, state)
     torch.testing.assert_close(model(INPUT_IDS).logits, expected, atol=1e-5, rtol=1e-5)
 
