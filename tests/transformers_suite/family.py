@@ -1,11 +1,12 @@
 """What transformers' own model tests need to know of one of our families."""
 
 import os
+import warnings
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import DynamicCache, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from .mixins import MixinsUnavailableError, import_mixins
@@ -111,6 +112,17 @@ class FamilyTest(
         # the tests of a model without a head are chosen by this table, which `AutoModel.register` does not fill
         tester = self.model_tester_class
         MODEL_MAPPING_NAMES[tester.config_class.model_type] = tester.base_model_class.__name__
+
+    def test_bc_cache_name_forward(self):
+        # transformers warns of the older name of the cache, which is to go; here both names stay
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            model = model_class(config).eval()
+            with torch.no_grad(), warnings.catch_warnings(action="error"):
+                logits = [
+                    model(**inputs, **{name: DynamicCache(config=config)})[0] for name in ("cache", "past_key_values")
+                ]
+            assert torch.equal(*logits), model_class.__name__
 
     def test_config(self):
         configuration.ConfigTester(self, config_class=self.model_tester_class.config_class).run_common_tests()
