@@ -7,10 +7,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 import hf_loop
 from hf_loop import FeedbackConfig, HierarchicalConfig, LoopedConfig, SleepConfig
-from hf_loop.models.backbone import SUPPORTED_BACKBONES
 
 from .looped_variants import tiny_looped
-from .tiny_backbones import tiny_backbone
+from .tiny_backbones import MODEL_TYPES, tiny_backbone
 
 
 CONFIGS = {
@@ -125,7 +124,7 @@ def test_a_configuration_made_of_its_own_dictionary_is_the_same(family):
     assert CONFIGS[family].from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 
-@pytest.mark.parametrize("model_type", SUPPORTED_BACKBONES)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_every_field_that_a_backbone_writes_is_one_that_it_takes(model_type):
     config_class = CONFIG_MAPPING[model_type]
     fields = config_class().to_dict()

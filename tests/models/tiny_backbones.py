@@ -103,7 +103,8 @@ OWN = {
     "vaultgemma": SLIDING | {"final_logit_softcapping": 3.0},
     "xglm": {"ffn_dim": 96},
 }
-MODEL_TYPES = sorted(SUPPORTED_BACKBONES)
+# those that the installed release of transformers has
+MODEL_TYPES = sorted(model_type for model_type in SUPPORTED_BACKBONES if model_type in CONFIG_MAPPING)
 # made by shrinking the default configuration instead
 SHRUNK = {
     "bamba",
