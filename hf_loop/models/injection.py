@@ -58,9 +58,8 @@ class ConcatInjection(nn.Module):
 
     def reset_parameters(self) -> None:
         hidden_size = self.proj.out_features
-        weight = torch.zeros_like(self.proj.weight)
-        weight[:, hidden_size:] = torch.eye(hidden_size)
-        init.copy_(self.proj.weight, weight)
+        # made anew: a weight that was loaded may be one of a quantized or sharded kind, and is left alone by `init`
+        init.copy_(self.proj.weight, nn.functional.pad(torch.eye(hidden_size), (hidden_size, 0)))
 
 
 class DiagonalInjection(nn.Module):
