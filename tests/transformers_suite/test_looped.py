@@ -28,7 +28,7 @@ class PreludeCodaTester(PlainTester):
         "num_coda_layers": 1,
         "num_loops": 2,
         "injection": "concat",
-        "state_init": "zeros",
+        "state_init": "learned",
     }
 
 
