@@ -150,7 +150,7 @@ def read_safetensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
     """
     with damage_named(file), safe_open(file, framework="pt") as opened:
         # `opened` is no dict: it has `keys` but cannot be iterated over, so the rule's advice would fail
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 a safetensors file is no dict
         return tensors, opened.metadata() or {}
 
 
