@@ -28,6 +28,7 @@ _HOMES = {
     "HierarchicalForSequenceClassification": "models",
     "HierarchicalForTokenClassification": "models",
     "HierarchicalModel": "models",
+    "HierarchicalPuzzleConfig": "models",
     "LoopedConfig": "models",
     "LoopedForCausalLM": "models",
     "LoopedForSequenceClassification": "models",

@@ -27,7 +27,7 @@ def solve(model):
 WRITE = """
 from datasets import Dataset
 from transformers import AutoModelForMaskedLM, HrmTextConfig, LlamaConfig, set_seed
-from hf_loop import HierarchicalConfig, HierarchicalForCausalLM, HierarchicalForPuzzle
+from hf_loop import HierarchicalConfig, HierarchicalPuzzleConfig, HierarchicalForCausalLM, HierarchicalForPuzzle
 from hf_loop.evaluation import measure_puzzles, write_puzzle_card
 
 sizes = dict(vocab_size=20, hidden_size=16, intermediate_size=24, num_attention_heads=4, num_hidden_layers=2)
@@ -45,10 +45,11 @@ for name, fields in configs.items():
     model.push_to_hub(name)
     answers[name] = answer(model)
 puzzle_configs = {
-    "hrm": HierarchicalConfig.from_preset("hrm", **sizes),
-    "mixer": HierarchicalConfig.from_preset("trm", token_mixer="mlp", mixer_intermediate_size=16, num_puzzle_tokens=2,
-                                            max_position_embeddings=6, **sizes),
-    "urm": HierarchicalConfig.from_preset("urm", **sizes),
+    "hrm": HierarchicalPuzzleConfig.from_preset("hrm", **sizes),
+    "mixer": HierarchicalPuzzleConfig.from_preset(
+        "trm", token_mixer="mlp", mixer_intermediate_size=16, num_puzzle_tokens=2, max_position_embeddings=6, **sizes
+    ),
+    "urm": HierarchicalPuzzleConfig.from_preset("urm", **sizes),
 }
 for name, config in puzzle_configs.items():
     model = HierarchicalForPuzzle(config).eval()

@@ -1,27 +1,17 @@
 """The model families. Importing this package registers them with transformers' Auto classes."""
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-)
+import importlib
+from pathlib import Path
 
 from .backbone import BackboneSpec, register_backbone
 from .configuration_feedback import FeedbackConfig
-from .configuration_hierarchical import HierarchicalConfig
+from .configuration_hierarchical import HierarchicalConfig, HierarchicalPuzzleConfig
 from .configuration_hrm import HrmBackboneConfig
 from .configuration_huginn import HuginnBackboneConfig
 from .configuration_looped import LoopedConfig
 from .configuration_parcae import ParcaeBackboneConfig
 from .configuration_sleep import SleepConfig
+from .family import FAMILIES, Family, family_of, register_classes, register_family
 from .modeling_feedback import (
     FeedbackForCausalLM,
     FeedbackForSequenceClassification,
@@ -61,63 +51,24 @@ from .modeling_sleep import (
 )
 
 
-for _config_class in (
-    LoopedConfig,
-    FeedbackConfig,
-    HierarchicalConfig,
-    SleepConfig,
-    HrmBackboneConfig,
-    HuginnBackboneConfig,
-    ParcaeBackboneConfig,
-):
-    AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
-    _config_class.register_for_auto_class()
-for _auto_class, _model_class in (
-    (AutoModel, LoopedModel),
-    (AutoModelForCausalLM, LoopedForCausalLM),
-    (AutoModelForSequenceClassification, LoopedForSequenceClassification),
-    (AutoModelForTokenClassification, LoopedForTokenClassification),
-    (AutoModel, FeedbackModel),
-    (AutoModelForCausalLM, FeedbackForCausalLM),
-    (AutoModelForSequenceClassification, FeedbackForSequenceClassification),
-    (AutoModelForTokenClassification, FeedbackForTokenClassification),
-    (AutoModel, HierarchicalModel),
-    (AutoModelForCausalLM, HierarchicalForCausalLM),
-    (AutoModelForSequenceClassification, HierarchicalForSequenceClassification),
-    (AutoModelForTokenClassification, HierarchicalForTokenClassification),
-    # the class of heads that predict every position from all of them
-    (AutoModelForMaskedLM, HierarchicalForPuzzle),
-    (AutoModel, SleepModel),
-    (AutoModelForCausalLM, SleepForCausalLM),
-    (AutoModelForSequenceClassification, SleepForSequenceClassification),
-    (AutoModelForTokenClassification, SleepForTokenClassification),
-    # decoders that transformers does not have, as models by themselves
-    (AutoModel, HuginnBackboneModel),
-    (AutoModelForCausalLM, HuginnBackboneForCausalLM),
-    (AutoModel, ParcaeBackboneModel),
-    (AutoModelForCausalLM, ParcaeBackboneForCausalLM),
-):
-    _auto_class.register(_model_class.config_class, _model_class, exist_ok=True)
-    # `save_pretrained` then writes the code beside the weights, so that they load where hf_loop is not installed
-    _model_class.register_for_auto_class(_auto_class.__name__)
-
-# Trainer (in label smoothing and in model cards) and lm-eval recognise models by these tables of names, which
-# `register` does not fill; without them label smoothing scores every token against itself instead of the next one
-MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[LoopedConfig.model_type] = LoopedForCausalLM.__name__
-MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[FeedbackConfig.model_type] = FeedbackForCausalLM.__name__
-MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[HierarchicalConfig.model_type] = HierarchicalForCausalLM.__name__
-MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[SleepConfig.model_type] = SleepForCausalLM.__name__
-for _config_class, _sequences, _tokens in (
-    (LoopedConfig, LoopedForSequenceClassification, LoopedForTokenClassification),
-    (FeedbackConfig, FeedbackForSequenceClassification, FeedbackForTokenClassification),
-    (HierarchicalConfig, HierarchicalForSequenceClassification, HierarchicalForTokenClassification),
-    (SleepConfig, SleepForSequenceClassification, SleepForTokenClassification),
-):
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[_config_class.model_type] = _sequences.__name__
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES[_config_class.model_type] = _tokens.__name__
+# a modeling file with a record at its foot is a family
+for _path in sorted(Path(__file__).parent.glob("modeling_*.py")):
+    _family = getattr(importlib.import_module(f".{_path.stem}", __name__), "FAMILY", None)
+    if _family is not None:
+        register_family(_family)
+# decoders that transformers does not have, as models by themselves
+register_classes(HrmBackboneConfig, {})
+register_classes(
+    HuginnBackboneConfig, {"AutoModel": HuginnBackboneModel, "AutoModelForCausalLM": HuginnBackboneForCausalLM}
+)
+register_classes(
+    ParcaeBackboneConfig, {"AutoModel": ParcaeBackboneModel, "AutoModelForCausalLM": ParcaeBackboneForCausalLM}
+)
 
 __all__ = [
+    "FAMILIES",
     "BackboneSpec",
+    "Family",
     "FeedbackConfig",
     "FeedbackForCausalLM",
     "FeedbackForSequenceClassification",
@@ -132,6 +83,7 @@ __all__ = [
     "HierarchicalForTokenClassification",
     "HierarchicalModel",
     "HierarchicalPreTrainedModel",
+    "HierarchicalPuzzleConfig",
     "HierarchicalPuzzleModel",
     "HierarchicalPuzzleOutput",
     "HrmBackboneConfig",
@@ -154,5 +106,7 @@ __all__ = [
     "SleepForTokenClassification",
     "SleepModel",
     "SleepPreTrainedModel",
+    "family_of",
     "register_backbone",
+    "register_family",
 ]

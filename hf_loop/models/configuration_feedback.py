@@ -76,13 +76,6 @@ class FeedbackConfig(RecurrentConfig):
 
     model_type = "feedback_lm"
     keys_to_ignore_at_inference = ["cache", "past_key_values", "feedback"]
-    remote_classes = {
-        "AutoConfig": "configuration_feedback.FeedbackConfig",
-        "AutoModel": "modeling_feedback.FeedbackModel",
-        "AutoModelForCausalLM": "modeling_feedback.FeedbackForCausalLM",
-        "AutoModelForSequenceClassification": "modeling_feedback.FeedbackForSequenceClassification",
-        "AutoModelForTokenClassification": "modeling_feedback.FeedbackForTokenClassification",
-    }
 
     block_size: int = 1024
     num_memory_segments: int | None = 3

@@ -26,7 +26,7 @@ class HierarchicalConfig(RecurrentConfig):
     r"""
     A hierarchical model carries a slow state and a fast one. In each of `num_loops` slow cycles the fast stack
     updates the fast state `low_cycles` times, then the slow stack updates the slow state once
-    (https://huggingface.co/papers/2506.21734). The fields from `halting` on are those of [`HierarchicalForPuzzle`].
+    (https://huggingface.co/papers/2506.21734).
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
@@ -62,23 +62,6 @@ class HierarchicalConfig(RecurrentConfig):
             all slow ones.
         backprop_low_cycles (`list[int]`, *optional*):
             For `"last_k"`, fast calls with gradient in the last slow cycles, in their order; earlier cycles have one.
-        halting (`str`, *optional*, defaults to `"none"`):
-            What says after a segment that a row is done: `"q_learning"` (a value of halting above that of going on,
-            2506.21734), `"binary"` (a logit of being solved above zero, 2510.04871), `"fixed_point"` (the slow state
-            changed by less than `fixed_point_tolerance` of its length) or `"none"`.
-        max_segments (`int`, *optional*, defaults to 16):
-            Segments after which a row is done in any case.
-        fixed_point_tolerance (`float`, *optional*, defaults to 0.02):
-            For `halting="fixed_point"`.
-        cell_loss (`str`, *optional*, defaults to `"softmax"`):
-            Cross entropy of a `"softmax"` or of a `"stablemax"`, which replaces the exponential by `x + 1` above zero
-            and `1 / (1 - x)` below.
-        num_puzzles (`int`, *optional*, defaults to 0):
-            Puzzles (in the sense of 2506.21734: tasks of their own) that have a learned embedding. 0 is no embedding.
-        num_puzzle_tokens (`int`, *optional*, defaults to 0):
-            Positions before the cells that the embedding of the puzzle is spread over.
-        puzzle_embedding_size (`int`, *optional*):
-            Numbers in it, `hidden_size` if not given; those that the positions hold beyond it are zero.
 
     Raises:
         ValueError: a field is out of range or does not fit another one.
@@ -96,14 +79,7 @@ class HierarchicalConfig(RecurrentConfig):
     """
 
     model_type = "hierarchical_lm"
-    keys_to_ignore_at_inference = ["cache", "past_key_values", "num_loops", "carry"]
-    remote_classes = {
-        "AutoConfig": "configuration_hierarchical.HierarchicalConfig",
-        "AutoModel": "modeling_hierarchical.HierarchicalModel",
-        "AutoModelForCausalLM": "modeling_hierarchical.HierarchicalForCausalLM",
-        "AutoModelForSequenceClassification": "modeling_hierarchical.HierarchicalForSequenceClassification",
-        "AutoModelForTokenClassification": "modeling_hierarchical.HierarchicalForTokenClassification",
-    }
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "num_loops"]
 
     num_loops: int = 2
     low_cycles: int = 3
@@ -115,13 +91,6 @@ class HierarchicalConfig(RecurrentConfig):
     embedding_scale: float | int = 1.0
     gradient: Literal["full", "last_cycle", "one_step", "last_k"] = "full"
     backprop_low_cycles: list[int] | None = None
-    halting: Literal["none", "q_learning", "binary", "fixed_point"] = "none"
-    max_segments: int = 16
-    fixed_point_tolerance: float | int = 0.02
-    cell_loss: Literal["softmax", "stablemax"] = "softmax"
-    num_puzzles: int = 0
-    num_puzzle_tokens: int = 0
-    puzzle_embedding_size: int | None = None
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
@@ -137,18 +106,33 @@ class HierarchicalConfig(RecurrentConfig):
             ValueError: there is no such preset, or a field is refused.
         """
         fields = preset_fields(name)
+        others = fields.schedule.keys() - cls.__dataclass_fields__.keys()
+        if others:
+            raise ValueError(
+                f"the preset {name!r} solves puzzles: it is `HierarchicalPuzzleConfig.from_preset({name!r})`"
+            )
         own = {key: overrides.pop(key) for key in list(overrides) if key in cls.__dataclass_fields__}
         return cls(**fields.schedule | own, backbone_config=fields.backbone(overrides))
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As the other families', also from what was saved when one class had the fields of puzzle models as well."""
+        if cls.model_type == "hierarchical_lm":
+            if "HierarchicalForPuzzle" in (config_dict.get("architectures") or []):
+                return HierarchicalPuzzleConfig.from_dict(config_dict, **kwargs)
+            # left at their defaults in a model of text
+            others = HierarchicalPuzzleConfig.__dataclass_fields__.keys() - cls.__dataclass_fields__.keys()
+            config_dict = {name: value for name, value in config_dict.items() if name not in others}
+        return super().from_dict(config_dict, **kwargs)
+
     def __setattr__(self, key, value):
-        if key in ("low_cycles", "max_segments"):
+        if key == "low_cycles":
             check_positive_int(key, value)
         super().__setattr__(key, value)
 
     def validate_architecture(self):
         """Refuse layers that make no two stacks, and schedules that lose the input or its gradient."""
         has_two_stacks = hasattr(self.backbone_config, "num_layers_per_stack")
-        self.check_puzzle_fields()
         if self.num_latent_states == 1 and not self.shared_stack:
             raise ValueError("`num_latent_states=1` needs `shared_stack=True`: there is no second state to update")
         if has_two_stacks and self.shared_stack:
@@ -173,26 +157,6 @@ class HierarchicalConfig(RecurrentConfig):
             )
         if self.backprop_low_cycles is not None and min(self.backprop_low_cycles, default=0) < 0:
             raise ValueError(f"`backprop_low_cycles` must not be negative, got {self.backprop_low_cycles}")
-
-    def check_puzzle_fields(self):
-        """Refuse embeddings without a place or a size, and a tolerance that nothing meets."""
-        if self.fixed_point_tolerance <= 0:
-            raise ValueError(f"`fixed_point_tolerance` must be above 0, got {self.fixed_point_tolerance}")
-        if (
-            self.num_puzzles < 0
-            or self.num_puzzle_tokens < 0
-            or (self.num_puzzles > 0) != (self.num_puzzle_tokens > 0)
-        ):
-            raise ValueError(
-                "`num_puzzles` and `num_puzzle_tokens` must both be 0 or both be positive, got "
-                f"{self.num_puzzles} and {self.num_puzzle_tokens}"
-            )
-        size, room = self.puzzle_embedding_size, self.num_puzzle_tokens * self.hidden_size
-        if size is not None and not 0 < size <= room:
-            raise ValueError(
-                f"`puzzle_embedding_size` {size} does not fit in {self.num_puzzle_tokens} `num_puzzle_tokens` of "
-                f"{self.hidden_size} numbers"
-            )
 
     @property
     def num_calls(self) -> int:
@@ -225,4 +189,83 @@ class HierarchicalConfig(RecurrentConfig):
         return (low * self.low_cycles + high * (self.num_latent_states - 1)) * self.num_loops
 
 
-__all__ = ["HierarchicalConfig"]
+# trf-ignore: TRF057 as above
+@strict
+class HierarchicalPuzzleConfig(HierarchicalConfig):
+    r"""
+    A hierarchical model that solves puzzles in segments ([`HierarchicalForPuzzle`]).
+
+    Args:
+        halting (`str`, *optional*, defaults to `"none"`):
+            What says after a segment that a row is done: `"q_learning"` (a value of halting above that of going on,
+            2506.21734), `"binary"` (a logit of being solved above zero, 2510.04871), `"fixed_point"` (the slow state
+            changed by less than `fixed_point_tolerance` of its length) or `"none"`.
+        max_segments (`int`, *optional*, defaults to 16):
+            Segments after which a row is done in any case.
+        fixed_point_tolerance (`float`, *optional*, defaults to 0.02):
+            For `halting="fixed_point"`.
+        cell_loss (`str`, *optional*, defaults to `"softmax"`):
+            Cross entropy of a `"softmax"` or of a `"stablemax"`, which replaces the exponential by `x + 1` above zero
+            and `1 / (1 - x)` below.
+        num_puzzles (`int`, *optional*, defaults to 0):
+            Puzzles (in the sense of 2506.21734: tasks of their own) that have a learned embedding. 0 is no embedding.
+        num_puzzle_tokens (`int`, *optional*, defaults to 0):
+            Positions before the cells that the embedding of the puzzle is spread over.
+        puzzle_embedding_size (`int`, *optional*):
+            Numbers in it, `hidden_size` if not given; those that the positions hold beyond it are zero.
+        kwargs:
+            All fields of [`HierarchicalConfig`].
+
+    Raises:
+        ValueError: a field is out of range or does not fit another one.
+
+    Example:
+
+    ```python
+    >>> from hf_loop import HierarchicalPuzzleConfig
+
+    >>> config = HierarchicalPuzzleConfig.from_preset("trm", vocab_size=6, hidden_size=64)
+    >>> config.halting, config.low_cycles
+    ('binary', 6)
+    ```
+    """
+
+    model_type = "hierarchical_puzzle"
+    keys_to_ignore_at_inference = ["num_loops", "carry"]
+
+    halting: Literal["none", "q_learning", "binary", "fixed_point"] = "none"
+    max_segments: int = 16
+    fixed_point_tolerance: float | int = 0.02
+    cell_loss: Literal["softmax", "stablemax"] = "softmax"
+    num_puzzles: int = 0
+    num_puzzle_tokens: int = 0
+    puzzle_embedding_size: int | None = None
+
+    def __setattr__(self, key, value):
+        if key == "max_segments":
+            check_positive_int(key, value)
+        super().__setattr__(key, value)
+
+    def validate_architecture(self):
+        """Refuse what its base refuses, embeddings without a place or a size, and a tolerance that nothing meets."""
+        super().validate_architecture()
+        if self.fixed_point_tolerance <= 0:
+            raise ValueError(f"`fixed_point_tolerance` must be above 0, got {self.fixed_point_tolerance}")
+        if (
+            self.num_puzzles < 0
+            or self.num_puzzle_tokens < 0
+            or (self.num_puzzles > 0) != (self.num_puzzle_tokens > 0)
+        ):
+            raise ValueError(
+                "`num_puzzles` and `num_puzzle_tokens` must both be 0 or both be positive, got "
+                f"{self.num_puzzles} and {self.num_puzzle_tokens}"
+            )
+        size, room = self.puzzle_embedding_size, self.num_puzzle_tokens * self.hidden_size
+        if size is not None and not 0 < size <= room:
+            raise ValueError(
+                f"`puzzle_embedding_size` {size} does not fit in {self.num_puzzle_tokens} `num_puzzle_tokens` of "
+                f"{self.hidden_size} numbers"
+            )
+
+
+__all__ = ["HierarchicalConfig", "HierarchicalPuzzleConfig"]

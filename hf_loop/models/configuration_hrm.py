@@ -52,9 +52,10 @@ class HrmBackboneConfig(LlamaConfig):
     Example:
 
     ```python
-    >>> from hf_loop import HierarchicalConfig
+    >>> from hf_loop import HierarchicalPuzzleConfig
 
-    >>> config = HierarchicalConfig.from_preset("trm", vocab_size=11, max_position_embeddings=97, token_mixer="mlp")
+    >>> sizes = {"vocab_size": 11, "max_position_embeddings": 97}
+    >>> config = HierarchicalPuzzleConfig.from_preset("trm", token_mixer="mlp", **sizes)
     ```
     """
 

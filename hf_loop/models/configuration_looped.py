@@ -91,13 +91,6 @@ class LoopedConfig(RecurrentConfig):
 
     model_type = "looped_lm"
     keys_to_ignore_at_inference = ["cache", "past_key_values", "num_loops", "loop_states", "loop_logits"]
-    remote_classes = {
-        "AutoConfig": "configuration_looped.LoopedConfig",
-        "AutoModel": "modeling_looped.LoopedModel",
-        "AutoModelForCausalLM": "modeling_looped.LoopedForCausalLM",
-        "AutoModelForSequenceClassification": "modeling_looped.LoopedForSequenceClassification",
-        "AutoModelForTokenClassification": "modeling_looped.LoopedForTokenClassification",
-    }
 
     num_prelude_layers: int = 0
     num_coda_layers: int = 0

@@ -90,13 +90,6 @@ class SleepConfig(RecurrentConfig):
     """
 
     model_type = "sleep_lm"
-    remote_classes = {
-        "AutoConfig": "configuration_sleep.SleepConfig",
-        "AutoModel": "modeling_sleep.SleepModel",
-        "AutoModelForCausalLM": "modeling_sleep.SleepForCausalLM",
-        "AutoModelForSequenceClassification": "modeling_sleep.SleepForSequenceClassification",
-        "AutoModelForTokenClassification": "modeling_sleep.SleepForTokenClassification",
-    }
 
     sleep_window: int = 1024
     num_sleep_passes: int = 2

@@ -36,6 +36,7 @@ from .backbone import (
     make_backbone,
 )
 from .configuration_feedback import FeedbackConfig
+from .family import Family
 from .family_checks import check_blocks
 from .feedback_masks import block_masks
 from .feedback_memory import BlockView, LayerMemory
@@ -469,7 +470,24 @@ class FeedbackForTokenClassification(TokenClassifier, FeedbackPreTrainedModel):
     model_class = FeedbackModel
 
 
+FAMILY = Family(
+    name="feedback",
+    config=FeedbackConfig,
+    classes={
+        "AutoModel": FeedbackModel,
+        "AutoModelForCausalLM": FeedbackForCausalLM,
+        "AutoModelForSequenceClassification": FeedbackForSequenceClassification,
+        "AutoModelForTokenClassification": FeedbackForTokenClassification,
+    },
+    describe=lambda config: (
+        f"blocks of {config.block_size} tokens, "
+        f"{'all' if config.num_memory_segments is None else config.num_memory_segments} segments, "
+        f"a memory of {config.feedback_length}"
+    ),
+)
+
 __all__ = [
+    "FAMILY",
     "FeedbackForCausalLM",
     "FeedbackForSequenceClassification",
     "FeedbackForTokenClassification",

@@ -44,6 +44,7 @@ from .backbone import (
 from .cache_views import check_num_slots
 from .checks import check_positive_int
 from .configuration_hierarchical import HierarchicalConfig
+from .family import Family
 from .generation import LoopedGenerationMixin
 from .keyword_checks import check_keywords
 from .layer_views import read_weight
@@ -487,11 +488,31 @@ class HierarchicalForTokenClassification(TokenClassifier, HierarchicalPreTrained
     model_class = HierarchicalModel
 
 
+def describe_cycles(config: HierarchicalConfig) -> str:
+    """The stacks and the clocks in a few words."""
+    cycles = f"{config.num_loops} slow cycles of {config.low_cycles} fast ones"
+    return f"{config.num_stack_layers} layers in each stack, {cycles}"
+
+
+FAMILY = Family(
+    name="hierarchical",
+    config=HierarchicalConfig,
+    classes={
+        "AutoModel": HierarchicalModel,
+        "AutoModelForCausalLM": HierarchicalForCausalLM,
+        "AutoModelForSequenceClassification": HierarchicalForSequenceClassification,
+        "AutoModelForTokenClassification": HierarchicalForTokenClassification,
+    },
+    describe=describe_cycles,
+)
+
 __all__ = [
+    "FAMILY",
     "HierarchicalForCausalLM",
     "HierarchicalForSequenceClassification",
     "HierarchicalForTokenClassification",
     "HierarchicalModel",
     "HierarchicalPreTrainedModel",
     "HierarchicalStacks",
+    "describe_cycles",
 ]

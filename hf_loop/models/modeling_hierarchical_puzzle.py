@@ -30,11 +30,12 @@ from transformers.utils import auto_docstring, can_return_tuple
 
 from .backbone import PUZZLE_BACKBONES, Backbone, LayerInputs, adopt_backbone, compute_logits
 from .checks import check_positive_int
-from .configuration_hierarchical import HierarchicalConfig
+from .configuration_hierarchical import HierarchicalPuzzleConfig
+from .family import Family
 from .family_checks import check_both_directions
 from .generation_puzzle import PuzzleSolvingMixin
 from .keyword_checks import ENGINE_KEYWORDS, check_keywords
-from .modeling_hierarchical import HierarchicalPreTrainedModel, HierarchicalStacks
+from .modeling_hierarchical import HierarchicalPreTrainedModel, HierarchicalStacks, describe_cycles
 from .modeling_hrm import truncated_normal_
 from .puzzle_loss import puzzle_loss
 from .transformers_seams import capture_outputs, merge_with_config_defaults
@@ -123,12 +124,14 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
     """One segment, without heads.
 
     Args:
-        config (`HierarchicalConfig`): the backbone and the schedule.
+        config (`HierarchicalPuzzleConfig`): the backbone and the schedule.
 
     Raises:
         ValueError: the backbone's layers cannot attend in both directions.
     """
 
+    config_class = HierarchicalPuzzleConfig
+    config: HierarchicalPuzzleConfig
     is_bidirectional = True
     no_prompt_learning = "its positions are the cells of a puzzle"
     refused_keywords = {
@@ -137,7 +140,7 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
         "attention_mask": "every cell is read, and padding is a token like others",
     }
 
-    def __init__(self, config: HierarchicalConfig):
+    def __init__(self, config: HierarchicalPuzzleConfig):
         super().__init__(config)
         backbone_config = config.backbone_config
         others = set(getattr(backbone_config, "layer_types", None) or []) - {"full_attention"}
@@ -239,24 +242,26 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
     """The puzzle model with a head that predicts every cell, and one that says when it is done.
 
     Args:
-        config (`HierarchicalConfig`): the backbone and the schedule.
+        config (`HierarchicalPuzzleConfig`): the backbone and the schedule.
 
     Example:
 
     ```python
-    >>> from hf_loop import HierarchicalConfig, HierarchicalForPuzzle
+    >>> from hf_loop import HierarchicalPuzzleConfig, HierarchicalForPuzzle
 
-    >>> model = HierarchicalForPuzzle(HierarchicalConfig.from_preset("trm", vocab_size=6, hidden_size=64))
+    >>> model = HierarchicalForPuzzle(HierarchicalPuzzleConfig.from_preset("trm", vocab_size=6, hidden_size=64))
     >>> outputs = model(input_ids, num_segments=4)
     >>> outputs = model(input_ids, carry=outputs.carry)  # the fifth
     ```
     """
 
+    config_class = HierarchicalPuzzleConfig
+    config: HierarchicalPuzzleConfig
     no_prompt_learning = HierarchicalPuzzleModel.no_prompt_learning
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
-    def __init__(self, config: HierarchicalConfig):
+    def __init__(self, config: HierarchicalPuzzleConfig):
         super().__init__(config)
         self.model = HierarchicalPuzzleModel(config)
         adopt_backbone(self, self.model.backbone)
@@ -392,7 +397,16 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
             return torch.where(is_last, halt, torch.maximum(halt, go_on)).sigmoid()
 
 
+FAMILY = Family(
+    name="puzzle",
+    config=HierarchicalPuzzleConfig,
+    # the class of heads that predict every position from all of them
+    classes={"AutoModel": HierarchicalPuzzleModel, "AutoModelForMaskedLM": HierarchicalForPuzzle},
+    describe=lambda config: f"{describe_cycles(config)}, {config.max_segments} segments",
+)
+
 __all__ = [
+    "FAMILY",
     "HierarchicalCarry",
     "HierarchicalForPuzzle",
     "HierarchicalPuzzleModel",

@@ -38,6 +38,7 @@ from transformers.utils import auto_docstring, can_return_tuple
 from .backbone import Backbone, adopt_backbone, backbone_spec, compute_logits, make_backbone, next_positions
 from .checks import check_positive_int
 from .configuration_sleep import SleepConfig
+from .family import Family
 from .family_checks import check_sleep
 from .fast_weight_layer import FastWeightLayer, ShortConvolution, ZeroLinear
 from .generation_sleep import SleepGenerationMixin
@@ -397,7 +398,23 @@ class SleepForTokenClassification(TokenClassifier, SleepPreTrainedModel):
     model_class = SleepModel
 
 
+FAMILY = Family(
+    name="sleep",
+    config=SleepConfig,
+    classes={
+        "AutoModel": SleepModel,
+        "AutoModelForCausalLM": SleepForCausalLM,
+        "AutoModelForSequenceClassification": SleepForSequenceClassification,
+        "AutoModelForTokenClassification": SleepForTokenClassification,
+    },
+    describe=lambda config: (
+        f"windows of {config.sleep_window} tokens, {config.num_sleep_passes} passes, {config.eviction} eviction, "
+        f"{len(config.memory_layers)} fast-weight layers inserted"
+    ),
+)
+
 __all__ = [
+    "FAMILY",
     "SleepForCausalLM",
     "SleepForSequenceClassification",
     "SleepForTokenClassification",

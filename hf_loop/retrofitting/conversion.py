@@ -9,13 +9,10 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ..loading import check_shapes, load_pretrained
-from ..models import HierarchicalConfig, LoopedConfig
+from ..models import FAMILIES
 from ..models.transformers_seams import make_model
 from .checkpoint import locate, read_config, read_tensors, tokenizer_token_ids
 from .converters import CONVERTERS
-
-
-OWN_MODEL_TYPES = (LoopedConfig.model_type, HierarchicalConfig.model_type)
 
 
 def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **config_overrides) -> PreTrainedModel:
@@ -87,7 +84,7 @@ def find_converter(source: dict[str, Any], path: str | os.PathLike) -> ModuleTyp
         if converter.recognizes(source):
             return converter
     model_type = source.get("model_type")
-    if model_type in OWN_MODEL_TYPES:
+    if any(family.model_type == model_type for family in FAMILIES.values()):
         raise ValueError(f"{path} is a model of hf_loop already: load it with AutoModelForCausalLM.from_pretrained")
     if model_type in CONFIG_MAPPING:
         raise ValueError(f"{path} is a plain {model_type!r} model: make it looped with hf_loop.retrofit")

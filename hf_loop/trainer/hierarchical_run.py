@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..loading import load_pretrained
-from ..models import HierarchicalConfig, HierarchicalForPuzzle
+from ..models import HierarchicalForPuzzle, HierarchicalPuzzleConfig
 from .data import TrainingData
 from .deep_supervision import DeepSupervisionArguments, DeepSupervisionTrainer
 from .new_backbone import check_vocabulary
@@ -27,7 +27,7 @@ def check_hierarchical_model(section: HierarchicalSection) -> None:
         _new_config(section, UNKNOWN_LENGTH, 1)
         return
     config = AutoConfig.from_pretrained(section.pretrained)
-    if config.model_type != HierarchicalConfig.model_type:
+    if config.model_type != HierarchicalPuzzleConfig.model_type:
         raise ValueError(f"model.pretrained must be a puzzle model, {section.pretrained} is a {config.model_type}")
 
 
@@ -69,13 +69,13 @@ def hierarchical_trainer(
     )
 
 
-def _new_config(section: HierarchicalSection, num_cells: int, vocab_size: int) -> HierarchicalConfig:
+def _new_config(section: HierarchicalSection, num_cells: int, vocab_size: int) -> HierarchicalPuzzleConfig:
     fields = {"vocab_size": vocab_size, **section.hierarchical}
     if fields.get("token_mixer") == "mlp" and "max_position_embeddings" not in fields:
         num_tokens = fields.get("num_puzzle_tokens")
         if num_tokens is None:
             # the preset's own number, which its mixer is not needed for
             others = {key: value for key, value in fields.items() if key != "token_mixer"}
-            num_tokens = HierarchicalConfig.from_preset(str(section.preset), **others).num_puzzle_tokens
+            num_tokens = HierarchicalPuzzleConfig.from_preset(str(section.preset), **others).num_puzzle_tokens
         fields["max_position_embeddings"] = num_cells + num_tokens
-    return HierarchicalConfig.from_preset(str(section.preset), **fields)
+    return HierarchicalPuzzleConfig.from_preset(str(section.preset), **fields)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ..models.configuration_feedback import FeedbackConfig
-from ..models.configuration_hierarchical import HierarchicalConfig
+from ..models.configuration_hierarchical import HierarchicalPuzzleConfig
 from ..models.configuration_hrm import HrmBackboneConfig
 from ..models.configuration_recurrent import RecurrentConfig
 from ..models.configuration_sleep import SleepConfig
@@ -142,9 +142,9 @@ class HierarchicalSection:
         family: `"hierarchical"`.
         preset: A published model by name, with fresh weights: `hrm`, `trm`, `urm` or `plain`.
         pretrained: Folder or Hub name of a puzzle model, which goes on training.
-        hierarchical: Fields of [`HierarchicalConfig`](hf_loop.HierarchicalConfig) to set otherwise; of a preset, also
-            those of its layers, such as `hidden_size` or `token_mixer`. The vocabulary and the length of a puzzle
-            come from the data where they are not given.
+        hierarchical: Fields of [`HierarchicalPuzzleConfig`](hf_loop.HierarchicalPuzzleConfig) to set otherwise; of a
+            preset, also those of its layers, such as `hidden_size` or `token_mixer`. The vocabulary and the length of
+            a puzzle come from the data where they are not given.
     """
 
     family: Literal["hierarchical"] = "hierarchical"
@@ -155,7 +155,7 @@ class HierarchicalSection:
     def __post_init__(self) -> None:
         _require_one_of("model", self, ("preset", "pretrained"))
         shared = {item.name for item in fields(RecurrentConfig)}
-        known = [item.name for item in fields(HierarchicalConfig) if item.name not in shared]
+        known = [item.name for item in fields(HierarchicalPuzzleConfig) if item.name not in shared]
         if self.pretrained is None:
             known += [item.name for item in fields(HrmBackboneConfig) if item.name not in known]
         check_keys("model.hierarchical", self.hierarchical, known)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hf_loop import HierarchicalConfig, HierarchicalForPuzzle
+from hf_loop import HierarchicalForPuzzle, HierarchicalPuzzleConfig
 
 
 CELLS, VOCAB_SIZE = 9, 6
@@ -44,7 +44,9 @@ def tiny_puzzle_model(name: str = "trm", seed: int = 0, **overrides) -> Hierarch
     """A model of a preset at width 32, in evaluation mode; every weight is drawn, so that all of them matter."""
     preset, fields = VARIANTS[name]
     torch.manual_seed(seed)
-    model = HierarchicalForPuzzle(HierarchicalConfig.from_preset(preset, **{**SIZES, **fields, **overrides})).eval()
+    model = HierarchicalForPuzzle(
+        HierarchicalPuzzleConfig.from_preset(preset, **{**SIZES, **fields, **overrides})
+    ).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "halt_head" in parameter_name or "puzzle_embeddings" in parameter_name:

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from hf_loop import FeedbackConfig, HierarchicalConfig, SleepConfig, register_backbone
+from hf_loop import FeedbackConfig, HierarchicalPuzzleConfig, SleepConfig, register_backbone
 from hf_loop.models import FeedbackModel, HierarchicalPuzzleModel, SleepModel, family_checks
 from hf_loop.models.backbone import REGISTERED_BACKBONES, SUPPORTED_BACKBONES
 
@@ -15,7 +15,7 @@ from .tiny_backbones import tiny_backbone
 FAMILIES = {
     "feedback": (FeedbackConfig, FeedbackModel),
     "sleep": (SleepConfig, SleepModel),
-    "puzzle": (HierarchicalConfig, HierarchicalPuzzleModel),
+    "puzzle": (HierarchicalPuzzleConfig, HierarchicalPuzzleModel),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 import hf_loop
-from hf_loop import FeedbackConfig, HierarchicalConfig, LoopedConfig, SleepConfig
+from hf_loop import FeedbackConfig, HierarchicalConfig, HierarchicalPuzzleConfig, LoopedConfig, SleepConfig
 
 from .looped_variants import tiny_looped
 from .tiny_backbones import MODEL_TYPES, tiny_backbone
@@ -60,7 +60,7 @@ def test_the_number_of_loops_under_another_name_is_refused(family, name):
 
 def test_a_preset_refuses_them_too():
     with pytest.raises(TypeError, match="has no field `num_loop`; did you mean `num_loops`"):
-        HierarchicalConfig.from_preset("trm", num_loop=3)
+        HierarchicalPuzzleConfig.from_preset("trm", num_loop=3)
 
 
 def test_a_misspelt_attribute_is_refused_and_a_new_one_is_not(family):

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM, LlamaConfig
 
-from hf_loop import HierarchicalConfig, HierarchicalForCausalLM, HierarchicalForPuzzle
+from hf_loop import HierarchicalConfig, HierarchicalForCausalLM, HierarchicalForPuzzle, HierarchicalPuzzleConfig
 from hf_loop.models import HierarchicalCarry, HierarchicalPuzzleModel
 from hf_loop.models.hierarchical_presets import PRESETS, gated_width
 from hf_loop.models.puzzle_loss import puzzle_loss, solved_rows, stablemax_log_probabilities
@@ -66,15 +66,16 @@ def test_the_hrm_text_preset_is_the_native_model():
 
 def test_presets_have_the_published_sizes():
     sizes = {
-        name: HierarchicalForPuzzle(HierarchicalConfig.from_preset(name)).num_parameters() for name in ("trm", "urm")
+        name: HierarchicalForPuzzle(HierarchicalPuzzleConfig.from_preset(name)).num_parameters()
+        for name in ("trm", "urm")
     }
     # 2-layer TRM with attention: 7M; URM's four layers with a convolution: 14M
     assert 6.5e6 < sizes["trm"] < 7e6
     assert 13e6 < sizes["urm"] < 14e6
-    mixer = HierarchicalConfig.from_preset("trm", token_mixer="mlp", max_position_embeddings=97)
+    mixer = HierarchicalPuzzleConfig.from_preset("trm", token_mixer="mlp", max_position_embeddings=97)
     assert 4.5e6 < HierarchicalForPuzzle(mixer).num_parameters() < 5.5e6
     with torch.device("meta"):
-        assert 27e6 < HierarchicalForPuzzle(HierarchicalConfig.from_preset("hrm")).num_parameters() < 27.5e6
+        assert 27e6 < HierarchicalForPuzzle(HierarchicalPuzzleConfig.from_preset("hrm")).num_parameters() < 27.5e6
     # a gated MLP four times as wide, in steps of 256
     assert [gated_width(size) for size in (512, 97, 64)] == [1536, 512, 256]
     assert set(PRESETS) == {"hrm", "trm", "urm", "hrm_text", "plain"}
@@ -154,7 +155,7 @@ def test_hidden_states_and_attentions_have_one_entry_per_layer_call():
 @torch.no_grad()
 def test_other_backbones_run_in_both_directions():
     for model_type in ("llama", "qwen3", "olmo2"):
-        config = HierarchicalConfig(
+        config = HierarchicalPuzzleConfig(
             backbone_config=tiny_backbone(model_type), injection="add", state_init="zeros", num_loops=2
         )
         model = HierarchicalForPuzzle(config).eval()
@@ -166,11 +167,11 @@ def test_other_backbones_run_in_both_directions():
 
 def test_a_backbone_that_is_causal_by_nature_is_refused():
     for model_type, reason in (("gemma3_text", "sliding_attention"), ("qwen3_5_text", "linear_attention")):
-        config = HierarchicalConfig(backbone_config=tiny_backbone(model_type))
+        config = HierarchicalPuzzleConfig(backbone_config=tiny_backbone(model_type))
         with pytest.raises(ValueError, match=f"{model_type}.*{reason}"):
             HierarchicalForPuzzle(config)
     with pytest.raises(ValueError, match="'hrm_backbone' cannot be opened: its layers see all positions"):
-        HierarchicalForCausalLM(HierarchicalConfig.from_preset("trm", **SIZES))
+        HierarchicalForCausalLM(HierarchicalPuzzleConfig.from_preset("trm", **SIZES))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_a_backbone_that_is_causal_by_nature_is_refused():
 )
 def test_bad_fields_are_refused(preset, fields, message):
     with pytest.raises(ValueError, match=message):
-        HierarchicalConfig.from_preset(preset, **{**SIZES, **fields})
+        HierarchicalPuzzleConfig.from_preset(preset, **{**SIZES, **fields})
 
 
 def test_bad_calls_are_refused():
@@ -203,7 +204,7 @@ def test_bad_calls_are_refused():
     with pytest.raises(ValueError, match="`carry` is of shape"):
         model(PUZZLES[:2], carry=model(PUZZLES).carry)
     with pytest.raises(ValueError, match="`token_mixer='mlp'` needs `max_position_embeddings`"):
-        HierarchicalConfig.from_preset("trm", token_mixer="mlp")
+        HierarchicalPuzzleConfig.from_preset("trm", token_mixer="mlp")
     learned = tiny_puzzle_model("hrm, learned positions")
     with pytest.raises(ValueError, match="there are `max_position_embeddings` 32 positions, got 41"):
         learned(puzzles(num_cells=40))
@@ -355,7 +356,7 @@ def test_tuples_and_low_precision():
 
 def test_the_model_without_heads_runs_a_segment():
     torch.manual_seed(0)
-    model = HierarchicalPuzzleModel(HierarchicalConfig.from_preset("trm", **SIZES)).eval()
+    model = HierarchicalPuzzleModel(HierarchicalPuzzleConfig.from_preset("trm", **SIZES)).eval()
     outputs = model(PUZZLES)
     assert outputs.last_hidden_state.shape == (3, 16 + CELLS, 32)
     assert outputs.carry.map(lambda tensor: tensor[:1]).high.shape == (1, 16 + CELLS, 32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_loop import FeedbackConfig, HierarchicalConfig, LoopedConfig, SleepConfig
+from hf_loop import FeedbackConfig, HierarchicalConfig, HierarchicalPuzzleConfig, LoopedConfig, SleepConfig
 from hf_loop.models.checks import check_int, check_positive_int, whole_number
 
 from .family_models import CAUSAL, FAMILIES, INPUT_IDS
@@ -22,7 +22,8 @@ CONFIG_FIELDS = {
     LoopedConfig: ("num_loops", "num_prelude_layers", "num_coda_layers", "loop_lora_rank", "loop_lora_num_loops"),
     FeedbackConfig: ("block_size", "num_memory_segments", "feedback_length", "random_position_offset"),
     SleepConfig: ("sleep_window", "num_sleep_passes", "fast_weight_num_heads", "num_backprop_windows"),
-    HierarchicalConfig: ("num_loops", "low_cycles", "max_segments"),
+    HierarchicalConfig: ("num_loops", "low_cycles"),
+    HierarchicalPuzzleConfig: ("num_loops", "max_segments"),
 }
 FIELDS = [(config_class, name) for config_class, names in CONFIG_FIELDS.items() for name in names]
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from hf_loop import DeepSupervisionArguments, DeepSupervisionTrainer, HierarchicalConfig, HierarchicalForPuzzle
+from hf_loop import DeepSupervisionArguments, DeepSupervisionTrainer, HierarchicalForPuzzle, HierarchicalPuzzleConfig
 
 
 VOCAB_SIZE, CELLS = 6, 5
@@ -26,7 +26,7 @@ def puzzle_model(preset: str = "trm", seed: int = 3, **fields: Any) -> Hierarchi
         "num_puzzle_tokens": 1,
         "max_segments": 3,
     }
-    model = HierarchicalForPuzzle(HierarchicalConfig.from_preset(preset, **{**sizes, **fields}))
+    model = HierarchicalForPuzzle(HierarchicalPuzzleConfig.from_preset(preset, **{**sizes, **fields}))
     if hasattr(model, "halt_head"):
         torch.nn.init.normal_(model.halt_head.weight, std=1.0)
         torch.nn.init.zeros_(model.halt_head.bias)

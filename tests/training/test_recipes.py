@@ -53,7 +53,7 @@ def test_debug_variant_runs_two_steps(path, tmp_path):
     is_puzzle = section.get("family") == "hierarchical"
     model = (AutoModelForMaskedLM if is_puzzle else AutoModelForCausalLM).from_pretrained(output_dir)
     if is_puzzle:
-        assert model.config.model_type == "hierarchical_lm"
+        assert model.config.model_type == "hierarchical_puzzle"
         (evaluation,) = [entry for entry in state["log_history"] if "eval_loss" in entry]
         assert 0 <= evaluation["eval_exact_accuracy"] <= evaluation["eval_cell_accuracy"] <= 1
     elif section.get("family") == "feedback":

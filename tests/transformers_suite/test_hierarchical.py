@@ -2,7 +2,13 @@
 
 import unittest
 
-from hf_loop import HierarchicalConfig, HierarchicalForCausalLM, HierarchicalForPuzzle, HierarchicalModel
+from hf_loop import (
+    HierarchicalConfig,
+    HierarchicalForCausalLM,
+    HierarchicalForPuzzle,
+    HierarchicalModel,
+    HierarchicalPuzzleConfig,
+)
 from hf_loop.models import HierarchicalPuzzleModel
 
 from .family import FamilyTest, FamilyTester, modeling, tensor_parallel
@@ -30,12 +36,12 @@ class TwoStacksHierarchicalTest(FamilyTest, unittest.TestCase):
 
 
 class PuzzleTester(FamilyTester):
-    config_class = HierarchicalConfig
+    config_class = HierarchicalPuzzleConfig
     base_model_class = HierarchicalPuzzleModel
     causal_lm_class = HierarchicalForPuzzle
 
     def get_config(self):
-        return HierarchicalConfig.from_preset(
+        return HierarchicalPuzzleConfig.from_preset(
             "trm",
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...models import HierarchicalConfig, HierarchicalForPuzzle
+from ...models import HierarchicalForPuzzle, HierarchicalPuzzleConfig
 from .rules import Rule, apply_rules, check_settings, rename, split_rows
 
 
@@ -30,7 +30,7 @@ def recognizes(config: dict[str, Any]) -> bool:
     return "model_type" not in config and _preset(config) is not None
 
 
-def convert_config(config: dict[str, Any]) -> HierarchicalConfig:
+def convert_config(config: dict[str, Any]) -> HierarchicalPuzzleConfig:
     """The configuration of the puzzle model.
 
     Args:
@@ -68,7 +68,7 @@ def convert_config(config: dict[str, Any]) -> HierarchicalConfig:
         fields["max_position_embeddings"] = length
     elif fields["position_embedding"] == "learned":
         fields["max_position_embeddings"] = _shape(shapes, "embed_pos.embedding_weight")[0]
-    return HierarchicalConfig.from_preset(str(preset), **fields, **_puzzle_fields(arch, preset, shapes))
+    return HierarchicalPuzzleConfig.from_preset(str(preset), **fields, **_puzzle_fields(arch, preset, shapes))
 
 
 def convert_state_dict(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

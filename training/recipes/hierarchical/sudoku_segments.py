@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers import set_seed
 
-from hf_loop import DeepSupervisionArguments, DeepSupervisionTrainer, HierarchicalConfig, HierarchicalForPuzzle
+from hf_loop import DeepSupervisionArguments, DeepSupervisionTrainer, HierarchicalForPuzzle, HierarchicalPuzzleConfig
 from hf_loop.evaluation import measure_puzzles
 from hf_loop.evaluation.plots import COLORS
 from hf_loop.evaluation.seed_plots import plot_seeds
@@ -133,7 +133,7 @@ def train_and_evaluate(run: dict[str, Any], args: argparse.Namespace) -> dict[st
     return {**facts, **measure_puzzles(model, splits["test"], blank=1, segments=SEGMENTS)}
 
 
-def config_of(variant: str, args: argparse.Namespace) -> HierarchicalConfig:
+def config_of(variant: str, args: argparse.Namespace) -> HierarchicalPuzzleConfig:
     """The configuration of a variant; a mixer over positions, which TRM found best on Sudoku, in all of them."""
     preset, fields = VARIANTS[variant]
     cells = args.size**2
@@ -148,7 +148,7 @@ def config_of(variant: str, args: argparse.Namespace) -> HierarchicalConfig:
         "num_puzzles": 0,
         "num_puzzle_tokens": 0,
     }
-    config = HierarchicalConfig.from_preset(preset, **{**sizes, **fields})
+    config = HierarchicalPuzzleConfig.from_preset(preset, **{**sizes, **fields})
     if config.halting != "none":
         config.max_segments = args.max_segments
     return config

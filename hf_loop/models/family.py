@@ -1,0 +1,117 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One record per family, at the foot of its modeling file: what the rest of the library derives from it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.models.auto import modeling_auto
+
+from .configuration_recurrent import RecurrentConfig
+
+
+# Trainer (in label smoothing and in model cards) and lm-eval recognise models by these tables of names, which
+# `register` does not fill; without them label smoothing scores every token against itself instead of the next one
+_TABLES_OF_NAMES: dict[str, dict[str, Any]] = {
+    "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForTokenClassification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of recurrent model.
+
+    Args:
+        name (`str`): what the command line and recipes call it.
+        config (`type`): the class of its configurations.
+        classes (`dict[str, type]`): its model classes by the name of the Auto class that loads each.
+        describe (`Callable`): the schedule of a configuration in a few words.
+    """
+
+    name: str
+    config: type[RecurrentConfig]
+    classes: dict[str, type]
+    describe: Callable[[Any], str]
+
+    @property
+    def model_type(self) -> str:
+        """What `config.json` calls it."""
+        return self.config.model_type
+
+    @property
+    def causal(self) -> Any:
+        """The class of its causal language models, `None` if it has none."""
+        return self.classes.get("AutoModelForCausalLM")
+
+    @property
+    def own_fields(self) -> list[str]:
+        """The fields of its configuration that not every family has."""
+        shared = {field.name for field in fields(RecurrentConfig)}
+        return [field.name for field in fields(self.config) if field.name not in shared]
+
+    @property
+    def loops(self) -> bool:
+        """Whether its depth is a number of loops."""
+        return "num_loops" in self.own_fields
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def register_family(family: Family) -> None:
+    """Make a family known to transformers' Auto classes and to the rest of this library.
+
+    Args:
+        family (`Family`): its record.
+    """
+    FAMILIES[family.name] = family
+    register_classes(family.config, family.classes)
+    family.config.remote_classes = {
+        "AutoConfig": _code_reference(family.config),
+        **{auto_class: _code_reference(model_class) for auto_class, model_class in family.classes.items()},
+    }
+    for auto_class, model_class in family.classes.items():
+        if auto_class in _TABLES_OF_NAMES:
+            _TABLES_OF_NAMES[auto_class][family.model_type] = model_class.__name__
+
+
+def register_classes(config_class: Any, classes: dict[str, Any]) -> None:
+    """Register a configuration's classes with the Auto classes, and have `save_pretrained` write their code.
+
+    Args:
+        config_class (`type`): the class of configurations.
+        classes (`dict[str, type]`): model classes by the name of the Auto class that loads each.
+    """
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    config_class.register_for_auto_class()
+    for auto_class, model_class in classes.items():
+        getattr(modeling_auto, auto_class).register(config_class, model_class, exist_ok=True)
+        # with the code beside the weights they load where hf_loop is not installed
+        model_class.register_for_auto_class(auto_class)
+
+
+def family_of(config: Any) -> Family | None:
+    """The record of a configuration's family, `None` of a configuration that is not recurrent."""
+    return next((family for family in FAMILIES.values() if family.model_type == config.model_type), None)
+
+
+def _code_reference(code: type) -> str:
+    return f"{code.__module__.rpartition('.')[2]}.{code.__name__}"
+
+
+__all__ = ["FAMILIES", "Family", "family_of", "register_classes", "register_family"]
