@@ -70,7 +70,6 @@ class HierarchicalPreTrainedModel(RecurrentPreTrainedModel):
     """What the hierarchical model and its heads share."""
 
     config_class = HierarchicalConfig
-    config: HierarchicalConfig
     family_tags = ("hierarchical-reasoning-model", "recurrent-depth")
 
     @torch.no_grad()

@@ -131,7 +131,6 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
     """
 
     config_class = HierarchicalPuzzleConfig
-    config: HierarchicalPuzzleConfig
     is_bidirectional = True
     no_prompt_learning = "its positions are the cells of a puzzle"
     refused_keywords = {
@@ -256,7 +255,6 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
     """
 
     config_class = HierarchicalPuzzleConfig
-    config: HierarchicalPuzzleConfig
     no_prompt_learning = HierarchicalPuzzleModel.no_prompt_learning
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
