@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -58,6 +59,15 @@ def test_a_folder_loads_and_answers_as_it_did(name):
     check_answer(model, name)
     # and with every tensor of it in its place, by the class that it names
     check_answer(load_pretrained(architecture_of(model.config), SAVED / name), name)
+
+
+def test_a_puzzle_configuration_without_a_model_keeps_its_fields(tmp_path):
+    config = json.loads((SAVED / "puzzle" / "config.json").read_text())
+    del config["architectures"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded).from_dict(config).model_type == "hierarchical_puzzle"
+    assert (loaded.model_type, loaded.halting, loaded.num_puzzles) == ("hierarchical_puzzle", "q_learning", 3)
 
 
 def test_the_body_of_a_folder_loads_without_its_head():

@@ -118,12 +118,16 @@ class HierarchicalConfig(RecurrentConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As the other families', also from what was saved when one class had the fields of puzzle models as well."""
         if cls.model_type == "hierarchical_lm":
-            if "HierarchicalForPuzzle" in (config_dict.get("architectures") or []):
+            fields = HierarchicalPuzzleConfig.__dataclass_fields__
+            puzzle_fields = config_dict.keys() & (fields.keys() - cls.__dataclass_fields__.keys())
+            # a configuration that was saved without a model names no class: its fields tell
+            differs = any(config_dict[name] != fields[name].default for name in puzzle_fields)
+            classes = config_dict.get("architectures") or []
+            if any("Puzzle" in name for name in classes) or (differs and not classes):
                 return HierarchicalPuzzleConfig.from_dict(config_dict, **kwargs)
-            # left at their defaults in a model of text
-            others = HierarchicalPuzzleConfig.__dataclass_fields__.keys() - cls.__dataclass_fields__.keys()
-            config_dict = {name: value for name, value in config_dict.items() if name not in others}
-        return super().from_dict(config_dict, **kwargs)
+            config_dict = {name: value for name, value in config_dict.items() if name not in puzzle_fields}
+        # what the file calls it would become the configuration's own
+        return super().from_dict({**config_dict, "model_type": cls.model_type}, **kwargs)
 
     def __setattr__(self, key, value):
         if key == "low_cycles":
@@ -175,6 +179,27 @@ class HierarchicalConfig(RecurrentConfig):
     def prefix_lm(self) -> bool:
         """Whether tokens of type 1 see each other in both directions; the backbone's."""
         return getattr(self.backbone_config, "prefix_lm", False)
+
+    def carries_gradient(self, num_loops: int, cycle: int, call: int, num_backprop_loops: int | None = None) -> bool:
+        """Whether a stack call is part of back-propagation, by `gradient` and `backprop_low_cycles`.
+
+        Args:
+            num_loops (`int`): slow cycles of the forward pass.
+            cycle (`int`): the slow cycle, from 0.
+            call (`int`): the stack call in it, from 0; with two states the last, `low_cycles`, is the slow stack's.
+            num_backprop_loops (`int`, *optional*): slow cycles, counted from the last, that any gradient reaches.
+        """
+        if num_backprop_loops is not None and cycle < num_loops - num_backprop_loops:
+            return False
+        gradient = self.gradient
+        if gradient == "full":
+            return True
+        if gradient == "last_k":
+            counts = self.backprop_low_cycles or []
+            counts = [1] * max(0, num_loops - len(counts)) + counts
+            return call >= self.low_cycles - counts[cycle]
+        is_last_cycle = cycle == num_loops - 1
+        return is_last_cycle and (gradient == "last_cycle" or call >= self.low_cycles - 1)
 
     def num_slots(self, num_loops: int) -> int:
         """Cache slots of a forward pass with `num_loops` slow cycles."""

@@ -59,6 +59,11 @@ class Family:
         return self.classes.get("AutoModelForCausalLM")
 
     @property
+    def loader(self) -> str:
+        """The Auto class that loads its models with their head."""
+        return next(name for name in self.classes if name != "AutoModel")
+
+    @property
     def own_fields(self) -> list[str]:
         """The fields of its configuration that not every family has."""
         shared = {field.name for field in fields(RecurrentConfig)}
@@ -71,6 +76,16 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
+
+
+def text_classes(model: type, causal: type, sequence_classifier: type, token_classifier: type) -> dict[str, type]:
+    """The classes of a family of language models, by the names of their Auto classes."""
+    return {
+        "AutoModel": model,
+        "AutoModelForCausalLM": causal,
+        "AutoModelForSequenceClassification": sequence_classifier,
+        "AutoModelForTokenClassification": token_classifier,
+    }
 
 
 def register_family(family: Family) -> None:
@@ -114,4 +129,4 @@ def _code_reference(code: type) -> str:
     return f"{code.__module__.rpartition('.')[2]}.{code.__name__}"
 
 
-__all__ = ["FAMILIES", "Family", "family_of", "register_classes", "register_family"]
+__all__ = ["FAMILIES", "Family", "family_of", "register_classes", "register_family", "text_classes"]

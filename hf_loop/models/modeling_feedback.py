@@ -36,7 +36,7 @@ from .backbone import (
     make_backbone,
 )
 from .configuration_feedback import FeedbackConfig
-from .family import Family
+from .family import Family, text_classes
 from .family_checks import check_blocks
 from .feedback_masks import block_masks
 from .feedback_memory import BlockView, LayerMemory
@@ -473,12 +473,9 @@ class FeedbackForTokenClassification(TokenClassifier, FeedbackPreTrainedModel):
 FAMILY = Family(
     name="feedback",
     config=FeedbackConfig,
-    classes={
-        "AutoModel": FeedbackModel,
-        "AutoModelForCausalLM": FeedbackForCausalLM,
-        "AutoModelForSequenceClassification": FeedbackForSequenceClassification,
-        "AutoModelForTokenClassification": FeedbackForTokenClassification,
-    },
+    classes=text_classes(
+        FeedbackModel, FeedbackForCausalLM, FeedbackForSequenceClassification, FeedbackForTokenClassification
+    ),
     describe=lambda config: (
         f"blocks of {config.block_size} tokens, "
         f"{'all' if config.num_memory_segments is None else config.num_memory_segments} segments, "

@@ -44,7 +44,7 @@ from .backbone import (
 from .cache_views import check_num_slots
 from .checks import check_positive_int
 from .configuration_hierarchical import HierarchicalConfig
-from .family import Family
+from .family import Family, text_classes
 from .generation import LoopedGenerationMixin
 from .keyword_checks import check_keywords
 from .layer_views import read_weight
@@ -95,31 +95,6 @@ def stack_spec(config: PreTrainedConfig, bidirectional: bool = False) -> Backbon
     """
     special = TWO_STACK_BACKBONES | PUZZLE_BACKBONES if bidirectional else TWO_STACK_BACKBONES
     return special.get(config.model_type) or backbone_spec(config)
-
-
-def carries_gradient(
-    config: HierarchicalConfig, num_loops: int, cycle: int, call: int, num_backprop_loops: int | None = None
-) -> bool:
-    """Whether a stack call is part of back-propagation.
-
-    Args:
-        config (`HierarchicalConfig`): its `gradient` and `backprop_low_cycles` decide.
-        num_loops (`int`): slow cycles of the forward pass.
-        cycle (`int`): the slow cycle, from 0.
-        call (`int`): the stack call in it, from 0; with two states the last, `low_cycles`, is the slow stack's.
-        num_backprop_loops (`int`, *optional*): slow cycles, counted from the last, that any gradient reaches.
-    """
-    if num_backprop_loops is not None and cycle < num_loops - num_backprop_loops:
-        return False
-    gradient = config.gradient
-    if gradient == "full":
-        return True
-    if gradient == "last_k":
-        counts = config.backprop_low_cycles or []
-        counts = [1] * max(0, num_loops - len(counts)) + counts
-        return call >= config.low_cycles - counts[cycle]
-    is_last_cycle = cycle == num_loops - 1
-    return is_last_cycle and (gradient == "last_cycle" or call >= config.low_cycles - 1)
 
 
 def prefix_blocks(config: HierarchicalConfig, token_type_ids: torch.Tensor | None) -> torch.Tensor | None:
@@ -232,7 +207,7 @@ class HierarchicalStacks(HierarchicalPreTrainedModel):
         for cycle in range(num_loops):
             for call in range(num_calls):
                 slot = (cycle * num_calls + call) * num_layers
-                carries = carries_gradient(config, num_loops, cycle, call, num_backprop_loops)
+                carries = config.carries_gradient(num_loops, cycle, call, num_backprop_loops)
                 with nullcontext() if carries else torch.no_grad():
                     # the stacks may be on two devices
                     state = high if low is None else low.to(high.device) + high
@@ -496,12 +471,12 @@ def describe_cycles(config: HierarchicalConfig) -> str:
 FAMILY = Family(
     name="hierarchical",
     config=HierarchicalConfig,
-    classes={
-        "AutoModel": HierarchicalModel,
-        "AutoModelForCausalLM": HierarchicalForCausalLM,
-        "AutoModelForSequenceClassification": HierarchicalForSequenceClassification,
-        "AutoModelForTokenClassification": HierarchicalForTokenClassification,
-    },
+    classes=text_classes(
+        HierarchicalModel,
+        HierarchicalForCausalLM,
+        HierarchicalForSequenceClassification,
+        HierarchicalForTokenClassification,
+    ),
     describe=describe_cycles,
 )
 

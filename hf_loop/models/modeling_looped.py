@@ -40,7 +40,7 @@ from .backbone import (
 from .cache_views import check_num_slots
 from .checks import check_positive_int
 from .configuration_looped import LoopedConfig
-from .family import Family
+from .family import Family, text_classes
 from .generation import LoopedGenerationMixin
 from .injection import ConcatInjection, DiagonalInjection, make_injection
 from .keyword_checks import check_keywords
@@ -431,12 +431,9 @@ class LoopedForTokenClassification(TokenClassifier, LoopedPreTrainedModel):
 FAMILY = Family(
     name="looped",
     config=LoopedConfig,
-    classes={
-        "AutoModel": LoopedModel,
-        "AutoModelForCausalLM": LoopedForCausalLM,
-        "AutoModelForSequenceClassification": LoopedForSequenceClassification,
-        "AutoModelForTokenClassification": LoopedForTokenClassification,
-    },
+    classes=text_classes(
+        LoopedModel, LoopedForCausalLM, LoopedForSequenceClassification, LoopedForTokenClassification
+    ),
     describe=lambda config: (
         f"{config.num_prelude_layers}+{config.num_core_layers}+{config.num_coda_layers} layers (prelude, core, coda), "
         f"{config.num_loops} loops"

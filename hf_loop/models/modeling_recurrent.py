@@ -31,6 +31,7 @@ logger = logging.get_logger(__name__)
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
+# trf-ignore: TRF013 the classes below call `post_init` once they are complete
 class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):
     """A model that runs a backbone on a schedule, with or without a head."""
 
@@ -59,6 +60,15 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):
     known_keywords: frozenset[str] = frozenset()
     # set where hf_loop is installed; code that came with a checkpoint pushes transformers' own card
     write_model_card: Any = None
+
+    def __init__(self, config: Any, *args, **kwargs):
+        expected: Any = self.config_class
+        # by model type: a local folder loads its classes twice
+        if config.model_type != expected.model_type:
+            raise ValueError(
+                f"`config` of a {type(self).__name__} must be a {expected.__name__}, got a {type(config).__name__}"
+            )
+        super().__init__(config, *args, **kwargs)
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -38,7 +38,7 @@ from transformers.utils import auto_docstring, can_return_tuple
 from .backbone import Backbone, adopt_backbone, backbone_spec, compute_logits, make_backbone, next_positions
 from .checks import check_positive_int
 from .configuration_sleep import SleepConfig
-from .family import Family
+from .family import Family, text_classes
 from .family_checks import check_sleep
 from .fast_weight_layer import FastWeightLayer, ShortConvolution, ZeroLinear
 from .generation_sleep import SleepGenerationMixin
@@ -401,12 +401,7 @@ class SleepForTokenClassification(TokenClassifier, SleepPreTrainedModel):
 FAMILY = Family(
     name="sleep",
     config=SleepConfig,
-    classes={
-        "AutoModel": SleepModel,
-        "AutoModelForCausalLM": SleepForCausalLM,
-        "AutoModelForSequenceClassification": SleepForSequenceClassification,
-        "AutoModelForTokenClassification": SleepForTokenClassification,
-    },
+    classes=text_classes(SleepModel, SleepForCausalLM, SleepForSequenceClassification, SleepForTokenClassification),
     describe=lambda config: (
         f"windows of {config.sleep_window} tokens, {config.num_sleep_passes} passes, {config.eviction} eviction, "
         f"{len(config.memory_layers)} fast-weight layers inserted"

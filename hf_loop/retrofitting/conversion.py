@@ -84,8 +84,9 @@ def find_converter(source: dict[str, Any], path: str | os.PathLike) -> ModuleTyp
         if converter.recognizes(source):
             return converter
     model_type = source.get("model_type")
-    if any(family.model_type == model_type for family in FAMILIES.values()):
-        raise ValueError(f"{path} is a model of hf_loop already: load it with AutoModelForCausalLM.from_pretrained")
+    for family in FAMILIES.values():
+        if family.model_type == model_type:
+            raise ValueError(f"{path} is a model of hf_loop already: load it with {family.loader}.from_pretrained")
     if model_type in CONFIG_MAPPING:
         raise ValueError(f"{path} is a plain {model_type!r} model: make it looped with hf_loop.retrofit")
     families = ", ".join(converter.__name__.rpartition(".")[2] for converter in CONVERTERS)

@@ -97,7 +97,7 @@ def check_model(section: ModelSection) -> None:
 
 
 def _is_looped(config: PreTrainedConfig) -> bool:
-    return hasattr(config, "num_loops")
+    return config.model_type == LoopedConfig.model_type
 
 
 def _refuse_layout(section: ModelSection) -> None:

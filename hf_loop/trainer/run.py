@@ -11,6 +11,8 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..loading import check_resumable
+from ..models import family_of
+from ..text_parts import decoder_config
 from .data import load_training_data
 from .feedback_run import build_feedback_model, check_feedback_model, feedback_trainer, merge_lora
 from .hierarchical_run import build_hierarchical_model, check_hierarchical_model, hierarchical_trainer
@@ -63,6 +65,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
     check, build, make_trainer = FAMILIES[section.family]
     resume = args.resume_from_checkpoint or False
     check_output_dir(recipe.output_dir, resuming=bool(resume))
+    check_pretrained(section)
     check(section)
     # no rank may write into the folder before all have looked into it
     PartialState().wait_for_everyone()
@@ -89,6 +92,23 @@ def run_recipe(recipe: Recipe) -> RunResult:
     if trainer.is_world_process_zero():
         _write_recipe(recipe, Path(recipe.output_dir))
     return RunResult(recipe.output_dir, num_parameters, train_loss, metrics.get("eval_loss"), metrics)
+
+
+def check_pretrained(section: Any) -> None:
+    """Refuses to make a model of one family out of one of another, before its weights are read.
+
+    Raises:
+        ValueError: Names both families.
+    """
+    # a puzzle model is asked for by the family that it belongs to
+    if section.pretrained is None or section.family == "hierarchical":
+        return
+    family = family_of(decoder_config(section.pretrained))
+    if family is not None and family.name != section.family:
+        raise ValueError(
+            f"model.pretrained must be a plain model or one of model.family={section.family}, got "
+            f"{section.pretrained}, a {family.name} model"
+        )
 
 
 def check_output_dir(output_dir: str, resuming: bool) -> None:

@@ -171,7 +171,8 @@ def test_a_backbone_that_is_causal_by_nature_is_refused():
         with pytest.raises(ValueError, match=f"{model_type}.*{reason}"):
             HierarchicalForPuzzle(config)
     with pytest.raises(ValueError, match="'hrm_backbone' cannot be opened: its layers see all positions"):
-        HierarchicalForCausalLM(HierarchicalPuzzleConfig.from_preset("trm", **SIZES))
+        backbone_config = HierarchicalPuzzleConfig.from_preset("trm", **SIZES).backbone_config
+        HierarchicalForCausalLM(HierarchicalConfig(backbone_config=backbone_config))
 
 
 @pytest.mark.parametrize(
