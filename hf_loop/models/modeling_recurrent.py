@@ -31,7 +31,7 @@ logger = logging.get_logger(__name__)
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
-class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):
+class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TRF013 subclasses call `post_init`
     """A model that runs a backbone on a schedule, with or without a head."""
 
     config_class = RecurrentConfig
@@ -60,7 +60,6 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):
     # set where hf_loop is installed; code that came with a checkpoint pushes transformers' own card
     write_model_card: Any = None
 
-    # trf-ignore: TRF013 the classes below call `post_init` once they are complete
     def __init__(self, config: Any, *args, **kwargs):
         expected: Any = self.config_class
         # by model type: a local folder loads its classes twice
