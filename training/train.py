@@ -13,7 +13,7 @@ With other values, and after an interruption:
 On four GPUs:
     accelerate launch --config_file training/accelerate/ddp.yaml --num_processes 4 training/train.py RECIPE
 
-What it does is in hf_loop/trainer/run.py; what a recipe may say is in training/README.md.
+What it does is in hf_loop/trainer/run.py; what a recipe may say is in training/recipes/README.md.
 """
 
 import typer

@@ -1,0 +1,96 @@
+"""What the documents say is so: examples run, links lead somewhere, and commands, options and files exist."""
+
+import re
+import runpy
+import shlex
+
+import pytest
+import typer
+from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+from hf_loop.cli.main import app
+from hf_loop.trainer.data import byte_tokenizer
+
+from .documents import DOCUMENTS, GUIDES, README, ROOT, anchors, blocks, links, name_of, script
+from .retrofitting.converters import test_huginn as huginn
+from .retrofitting.converters.recurrent_reference import write_checkpoint
+
+
+COMMAND = re.compile(r"hf-loop ([a-z]+)")
+# files of the repository, by the folders that have them
+FILE = re.compile(r"(?<![\w/])(?:hf_loop|training|tests|model_cards)/[\w/]+(?:\.\w+)?")
+LONGEST_README = 150
+
+
+def parametrize(documents):
+    return pytest.mark.parametrize("document", documents, ids=name_of)
+
+
+@pytest.fixture
+def checkpoints(tmp_path, monkeypatch):
+    """A folder with tiny checkpoints under the names on the Hub that the examples load."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    set_seed(0)
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=30,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    smollm2 = tmp_path / "HuggingFaceTB" / "SmolLM2-135M-Instruct"
+    LlamaForCausalLM(config).save_pretrained(smollm2)
+    tokenizer.save_pretrained(smollm2)
+    source = tmp_path / "tomg-group-umd" / "huginn-0125"
+    source.parent.mkdir()
+    write_checkpoint(source, huginn.CONFIG, huginn.make_tensors(huginn.CONFIG))
+
+
+@parametrize([document for document in GUIDES if blocks(document, "python")])
+def test_the_examples_run(document, checkpoints, tmp_path):
+    program = tmp_path / "example.py"
+    program.write_text(script(document))
+    runpy.run_path(str(program), run_name="__main__")
+
+
+@parametrize(DOCUMENTS)
+def test_links_inside_the_repository_resolve(document):
+    for link in links(document):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@parametrize(DOCUMENTS)
+def test_the_commands_and_their_options_exist(document):
+    commands = typer.main.get_command(app).commands
+    for name in COMMAND.findall(document.read_text()):
+        assert name in commands, f"hf-loop {name}"
+    for block in blocks(document, "bash"):
+        for line in block.text.splitlines():
+            if line.startswith("hf-loop "):
+                _, name, *words = shlex.split(line, comments=True)
+                known = {option for parameter in commands[name].params for option in parameter.opts}
+                assert {word for word in words if word.startswith("--")} <= known | {"--help"}, line
+
+
+@parametrize(GUIDES)
+def test_the_files_that_are_named_exist(document):
+    for path in FILE.findall(document.read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_readme_is_one_page():
+    assert len(README.read_text().splitlines()) <= LONGEST_README
+
+
+def test_the_readme_names_every_command_and_links_the_decoders():
+    text = README.read_text()
+    assert typer.main.get_command(app).commands.keys() == set(re.findall(r"^\| `hf-loop ([a-z]+)", text, re.MULTILINE))
+    assert "(hf_loop/models/README.md#decoders)" in text
