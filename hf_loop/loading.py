@@ -18,8 +18,9 @@ from peft import get_peft_model_state_dict
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from . import models
+from .files import damage_named, tensor_shapes
 from .models.transformers_seams import captured_load_report, unconverted_tensors
-from .weight_files import WEIGHT_FILES, check_weight_files, damage_named, shard_files, tensor_shapes
+from .weight_files import WEIGHT_FILES, check_weight_files, shard_files
 
 
 # tensors that a message names

@@ -3,12 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 
-from safetensors import SafetensorError, safe_open
+from .files import tensor_shapes
 
 
 # as transformers looks for them: the first that a folder has is read
@@ -48,39 +45,6 @@ def shard_files(index: Path) -> list[Path]:
         if not (index.parent / name).is_file():
             raise OSError(f"{index.parent} lacks {name}, which {index.name} lists")
     return [index.parent / name for name in names]
-
-
-@contextmanager
-def damage_named(name: object) -> Generator[None]:
-    """Turn what the readers of safetensors files and of pickles raise for a damaged file into a `ValueError`.
-
-    Args:
-        name: the file or checkpoint that is read within it.
-
-    Raises:
-        ValueError: the file is truncated or damaged, or holds something other than tensors.
-    """
-    try:
-        yield
-    except (SafetensorError, UnpicklingError, EOFError) as error:
-        # torch goes on with a page of advice
-        raise ValueError(f"{name} is truncated or damaged: {str(error).split('. ')[0]}") from error
-    except RuntimeError as error:
-        # torch's reader of zip archives
-        if "PytorchStreamReader" not in str(error):
-            raise
-        raise ValueError(f"{name} is truncated or damaged: {str(error).split('. ')[0]}") from error
-
-
-def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a safetensors file, by name, from the file's header.
-
-    Raises:
-        ValueError: If the file is truncated or is no safetensors file; the message names it.
-    """
-    with damage_named(file), safe_open(file, framework="pt") as opened:
-        # `opened` is no dict: it has `keys` but cannot be iterated over, so the rule's advice would fail
-        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 no dict
 
 
 def count_stored_parameters(folder: str | Path) -> int | None:

@@ -1,5 +1,6 @@
 """Writing a model folder whole or not at all."""
 
+import stat
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -29,6 +30,11 @@ def whole_folder(output_dir: Path) -> Generator[Path]:
         folder = Path(scratch) / "model"
         folder.mkdir()
         yield folder
+        # the umask decides who may read the files, and not safetensors, which makes private ones
+        mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+        for file in folder.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)
         if output_dir.is_dir():
             output_dir.rmdir()
         folder.rename(output_dir)

@@ -63,9 +63,9 @@ def scan(
     folder = output_dir or Path("scans") / name.replace("/", "--")
 
     from ..evaluation import LayerScan, layer_ranges, plot_layer_scan, scan_layer_ranges
-    from ..evaluation.atomic import write_text_atomic
     from ..evaluation.perplexity import cut_windows
     from ..evaluation.scan import check_scan_loops, check_scannable, text_settings
+    from ..files import write_text
 
     # everything that can be found wrong without the weights comes before they are read
     check_scan_loops(loop_counts)
@@ -93,7 +93,7 @@ def scan(
         progress=True,
     )
     _print_best(result)
-    write_text_atomic(folder / "scan.csv", result.to_csv())
+    write_text(folder / "scan.csv", result.to_csv())
     plot_layer_scan(result, folder / "scan.png")
     for written in (SCAN_FILE, "scan.csv", "scan.png"):
         print(folder / written)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from ..files import write_text
 from ..models.checks import whole_number
-from .atomic import write_text_atomic
 
 
 METRICS = ("accuracy", "perplexity")
@@ -110,7 +110,7 @@ class LoopCurve:
 
     def save_json(self, path: str | Path) -> None:
         """Writes the curve to a JSON file, whole or not at all."""
-        write_text_atomic(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load_json(cls, path: str | Path) -> "LoopCurve":

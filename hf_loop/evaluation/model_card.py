@@ -11,8 +11,8 @@ from huggingface_hub import ModelCardData
 from transformers import AutoConfig
 
 from .. import models  # noqa: F401 (registers the model types with AutoConfig)
+from ..files import write_text
 from ..weight_files import count_stored_parameters
-from .atomic import write_text_atomic
 from .curves import DEFAULT_TOLERANCE, LoopCurve, safe_range
 from .memory import kv_bytes_per_loop, kv_bytes_per_token
 from .plots import plot_loop_curves
@@ -147,7 +147,7 @@ def write_model_card(folder: str | Path, facts: ModelCardFacts | None = None) ->
             (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
             plot_loop_curves(curves, folder / figures[metric])
     path = folder / CARD_FILE
-    write_text_atomic(path, render_model_card(facts, figures))
+    write_text(path, render_model_card(facts, figures))
     return path
 
 

@@ -13,8 +13,8 @@ from huggingface_hub import ModelCardData
 from transformers import AutoConfig
 
 from .. import models  # noqa: F401 (registers the model types with AutoConfig)
+from ..files import write_text
 from ..weight_files import count_stored_parameters
-from .atomic import write_text_atomic
 from .model_card import CARD_FILE, CARD_MARKER, FIGURES_FOLDER
 from .puzzle_plots import plot_puzzle_results
 from .puzzles import failure_checks, halting_quality, record_segments, segment_accuracy, with_one_blank
@@ -99,7 +99,7 @@ def write_puzzle_card(
         "results": results, "data": data, "command": command, "seed": seed, "notes": list(notes),
         "versions": package_versions(),
     }  # fmt: skip
-    write_text_atomic(folder / PUZZLE_RESULTS_FILE, json.dumps(stored, indent=2, allow_nan=False) + "\n")
+    write_text(folder / PUZZLE_RESULTS_FILE, json.dumps(stored, indent=2, allow_nan=False) + "\n")
     return _write_card(folder, config, folder.resolve().name)
 
 
@@ -151,7 +151,7 @@ def _write_card(folder: Path, config: Any, repo_id: str) -> Path:
         **stored,
     )
     path = folder / CARD_FILE
-    write_text_atomic(path, text)
+    write_text(path, text)
     return path
 
 

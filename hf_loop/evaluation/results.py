@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .atomic import write_text_atomic
+from ..files import write_text
 from .curves import LoopCurve
 
 
@@ -80,7 +80,7 @@ class Results:
         """Writes `folder/results.json`, whole or not at all, and returns its path."""
         path = Path(folder) / RESULTS_FILE
         data = asdict(self) | {"curves": [curve.to_dict() for curve in self.curves]}
-        write_text_atomic(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+        write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
         return path
 
     @classmethod

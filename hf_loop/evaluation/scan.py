@@ -16,7 +16,6 @@ At two loops of a third of the layers in the middle that is `2 L / 3` calls inst
 """
 
 import hashlib
-import json
 import math
 import sys
 import time
@@ -28,10 +27,10 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..files import digest_config, digest_weights
 from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_spec
 from ..models.checks import check_positive_int
-from ..models.offloading import weight_values
 from ..text_parts import text_part
 from .curves import check_loops
 from .perplexity import batch_windows, check_window, cut_windows
@@ -172,21 +171,27 @@ def model_settings(model: PreTrainedModel) -> dict[str, Any]:
     Of every weight the name, the shape and a few hundred values spread over it are read, so that a large model takes
     no longer than a small one. Of weights that a quantizer packed, only the name and the shape.
     """
-    config = {key: value for key, value in model.config.to_dict().items() if key not in CONFIG_NOISE}
-    text = json.dumps(config, sort_keys=True, default=str)
-    digest = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        digest.update(f"{name} {list(weight.shape)}".encode())
-        # the tensor types of quantizers cannot be relied on to be cut into samples
-        if type(weight) is torch.Tensor:
-            values = (weight_values(model, name) if weight.is_meta else weight).flatten()
-            sample = values[:: max(1, len(values) // SAMPLES_PER_WEIGHT)].double().cpu()
-            digest.update(sample.numpy().tobytes())
+    config, weights = hashlib.sha256(), hashlib.sha256()
+    digest_config(config, model.config, CONFIG_NOISE, inner=False)
+    digest_weights(weights, model, model.state_dict().items(), _describe, _sample)
     return {
-        "weights": digest.hexdigest()[:16],
-        "config": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "weights": weights.hexdigest()[:16],
+        "config": config.hexdigest()[:16],
         "dtype": str(model.dtype).removeprefix("torch."),
     }
+
+
+# a scan that was begun is recognised by the digest of these two: with others it could not go on
+def _describe(name: str, weight: torch.Tensor) -> str:
+    return f"{name} {list(weight.shape)}"
+
+
+def _sample(weight: torch.Tensor) -> torch.Tensor:
+    # the tensor types of quantizers cannot be relied on to be cut into samples
+    if type(weight) is not torch.Tensor:
+        return torch.empty(0)
+    values = weight.flatten()
+    return values[:: max(1, len(values) // SAMPLES_PER_WEIGHT)].double()
 
 
 def _missing_counts(

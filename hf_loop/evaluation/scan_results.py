@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from ..files import write_text
 from ..models.checks import check_positive_int, whole_number
-from .atomic import write_text_atomic
 from .results import package_versions
 
 
@@ -100,7 +100,7 @@ class LayerScan:
             for cell in self.cells
         ]
         data = asdict(self) | {"base_perplexity": _finite(self.base_perplexity), "cells": cells}
-        write_text_atomic(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+        write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "LayerScan":

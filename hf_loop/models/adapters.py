@@ -24,6 +24,7 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
+from .files import atomic_path
 from .peft_seams import adapt_peft, adapted_module
 
 
@@ -124,10 +125,8 @@ def complete_adapter_config(folder: str | os.PathLike, config: Any, auto_class: 
     if auto_class is not None:
         stored["auto_mapping"] = {"base_model_class": auto_class, "parent_library": "transformers"}
     stored["auto_mapping"] = (stored.get("auto_mapping") or {}) | depth_of(config)
-    # beside the file and renamed: a reader never sees half of it
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        json.dump(stored, file, indent=2, sort_keys=True)
-    os.replace(f"{path}.tmp", path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(stored, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def restore_depth(model: Any, peft_config: Any, has_others: bool) -> None:

@@ -18,9 +18,7 @@ version of the format and a fingerprint of the model, without which the numbers 
 """
 
 import hashlib
-import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import Cache, DynamicCache
 
-from .offloading import weight_values
+from .files import atomic_path, digest_config, digest_weights
 
 
 FORMAT, FORMAT_VERSION = "hf_loop.memory", "1"
@@ -82,14 +80,8 @@ class MemoryMixin:
         target = Path(path)
         if not target.absolute().parent.is_dir():
             raise ValueError(f"`path` must be in a folder that exists, got {str(path)!r}")
-        descriptor, temporary = tempfile.mkstemp(dir=target.absolute().parent, prefix=f"{target.name}.")
-        os.close(descriptor)
-        try:
+        with atomic_path(target) as temporary:
             save_file(tensors, temporary, metadata=metadata)
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
 
     def load_memory(self, path: str | os.PathLike) -> Cache:
         """Read a memory that this model wrote.
@@ -138,19 +130,20 @@ class MemoryMixin:
         """A digest of the configuration and of values out of every weight: another model has another one, and so have
         the same weights in another dtype, whose memory would differ too."""
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps(_without_ignored(self.config.to_dict()), sort_keys=True, default=str).encode())
-        for name, parameter in sorted(self.named_parameters()):
-            digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-            values = weight_values(self, name).flatten()
-            places = torch.linspace(0, len(values) - 1, min(NUM_SAMPLES, len(values)), dtype=torch.float64).long()
-            digest.update(values[places.to(values.device)].to("cpu", torch.float32).numpy().tobytes())
+        digest_config(digest, self.config, IGNORED_FIELDS, inner=True)
+        digest_weights(digest, self, sorted(self.named_parameters()), _describe, _sample)
         return digest.hexdigest()
 
 
-def _without_ignored(fields: Any) -> Any:
-    if not isinstance(fields, dict):
-        return fields
-    return {name: _without_ignored(value) for name, value in fields.items() if name not in IGNORED_FIELDS}
+# a memory file is recognised by the digest of these two: another text or sample would refuse every file there is
+def _describe(name: str, weight: torch.Tensor) -> str:
+    return f"{name}{tuple(weight.shape)}{weight.dtype}"
+
+
+def _sample(weight: torch.Tensor) -> torch.Tensor:
+    values = weight.flatten()
+    places = torch.linspace(0, len(values) - 1, min(NUM_SAMPLES, len(values)), dtype=torch.float64).long()
+    return values[places.to(values.device)].float()
 
 
 __all__ = ["MemoryMixin"]

@@ -10,10 +10,10 @@ import torch
 import yaml
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import safe_open
 from transformers import PreTrainedTokenizerFast
 
-from ..weight_files import damage_named, shard_files
+from ..files import damage_named, read_safetensors
+from ..weight_files import shard_files
 
 
 CONFIG_FILE = "config.json"
@@ -140,18 +140,6 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             with damage_named(file):
                 tensors |= torch.load(file, map_location="cpu", weights_only=True)
     return tensors
-
-
-def read_safetensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, on the CPU, and its metadata.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    with damage_named(file), safe_open(file, framework="pt") as opened:
-        # `opened` is no dict: it has `keys` but cannot be iterated over, so the rule's advice would fail
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 a safetensors file is no dict
-        return tensors, opened.metadata() or {}
 
 
 def tokenizer_token_ids(folder: Path) -> dict[str, int]:

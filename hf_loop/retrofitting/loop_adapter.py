@@ -7,8 +7,6 @@ PEFT saves what it added and nothing else, so a folder with its `adapter_model.s
 import copy
 import json
 import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ..files import atomic_path, read_safetensors, write_text
 from ..models import LoopedConfig, LoopedModel, LoopedPreTrainedModel
 from ..models.checks import check_positive_int
 from ..models.loop_lora import LoopLora
 from ..models.offloading import check_weights_are_here
-from .checkpoint import read_safetensors
 
 
 WEIGHTS_FILE = "loop_lora.safetensors"
@@ -94,9 +92,9 @@ def save_loop_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
     config["base_model_name_or_path"] = looped.config.name_or_path or None
     tensors = {name: tensor.contiguous().cpu() for name, tensor in looped.loop_lora.state_dict().items()}
     metadata = {"format": "pt", "format_version": FORMAT_VERSION}
-    _write_whole(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata))
-    text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2) + "\n"
-    _write_whole(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    with atomic_path(folder / WEIGHTS_FILE) as temporary:
+        save_file(tensors, temporary, metadata)
+    write_text(folder / CONFIG_FILE, json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2) + "\n")
 
 
 def load_loop_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
@@ -209,11 +207,3 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
 def _check_version(file: Path, version: object) -> None:
     if version != FORMAT_VERSION:
         raise ValueError(f"{file} has format_version {version!r}; this version of hf_loop reads {FORMAT_VERSION!r}")
-
-
-def _write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file through a temporary one beside it, so that a reader never sees half of it."""
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as folder:
-        temporary = Path(folder) / file.name
-        write(temporary)
-        os.replace(temporary, file)

@@ -1,6 +1,5 @@
 """An exponential moving average of the weights, as a callback of `Trainer`."""
 
-import os
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..retrofitting.checkpoint import read_safetensors
+from ..files import atomic_path, read_safetensors
 
 
 FILE_NAME = "averaged_weights.safetensors"
@@ -110,10 +109,8 @@ class WeightAveraging(TrainerCallback, ExportableState):
         if self.average is None or not args.should_save or not folder.is_dir():
             return
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.average.items()}
-        # written beside and renamed: a reader never sees half a file
-        temporary = folder / f"{FILE_NAME}.tmp"
-        save_file(tensors, temporary, {"run": self._run, "step": str(state.global_step)})
-        os.replace(temporary, folder / FILE_NAME)
+        with atomic_path(folder / FILE_NAME) as temporary:
+            save_file(tensors, temporary, {"run": self._run, "step": str(state.global_step)})
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any

@@ -1,6 +1,5 @@
 """The rows that deep supervision works on: each stays for as many steps as it has segments, then makes room."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from ..files import atomic_path, read_safetensors
 from ..models import HierarchicalCarry
-from ..retrofitting.checkpoint import read_safetensors
 
 
 # keeps these draws apart from others that are made from the seed and the step
@@ -84,11 +83,8 @@ class PersistentRows:
             named |= {f"carry.{name}": tensor for name, tensor in slot.carry.items()}
             named["halted"] = slot.halted
             tensors |= {f"{index}.{name}": tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-        path = folder / file_name(rank)
-        # written beside and renamed: a reader never sees half a file
-        temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary)
-        os.replace(temporary, path)
+        with atomic_path(folder / file_name(rank)) as temporary:
+            save_file(tensors, temporary)
 
     def load(self, folder: Path, rank: int, device: torch.device) -> None:
         """Read the rows of this process from a checkpoint's folder.

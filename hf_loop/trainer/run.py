@@ -1,6 +1,5 @@
 """Runs a recipe: from one YAML file to a trained model in a folder."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..files import write_text
 from ..loading import check_resumable
 from ..models import family_of
 from ..text_parts import decoder_config
@@ -131,7 +131,4 @@ def check_output_dir(output_dir: str, resuming: bool) -> None:
 
 
 def _write_recipe(recipe: Recipe, folder: Path) -> None:
-    # written beside and renamed: a reader never sees half a file
-    temporary = folder / f"{RECIPE_COPY}.tmp"
-    temporary.write_text(yaml.safe_dump(recipe.source, sort_keys=False), encoding="utf-8")
-    os.replace(temporary, folder / RECIPE_COPY)
+    write_text(folder / RECIPE_COPY, yaml.safe_dump(recipe.source, sort_keys=False))

@@ -6,7 +6,6 @@ every fifth step starts afresh on average, and some memories are as old as twent
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -19,6 +18,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..files import atomic_path
 
 
 FILE_NAME = "passed_feedback.safetensors"
@@ -110,10 +111,8 @@ class RandomStatePassing(TrainerCallback, ExportableState):
         folder = Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
         if self._passed is None or not args.should_save or not folder.is_dir():
             return
-        # written beside and renamed: a reader never sees half a file
-        temporary = folder / f"{FILE_NAME}.tmp"
-        save_file(_as_file(self._passed), temporary)
-        os.replace(temporary, folder / FILE_NAME)
+        with atomic_path(folder / FILE_NAME) as temporary:
+            save_file(_as_file(self._passed), temporary)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any

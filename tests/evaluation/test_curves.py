@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_loop.evaluation import LoopCurve, Results, safe_range
-from hf_loop.evaluation.atomic import write_text_atomic
 from hf_loop.evaluation.curves import check_loops
 
 
@@ -121,17 +120,3 @@ def test_results_refuse_what_they_do_not_know(tmp_path):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         Results.load(tmp_path)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "file.txt"
-    write_text_atomic(path, "old")
-
-    def fail(*arguments):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_text_atomic(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
