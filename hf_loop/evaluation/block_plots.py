@@ -5,7 +5,7 @@ from math import isfinite
 from pathlib import Path
 
 from .block_perplexity import BlockCurve
-from .plots import COLORS
+from .figures import COLORS, clear_axes, color_of, new_figure, save_figure
 
 
 LINE_STYLES = ("-", "--", ":")
@@ -37,13 +37,7 @@ def plot_block_curves(
     sizes = {(curve.block_size, len(curve.num_predicted)) for curve in [*curves, *([reference] if reference else [])]}
     if len(sizes) > 1:
         raise ValueError(f"curves must be of the same blocks, got (block_size, blocks) {sorted(sizes)}.")
-
-    # the object interface with the Agg canvas needs no display and leaves pyplot's global state alone
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.4, 5.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.4, 5.4)
     axes = figure.add_subplot()
     divisors = [1.0] * len(curves[0].num_predicted) if reference is None else reference.perplexities()
     ends = [curve_block * curves[0].block_size for curve_block in range(1, len(divisors) + 1)]
@@ -53,13 +47,12 @@ def plot_block_curves(
         drawn += [value for value in values if isfinite(value)]
         style = LINE_STYLES[index // len(COLORS) % len(LINE_STYLES)]
         label = f"{curve.label} ({curve.perplexity:.2f})"
-        axes.plot(ends, values, style, color=COLORS[index % len(COLORS)], linewidth=1.3, label=label)
+        axes.plot(ends, values, style, color=color_of(index), linewidth=1.3, label=label)
     if drawn and max(drawn) > LOG_RATIO * min(drawn):
         axes.set_yscale("log")
     axes.set_xlabel("tokens read")
     axes.set_ylabel("perplexity" if reference is None else f"perplexity over that of: {reference.label}")
-    axes.grid(axis="y", color="0.9", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
+    clear_axes(axes)
     # below the axes: there is no corner that no curve passes
     figure.legend(
         loc="outside lower center", ncols=2, frameon=False, fontsize="x-small", title_fontsize="x-small",
@@ -67,4 +60,4 @@ def plot_block_curves(
     )  # fmt: skip
     if title is not None:
         axes.set_title(title)
-    figure.savefig(path)
+    save_figure(figure, path)

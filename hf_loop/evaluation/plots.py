@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .curves import LoopCurve, safe_range
+from .figures import clear_axes, color_of, count_axis, new_figure, save_figure, share_axis
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# colours that stay apart for colour-blind readers (Okabe and Ito, 2008)
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MAX_TICKS = 10
 
 
@@ -40,17 +39,12 @@ def plot_loop_curves(
     if len(metrics) > 1:
         raise ValueError(f"curves must share one metric, got {', '.join(sorted(metrics))}.")
 
-    # the object interface with the Agg canvas needs no display and leaves pyplot's global state alone
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     _draw_safe_range(axes, curves[0], tolerance)
     marked: set[float] = set()
     for index, curve in enumerate(curves):
-        color = COLORS[index % len(COLORS)]
+        color = color_of(index)
         axes.plot(curve.num_loops, curve.values, marker="o", markersize=4, color=color, label=curve.label)
         if curve.trained_loops is not None and curve.trained_loops not in marked:
             marked.add(curve.trained_loops)
@@ -62,7 +56,7 @@ def plot_loop_curves(
                 label=f"trained depth {curve.trained_loops:g}",
             )
     _label_axes(axes, curves, title)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _draw_safe_range(axes: "Axes", curve: LoopCurve, tolerance: float | None) -> None:
@@ -77,21 +71,16 @@ def _label_axes(axes: "Axes", curves: Sequence[LoopCurve], title: str | None) ->
     counts = sorted({count for curve in curves for count in curve.num_loops})
     if len(counts) > MAX_TICKS:
         counts = [count for count in counts if count & (count - 1) == 0] or counts[:: len(counts) // MAX_TICKS + 1]
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(counts, labels=[str(count) for count in counts])
-    axes.minorticks_off()
-    axes.set_xlabel("number of loops")
+    count_axis(axes, counts, "number of loops")
     if curves[0].metric == "accuracy":
-        axes.set_ylabel("accuracy")
-        axes.set_ylim(-0.02, 1.02)
+        share_axis(axes, "accuracy")
     else:
         values = [value for curve in curves for value in curve.values if math.isfinite(value)]
         # a collapse by orders of magnitude would flatten everything else on a linear axis
         is_wide = bool(values) and max(values) > 10 * min(values)
         axes.set_yscale("log" if is_wide else "linear")
         axes.set_ylabel("perplexity (log scale)" if is_wide else "perplexity")
-    axes.grid(axis="y", color="0.9", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
+    clear_axes(axes)
     axes.legend(frameon=False, fontsize="small")
     if title is not None:
         axes.set_title(title)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .plots import COLORS
+from .figures import COLORS, clear_axes, count_axis, new_figure, save_figure, share_axis
 
 
 if TYPE_CHECKING:
@@ -14,23 +14,18 @@ def plot_puzzle_results(results: dict[str, Any], path: str | Path, *, max_segmen
     """Draws what [`~hf_loop.evaluation.measure_puzzles`] returned into an image file.
 
     The first panel is accuracy over segments. A model that halts has a panel for each measure of difficulty, with the
-    mean number of segments of its puzzles and their exact accuracy; one with a halting head has a last panel of how
-    likely it holds puzzles to be solved, against how often they are.
+    mean number of segments of its puzzles and their exact accuracy; one with a halting head has a last panel, the
+    reliability diagram of the probabilities it predicts.
 
     Args:
         results (`dict[str, Any]`): The measurements.
         path (`str` or `Path`): The file; its ending picks the format (`.png`, `.svg`, `.pdf`).
         max_segments (`int`): Segments after which training, and halting, end; marked by a dashed line.
     """
-    # the object interface with the Agg canvas needs no display and leaves pyplot's global state alone
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     halting: dict[str, Any] = results["halting"]
     calibration = next(iter(halting.values()))["calibration"] if halting else []
     num_panels = 1 + len(halting) + bool(calibration)
-    figure = Figure(figsize=(0.6 + 3.4 * num_panels, 3.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(0.6 + 3.4 * num_panels, 3.4)
     panels: list[Axes] = list(figure.subplots(1, num_panels, squeeze=False)[0])
     _draw_accuracy(panels[0], results["accuracy"], max_segments)
     for axes, (name, quality) in zip(panels[1:], halting.items()):
@@ -38,9 +33,8 @@ def plot_puzzle_results(results: dict[str, Any], path: str | Path, *, max_segmen
     if calibration:
         _draw_calibration(panels[-1], calibration)
     for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _draw_accuracy(axes: "Axes", accuracy: dict[str, list[float]], max_segments: int) -> None:
@@ -49,13 +43,9 @@ def _draw_accuracy(axes: "Axes", accuracy: dict[str, list[float]], max_segments:
         shares = [both[index] for both in accuracy.values()]
         axes.plot(counts, shares, marker="o", markersize=3, color=COLORS[index], label=label)
     axes.axvline(max_segments, color="0.4", linestyle="--", linewidth=1, label="most in training")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(counts, labels=[str(count) for count in counts])
-    axes.minorticks_off()
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel("segments")
-    axes.set_ylabel("accuracy")
-    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    count_axis(axes, counts, "segments")
+    share_axis(axes, "accuracy")
+    clear_axes(axes)
     axes.legend(frameon=False, fontsize="small", loc="best")
 
 
@@ -66,10 +56,11 @@ def _draw_segments(axes: "Axes", name: str, groups: dict[str, Any]) -> None:
     axes.set_xlabel(f"{name.replace('_', ' ')} (above a bar: its exact accuracy)", fontsize="small")
     axes.set_ylabel("segments until it halts")
     axes.tick_params(axis="x", labelsize="small")
-    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    clear_axes(axes)
 
 
 def _draw_calibration(axes: "Axes", calibration: list[tuple[float, float, int]]) -> None:
+    """A reliability diagram; the larger a point, the more predictions it stands for."""
     asked = sum(count for _, _, count in calibration)
     said, shares, counts = zip(*calibration)
     axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)
@@ -77,5 +68,6 @@ def _draw_calibration(axes: "Axes", calibration: list[tuple[float, float, int]])
     axes.scatter(said, shares, s=[12 + 200 * count / asked for count in counts], color=COLORS[2], alpha=0.7)
     axes.set_xlim(-0.05, 1.05)
     axes.set_ylim(-0.05, 1.05)
-    axes.set_xlabel("how likely the head holds it to be solved", fontsize="small")
-    axes.set_ylabel("how often it is")
+    axes.set_xlabel("mean predicted probability of being solved", fontsize="small")
+    axes.set_ylabel("fraction solved")
+    axes.spines[["top", "right"]].set_visible(False)

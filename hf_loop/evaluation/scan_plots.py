@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .figures import new_figure, save_figure
 from .scan_results import LayerScan, ScanCell
 
 
@@ -44,19 +45,15 @@ def plot_layer_scan(scan: LayerScan, path: str | Path, *, title: str | None = No
     if not scan.cells:
         raise ValueError("scan holds no cells; there is nothing to draw.")
 
-    # the object interface with the Agg canvas needs no display and leaves pyplot's global state alone
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
 
     panels = scan.panels()
     updates = list(dict.fromkeys(update for update, _ in panels))
     counts = sorted({num_loops for _, num_loops in panels})
     # both updates at one loop count stand side by side
     shape = (len(updates), len(counts)) if len(counts) > 1 else (1, len(updates))
-    figure = Figure(figsize=(3.9 * shape[1] + 1.4, 3.9 * shape[0] + 0.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.9 * shape[1] + 1.4, 3.9 * shape[0] + 0.8)
     grid: Any = figure.subplots(*shape, squeeze=False)
     norm, colormap = _norm(scan), colormaps["RdBu_r"]
     for axes, key in zip(grid.flat, itertools.product(updates, counts), strict=True):
@@ -73,7 +70,7 @@ def plot_layer_scan(scan: LayerScan, path: str | Path, *, title: str | None = No
     bar = figure.colorbar(ScalarMappable(norm, colormap), ax=grid, extend="both", aspect=30, label=label)
     bar.set_ticks(ticks, labels=[f"{tick:.2f}" for tick in ticks])
     bar.ax.minorticks_off()
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _norm(scan: LayerScan) -> "LogNorm":

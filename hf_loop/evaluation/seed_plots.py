@@ -3,7 +3,16 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .plots import COLORS
+from .figures import (
+    COLORS,
+    clear_axes,
+    color_of,
+    count_axis,
+    legend_beside,
+    new_figure,
+    save_figure,
+    share_axis,
+)
 
 
 def plot_seeds(
@@ -32,17 +41,11 @@ def plot_seeds(
     """
     if not runs or any(len(shares) != len(counts) for seeds in runs.values() for shares in seeds):
         raise ValueError(f"every run must have {len(counts)} shares, one for each count, and there must be runs.")
-
-    # the object interface with the Agg canvas needs no display and leaves pyplot's global state alone
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.2, 4.4)
     axes = figure.add_subplot()
     for index, (variant, seeds) in enumerate(runs.items()):
         columns = list(zip(*seeds))
-        color, style = COLORS[index % len(COLORS)], "-" if index < len(COLORS) else "--"
+        color, style = color_of(index), "-" if index < len(COLORS) else "--"
         means = [sum(values) / len(values) for values in columns]
         axes.plot(counts, means, style, marker="o", markersize=3, color=color, label=variant)
         axes.fill_between(counts, [min(v) for v in columns], [max(v) for v in columns], color=color, alpha=0.12)
@@ -50,13 +53,8 @@ def plot_seeds(
         axes.axvline(trained, color="0.4", linestyle="--", linewidth=1, label="most in training")
     if guessing is not None:
         axes.axhline(guessing, color="0.4", linestyle=":", linewidth=1, label="guessing")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(counts, labels=[str(count) for count in counts])
-    axes.minorticks_off()
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.set_ylim(-0.02, 1.02)
-    axes.grid(axis="y", color="0.9", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path)
+    count_axis(axes, counts, x_label)
+    share_axis(axes, y_label)
+    clear_axes(axes)
+    legend_beside(axes)
+    save_figure(figure, path)

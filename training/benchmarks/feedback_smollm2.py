@@ -36,6 +36,7 @@ from hf_loop import retrofit
 from hf_loop.cli.load import load_plain_model, load_tokenizer
 from hf_loop.evaluation.block_perplexity import BlockCurve, perplexity_by_block
 from hf_loop.evaluation.block_plots import plot_block_curves
+from hf_loop.files import write_text
 from hf_loop.trainer.state_passing import passes_state
 
 
@@ -85,7 +86,7 @@ def measure(args: argparse.Namespace, model: Any, label: str, window: int | None
     curves = [known for known in read_curves(args) if known.label != label] + [curve]
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "results.json"
-    path.write_text(json.dumps({"curves": [asdict(known) for known in curves]}, indent=1), encoding="utf-8")
+    write_text(path, json.dumps({"curves": [asdict(known) for known in curves]}, indent=1))
     return curve
 
 

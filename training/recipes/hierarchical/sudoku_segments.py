@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from hf_loop import DeepSupervisionArguments, DeepSupervisionTrainer, HierarchicalForPuzzle, HierarchicalPuzzleConfig
 from hf_loop.evaluation import measure_puzzles
-from hf_loop.evaluation.plots import COLORS
+from hf_loop.evaluation.figures import clear_axes, color_of, legend_beside, new_figure, save_figure
 from hf_loop.evaluation.seed_plots import plot_seeds
 from hf_loop.tasks import sudoku
 
@@ -205,11 +205,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 
 def draw_halting(results: list[dict[str, Any]], path: Path) -> None:
     """For each variant that halts, over all seeds: segments until it does by dead ends, and its head's calibration."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.5, 4.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10.5, 4.0)
     by_difficulty, calibration = figure.subplots(1, 2)
     halting = [result for result in results if result["halting"]]
     for index, variant in enumerate(dict.fromkeys(result["variant"] for result in halting)):
@@ -224,7 +220,7 @@ def draw_halting(results: list[dict[str, Any]], path: Path) -> None:
             for run in runs
             for said, share, count in run["calibration"]
         )
-        style = {"marker": "o", "markersize": 3, "color": COLORS[index % len(COLORS)], "label": variant}
+        style = {"marker": "o", "markersize": 3, "color": color_of(index), "label": variant}
         by_difficulty.plot(list(segments), [mean for (mean,) in segments.values()], **style)
         calibration.plot(*zip(*shares.values()), **style)
     ticks = range(MOST_DEAD_ENDS + 1)
@@ -233,13 +229,12 @@ def draw_halting(results: list[dict[str, Any]], path: Path) -> None:
     by_difficulty.set_xlabel("dead ends that a search meets in the puzzle")
     by_difficulty.set_ylabel("segments until it halts")
     calibration.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)
-    calibration.set_xlabel("how likely the head holds a puzzle to be solved")
-    calibration.set_ylabel("how often it is")
-    calibration.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    calibration.set_xlabel("mean predicted probability of being solved")
+    calibration.set_ylabel("fraction solved")
+    legend_beside(calibration)
     for axes in (by_difficulty, calibration):
-        axes.grid(color="0.9", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+        clear_axes(axes, "both")
+    save_figure(figure, path)
 
 
 def pooled(parts: Iterable[tuple[int, tuple[float, ...], int]]) -> dict[int, list[float]]:

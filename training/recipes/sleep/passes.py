@@ -26,6 +26,7 @@ from runs import answers, finish_runs, read_results, small_llama, spread, train
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from hf_loop import LoopedConfig, LoopedForCausalLM, SleepConfig, SleepForCausalLM
+from hf_loop.evaluation.figures import clear_axes, color_of, legend_beside, new_figure, save_figure, share_axis
 from hf_loop.tasks import rule_110, rule_110_accuracy, successor, successor_accuracy
 
 
@@ -144,13 +145,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Accuracy by difficulty: a group of points for each, one point a seed, one colour a variant."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from hf_loop.evaluation.plots import COLORS
-
-    figure = Figure(figsize=(7.2, 3.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.2, 3.8)
     axes = figure.add_subplot()
     columns = [column for column in results[0]["accuracy"] if "guessing" not in column]
     variants = list(dict.fromkeys(result["variant"] for result in results))
@@ -158,15 +153,13 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         runs = [result["accuracy"] for result in results if result["variant"] == variant]
         places = [place + 0.12 * (index - (len(variants) - 1) / 2) for place in range(len(columns)) for _ in runs]
         values = [run[column] for column in columns for run in runs]
-        axes.plot(places, values, "o", markersize=4, color=COLORS[index % len(COLORS)], label=variant)
+        axes.plot(places, values, "o", markersize=4, color=color_of(index), label=variant)
     axes.set_xticks(range(len(columns)), labels=columns)
     axes.set_xlabel("answers counted" if results[0]["task"] == "rule_110" else "hops")
-    axes.set_ylabel("right")
-    axes.set_ylim(-0.02, 1.02)
-    axes.grid(axis="y", color="0.9", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path)
+    share_axis(axes, "right")
+    clear_axes(axes)
+    legend_beside(axes)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

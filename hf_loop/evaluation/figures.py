@@ -1,0 +1,71 @@
+"""What all figures share: a canvas without a display, colours, plain axes and a file that is written whole."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..files import atomic_path
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+# colours that stay apart for colour-blind readers (Okabe and Ito, 2008)
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches, which needs no display and leaves pyplot's global state alone."""
+    # imported on use: commands that draw nothing do not wait for matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: "Figure", path: str | Path) -> None:
+    """Write a figure to an image file, whole or not at all.
+
+    Args:
+        figure (`Figure`): the figure.
+        path (`str` or `Path`): the file; its ending picks the format (`.png`, `.svg`, `.pdf`).
+
+    Raises:
+        ValueError: matplotlib has no such format.
+    """
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix.removeprefix(".") or "png")
+
+
+def color_of(index: int) -> str:
+    """The colour of a curve by its place; after the last one they start again."""
+    return COLORS[index % len(COLORS)]
+
+
+def clear_axes(axes: "Axes", grid: Literal["y", "both"] = "y") -> None:
+    """Leave of the frame only what has a scale, and draw pale lines across."""
+    axes.grid(axis=grid, color="0.9", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def count_axis(axes: "Axes", counts: Sequence[int], label: str) -> None:
+    """Let the x axis count in powers of two, with these integers as ticks."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, labels=[str(count) for count in counts])
+    axes.minorticks_off()
+    axes.set_xlabel(label)
+
+
+def share_axis(axes: "Axes", label: str) -> None:
+    """Let the y axis show shares from 0 to 1, with room for the markers at both ends."""
+    axes.set_ylabel(label)
+    axes.set_ylim(-0.02, 1.02)
+
+
+def legend_beside(axes: "Axes") -> None:
+    """Put the legend to the right of the axes, where it covers no curve."""
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
