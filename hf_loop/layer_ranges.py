@@ -1,4 +1,4 @@
-"""Which layers of a plain decoder run before, in and after the loop. Importing it needs no torch."""
+"""Which layers of a plain decoder run before, in and after the loop. This module imports without torch."""
 
 from dataclasses import dataclass
 
@@ -24,14 +24,14 @@ class LayerPlan:
 
 
 def parse_layer_range(text: str, name: str = "core_layers") -> range:
-    """Reads a layer range such as `10-19` or `15` (counted from 0, both ends included).
+    """Read a layer range such as `10-19` or `15` (counted from 0, both ends included).
 
     Args:
         text (`str`): the range.
-        name (`str`): the argument it was given for, used in the message.
+        name (`str`): the argument that the message names.
 
     Raises:
-        ValueError: the text is not one or two numbers, or they run backwards.
+        ValueError: if the text is not one or two numbers, or they run backwards.
     """
     first, dash, last = str(text).strip().partition("-")
     if not dash:
@@ -47,11 +47,12 @@ def plan_layers(
     core_layers: str | None = None,
     num_coda_layers: int | None = None,
 ) -> LayerPlan:
-    """Splits the layers of a decoder.
+    """Split the layers of a decoder.
 
     The prelude is the first layers, the coda the last ones. Without `core_layers` everything between them is the core.
-    With it, a prelude or coda that is not given reaches to the core, and layers between given ones are dropped, as in
-    https://huggingface.co/papers/2511.07384 (4, `"6-11"`, 4 of 16 layers drops the layers 4 and 5).
+    With `core_layers`, a prelude or coda that is not given reaches to the core; layers between the core and a given
+    prelude or coda are dropped, as in https://huggingface.co/papers/2511.07384 (4, `"6-11"`, 4 of 16 layers drops the
+    layers 4 and 5).
 
     Args:
         num_layers (`int`): layers of the decoder.
@@ -60,10 +61,10 @@ def plan_layers(
         num_coda_layers (`int`, *optional*): layers after the loop; 0 without `core_layers`.
 
     Raises:
-        ValueError: a count is negative, nothing is left for the core, or the ranges overlap, run backwards or pass
+        ValueError: if a count is negative, nothing is left for the core, or the ranges overlap, run backwards or pass
             the end.
     """
-    # here, because it needs torch
+    # imported here, because it needs torch
     from .models.checks import check_int
 
     if num_prelude_layers is not None:

@@ -1,4 +1,4 @@
-"""Pipelines that hand a depth on to the model, where transformers' own would hand it to the tokenizer or to nobody."""
+"""Pipelines that pass a depth to the model; transformers' own would pass it to the tokenizer or drop it."""
 
 import inspect
 from typing import Any
@@ -10,22 +10,22 @@ from transformers.pipelines.token_classification import TokenClassificationPipel
 from .models.checks import check_depth_names
 
 
-# how far a model computes, which a call may choose
+# the arguments of a call that choose the depth
 DEPTH_KEYWORDS = ("num_loops", "num_sleep_passes")
 
 
 class DepthKeywords:
-    """Sends `num_loops` and `num_sleep_passes` to a model of hf_loop; mixed in before a pipeline of transformers.
+    """Pass `num_loops` and `num_sleep_passes` to a model of hf_loop; mixed in before a pipeline of transformers.
 
     Raises:
-        TypeError: such a model does not take one of them, or it is misspelt.
+        TypeError: if the model does not take one of them, or it is misspelt.
     """
 
     model: Any
 
     def _sanitize_parameters(self: Any, **kwargs):
         depth = {}
-        # also of a model whose code came with its checkpoint
+        # not `isinstance`: a model's code may have come with its checkpoint
         if hasattr(self.model, "known_keywords"):
             check_depth_names(kwargs, inspect.signature(self.model.base_model.forward).parameters, "pipeline")
             depth = {name: kwargs.pop(name) for name in DEPTH_KEYWORDS if name in kwargs}
@@ -37,7 +37,7 @@ class DepthKeywords:
         return super()._forward({**model_inputs, **depth}, **kwargs)
 
 
-# the mixin takes what any of them takes
+# the mixin's signature accepts what each pipeline accepts
 class DepthTextClassificationPipeline(DepthKeywords, TextClassificationPipeline):  # ty: ignore[incompatible-method-override]
     """`text-classification` at a depth."""
 

@@ -3,7 +3,8 @@
 A composite checkpoint (Gemma 3, Qwen 3.5, Mistral 3, Llama 4, Llava, ...) has a configuration with parts, and among
 its modules a decoder like any other. Every function and command that takes a pretrained model takes the language model
 of such a checkpoint. It is found here and nowhere else. No tensor is renamed: transformers opens the checkpoint, and
-the modules move. What was taken out is compared with the whole on a few tokens before it is used.
+the modules move. The logits of the language model are compared with those of the whole model on a few tokens before
+it is used.
 """
 
 import os
@@ -22,26 +23,27 @@ from .loading import architecture_of, check_model_folder, load_pretrained, load_
 from .models.transformers_seams import attention_function, causal_model_class, choose_attention_function
 
 
-# what some language models do to their logits, each with the value that does nothing; around the same decoder some
-# composite models leave it out, and what they compute is what their weights were trained for
+# fields by which some language models scale or bound their logits, each with the value that changes nothing. Some
+# composite models leave this out around the same decoder, and their weights were trained without it
 FINISHING: dict[str, Any] = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
-# tokens of the comparison
+# tokens that the logits are compared on
 NUM_TOKENS = 8
-# largest difference of two logits by the largest logit: rounding, where the whole counts positions from another number
+# largest difference of two logits over the largest logit. It is rounding, where the whole model counts positions from
+# another number
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 2e-2
 
 
 def decoder_config(path: str | os.PathLike, **options: Any) -> PreTrainedConfig:
-    """The configuration of what [`load_decoder`] loads, without its weights.
+    """Read the configuration of what [`load_decoder`] loads, without its weights.
 
     Args:
         path (`str` or `os.PathLike`): a folder or a repository on the Hub.
         options: further arguments of `AutoConfig.from_pretrained`.
 
     Raises:
-        ValueError: the checkpoint is composite, and there is no language model that can be taken out.
-        OSError: there is no such checkpoint.
+        ValueError: if the checkpoint is composite, and there is no language model that can be taken out.
+        OSError: if there is no such checkpoint.
     """
     return text_config(AutoConfig.from_pretrained(path, **options), path)
 
@@ -57,9 +59,9 @@ def load_decoder(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
         `PreTrainedModel`: the model, in evaluation mode.
 
     Raises:
-        ValueError: tensors are missing, unexpected or of another shape, or the checkpoint is composite, and there is
-            no language model that can be taken out.
-        OSError: there is no such checkpoint, or it lacks a file.
+        ValueError: if tensors are missing, unexpected or of another shape, or the checkpoint is composite, and there
+            is no language model that can be taken out.
+        OSError: if there is no such checkpoint, or it lacks a file.
     """
     # a .gguf file holds a language model alone
     if "gguf_file" in options:
@@ -67,7 +69,7 @@ def load_decoder(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError):
-        # the folder of an adapter, which transformers opens with its base; or none, which this says, too
+        # an adapter's folder, which transformers opens with its base; or no checkpoint, which this call reports too
         return load_pretrained(AutoModelForCausalLM, path, **options)
     text = text_config(config, path)
     if text is config:
@@ -80,7 +82,7 @@ def load_decoder(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
         )
     language_class: Any = causal_model_class(config)
     if language_class is not None and issubclass(language_class.config_class, type(text)):
-        # transformers itself reads the language model alone; what it leaves out is held to the whole model
+        # transformers can read the language model alone; check the whole folder, since the rest is left out
         check_model_folder(path)
         model, faults = load_with_faults(language_class, path, path, **options)
         if not (faults["missing_keys"] or faults["mismatched_keys"]):
@@ -89,17 +91,17 @@ def load_decoder(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
 
 
 def text_config(config: PreTrainedConfig, name: object) -> PreTrainedConfig:
-    """The language model's part of a composite configuration; any other configuration as it is.
+    """Return the language model's part of a composite configuration, and any other configuration unchanged.
 
     Args:
         config (`PreTrainedConfig`): a configuration.
-        name: what messages call the checkpoint.
+        name (`object`): what messages call the checkpoint.
 
     Raises:
-        ValueError: transformers has no causal language model for the part.
+        ValueError: if transformers has no causal language model for the part.
     """
     text = config.get_text_config(decoder=True)
-    # of encoder-decoders it is a view of the whole or the decoder, which cannot do without the encoder
+    # of an encoder-decoder this is a view of the whole, or a decoder that needs the encoder
     if type(text) is type(config) or getattr(config, "is_encoder_decoder", False):
         return config
     if causal_model_class(text) is None:
@@ -111,7 +113,7 @@ def text_config(config: PreTrainedConfig, name: object) -> PreTrainedConfig:
 
 
 def text_part(model: PreTrainedModel) -> PreTrainedModel:
-    """The language model inside a composite model; any other model as it is.
+    """Take the language model out of a composite model; any other model is returned unchanged.
 
     Modules move: no weight is copied, tied weights stay tied, and `model` should not be used afterwards.
 
@@ -123,7 +125,7 @@ def text_part(model: PreTrainedModel) -> PreTrainedModel:
         configuration of `model`.
 
     Raises:
-        ValueError: there is no language model that could be taken out, or it computes something else than `model`.
+        ValueError: if there is no language model that could be taken out, or it computes something else than `model`.
     """
     name = model.name_or_path or type(model).__name__
     text = text_config(model.config, name)
@@ -158,7 +160,7 @@ def text_part(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def carry_quantization(source: Any, target: Any) -> None:
-    """Let a model that holds the quantized modules of another be saved, loaded and trained as a quantized model.
+    """Mark a model that holds the quantized modules of another as quantized, so that it saves, loads and trains so.
 
     Args:
         source (`PreTrainedModel`): the model that was quantized, or not.
@@ -183,14 +185,14 @@ def _decoder(model: Any, text: PreTrainedConfig, name: object) -> PreTrainedMode
 
 
 def _put_together(decoder: PreTrainedModel, head: nn.Module) -> Any:
-    """A causal language model of a decoder and a head, which share their weights or do not, as they are."""
+    """Make a causal language model of a decoder and a head; weights that they share stay shared."""
     config: Any = decoder.config
     config.tie_word_embeddings = head.weight is decoder.get_input_embeddings().weight
     attention = attention_function(config)
     with torch.device("meta"):
         language_model: Any = AutoModelForCausalLM.from_config(config)
     choose_attention_function(config, attention)
-    # Llama 4's prefix is the name that its decoder has in the whole
+    # Llama 4's prefix is the name of its decoder in the whole model
     prefix = language_model.base_model_prefix
     setattr(language_model, prefix if hasattr(language_model, prefix) else "model", decoder)
     language_model.set_output_embeddings(head)
@@ -199,7 +201,7 @@ def _put_together(decoder: PreTrainedModel, head: nn.Module) -> Any:
 
 
 def _some_tokens(config: PreTrainedConfig, text: Any, device: torch.device) -> torch.Tensor:
-    """Tokens `[1, T]` of all parts of the vocabulary, without those that stand for images and the like."""
+    """Pick tokens `[1, T]` from all parts of the vocabulary, except those that stand for images and the like."""
     fields: dict[str, Any] = {**text.to_dict(), **config.to_dict()}
     special = {
         value

@@ -1,4 +1,4 @@
-"""`hf-loop card`: the model card of a folder."""
+"""`hf-loop card`: write the model card of a folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +26,7 @@ def card(
     if path.is_file() and CARD_MARKER not in path.read_text(encoding="utf-8") and not overwrite:
         raise ValueError(f"{path} was not written by hf-loop; give --overwrite to replace it.")
     facts = ModelCardFacts.from_folder(folder, repo_id)
-    # a card describes weights; a folder may have none yet
+    # a folder may have no weights yet
     if facts.num_parameters is not None:
         check_model_folder(folder)
     facts.results.license = license or facts.results.license

@@ -1,4 +1,4 @@
-"""`hf-loop check`: whether an architecture can be opened, and by which families."""
+"""`hf-loop check`: tell whether an architecture can be opened, and by which families."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,7 +46,7 @@ def check(
 
 
 def _find_config(model: str) -> "PreTrainedConfig":
-    """The configuration of a checkpoint, or the default one of a model type."""
+    """Read the configuration of a checkpoint, or make the default one of a model type."""
     from transformers import CONFIG_MAPPING
 
     from ..text_parts import text_config
@@ -60,7 +60,7 @@ def _find_config(model: str) -> "PreTrainedConfig":
 
 
 def _refusals(config: "PreTrainedConfig") -> dict[str, str | None]:
-    """What each family says against the decoder, `None` where it takes it."""
+    """Return each family's reason to refuse the decoder, `None` where it takes it."""
     import copy
 
     import torch

@@ -12,7 +12,7 @@ EXIT_CODE = 2
 
 @contextmanager
 def one_line_errors() -> Generator[None]:
-    """Turns errors that the user can act on into one line on stderr and exit code 2.
+    """Turn errors that the user can act on into one line on stderr and exit code 2.
 
     These are `ValueError` and `OSError` (which covers a missing file and a refusal of the Hub), and typer's own usage
     errors. Any other exception is a bug and keeps its traceback. With `HF_LOOP_TRACEBACK=1` every error keeps it.
@@ -27,7 +27,7 @@ def one_line_errors() -> Generator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """The error's message without line breaks."""
+    """Return the error's message without line breaks."""
     # typer's usage errors say what is wrong in format_message; str() of an OSError has the file's name
     format_message = getattr(error, "format_message", None)
     message = format_message() if callable(format_message) else str(error)

@@ -1,4 +1,4 @@
-"""`hf-loop generate`: one prompt, continued at several loop counts, or with a memory that is kept."""
+"""`hf-loop generate`: continue one prompt at several loop counts, or with a memory that is kept."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,7 +64,7 @@ def generate(
         option = "--save-memory" if memory is None else "--memory"
         raise ValueError(f"{option}: {model} is a {language_model.config.model_type} model, which keeps no memory.")
     cache = None if memory is None else language_model.load_memory(memory)
-    # the beginning of a text is in the memory already
+    # with a memory the prompt continues a text, so it gets no start token
     inputs = _encode(tokenizer, prompt, chat, is_start=memory is None)
     sampling = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0, "temperature": temperature or None}
     continuations = {}
@@ -88,7 +88,7 @@ def _continue(
     num_loops: int | None,
     sampling: dict[str, Any],
 ) -> "tuple[torch.Tensor, Any]":
-    """The new tokens `[T]`, and the cache after all of them."""
+    """Return the new tokens `[T]`, and the cache after all of them."""
     import torch
     from transformers import set_seed
 
@@ -107,7 +107,7 @@ def _continue(
     )
     cache = cache_of(output)
     if num_loops is None:
-        # `generate` does not read the token that it wrote last, and a memory without it would miss a word
+        # `generate` does not run the last token it sampled: run it, or the memory lacks it
         with torch.no_grad():
             unread = output.sequences[:, cache.get_seq_length() :]
             cache = model(input_ids=unread, cache=cache, use_cache=True).cache
@@ -115,7 +115,7 @@ def _continue(
 
 
 def _side_by_side(continuations: dict[Any, str], width: int) -> "Table":
-    """One column for each loop count, or one row for each where the terminal is too narrow for columns."""
+    """Lay out one column for each loop count, or one row for each where the terminal is too narrow."""
     from rich.table import Table
     from rich.text import Text
 

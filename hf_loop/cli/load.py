@@ -1,4 +1,4 @@
-"""Loading a recurrent model, or making a looped one from a plain checkpoint, for the commands that run a model."""
+"""Loads a recurrent model, or loops a plain checkpoint, for the commands that run a model."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,13 +21,13 @@ class LayerRange:
     """Which layers of a plain checkpoint to loop, as the command line gave it.
 
     Args:
-        prelude (`int`, *optional*): Layers before the loop.
-        coda (`int`, *optional*): Layers after the loop.
-        core (`str`, *optional*): The looped layers as `FIRST-LAST`; layers between it and a given prelude or coda
-            are left out.
+        prelude (`int`, *optional*): layers before the loop.
+        coda (`int`, *optional*): layers after the loop.
+        core (`str`, *optional*): the looped layers as `FIRST-LAST`; layers between it and a given prelude or coda are
+            left out.
 
     Raises:
-        ValueError: If `core` cannot be read.
+        ValueError: if `core` cannot be read.
     """
 
     prelude: int | None = None
@@ -44,29 +44,29 @@ class LayerRange:
         return not (self.prelude is None and self.coda is None and self.core is None)
 
     def plan(self, num_layers: int) -> LayerPlan:
-        """The layers before, in and after the loop of a model of `num_layers` layers.
+        """Return the layers before, in and after the loop of a model of `num_layers` layers.
 
         Raises:
-            ValueError: If the range does not fit the model.
+            ValueError: if the range does not fit the model.
         """
         return plan_layers(num_layers, self.prelude, self.core, self.coda)
 
 
 def load_model(name: str, layers: LayerRange | None = None) -> "LoopedForCausalLM":
-    """Loads a causal language model that runs in loops.
+    """Load a causal language model that runs in loops.
 
     Args:
-        name (`str`): A folder, a repository on the Hub, or a `.gguf` file (unpacked to full weights).
-        layers (`LayerRange`, *optional*): For a checkpoint that is not looped: the layers to loop, by default all.
-            It is then looped without training, so one loop is the original model.
+        name (`str`): a folder, a repository on the Hub, or a `.gguf` file (unpacked to full weights).
+        layers (`LayerRange`, *optional*): for a checkpoint that is not looped: the layers to loop, by default all. It
+            is then looped without training, so one loop is the original model.
 
     Returns:
-        `LoopedForCausalLM`: The model, in evaluation mode.
+        `LoopedForCausalLM`: the model, in evaluation mode.
 
     Raises:
-        ValueError: If a weight file is truncated, its tensors are not those of the model, or `layers` is given for a
+        ValueError: if a weight file is truncated, its tensors are not those of the model, or `layers` is given for a
             model that is looped already.
-        OSError: If there is no such model.
+        OSError: if there is no such model.
     """
     model: Any = load_recurrent_model(name, layers)
     if not hasattr(model.config, "num_loops"):
@@ -75,12 +75,19 @@ def load_model(name: str, layers: LayerRange | None = None) -> "LoopedForCausalL
 
 
 def load_recurrent_model(name: str, layers: LayerRange | None = None) -> "PreTrainedModel":
-    """Loads a causal language model of any family; a plain checkpoint is looped, as in [`load_model`].
+    """Load a causal language model of any family; a plain checkpoint is looped, as in [`load_model`].
+
+    Args:
+        name (`str`): as in [`load_model`].
+        layers (`LayerRange`, *optional*): as in [`load_model`].
+
+    Returns:
+        `PreTrainedModel`: the model, in evaluation mode.
 
     Raises:
-        ValueError: If a weight file is truncated, its tensors are not those of the model, or `layers` is given for a
+        ValueError: if a weight file is truncated, its tensors are not those of the model, or `layers` is given for a
             model that is recurrent already.
-        OSError: If there is no such model.
+        OSError: if there is no such model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -95,7 +102,7 @@ def load_recurrent_model(name: str, layers: LayerRange | None = None) -> "PreTra
             family = config.model_type.removesuffix("_lm")
             raise ValueError(f"{name} is a {family} model already; its layer range cannot be chosen.")
         return load_pretrained(AutoModelForCausalLM, name)
-    # a range that does not fit is found before the weights are read
+    # refuse a range that does not fit before the weights are read
     layers.plan(config.num_hidden_layers)
     base = load_plain_model(name)
     looped = retrofit(base, num_prelude_layers=layers.prelude, core_layers=layers.core, num_coda_layers=layers.coda)
@@ -103,13 +110,16 @@ def load_recurrent_model(name: str, layers: LayerRange | None = None) -> "PreTra
 
 
 def load_config(name: str) -> "PreTrainedConfig":
-    """Reads the configuration that belongs to [`load_model`]'s `name`, after a look at its weight files.
+    """Read the configuration of a checkpoint, after checking that its weight files are complete.
 
     Of a checkpoint with other parts than text, such as images, it is that of the text part.
 
+    Args:
+        name (`str`): as in [`load_model`].
+
     Raises:
-        ValueError: If a weight file is truncated, or the checkpoint has no text part that runs by itself.
-        OSError: If there is no such model, or a shard of it is missing.
+        ValueError: if a weight file is truncated, or the checkpoint has no text part that runs by itself.
+        OSError: if there is no such model, or a shard of it is missing.
     """
     from ..text_parts import decoder_config
     from ..weight_files import check_weight_files
@@ -124,15 +134,15 @@ def load_config(name: str) -> "PreTrainedConfig":
 
 
 def load_plain_model(name: str, dtype: str = "auto") -> "PreTrainedModel":
-    """Loads a causal language model as it is; of a checkpoint with other parts than text, the text part.
+    """Load a causal language model without changing it; of a checkpoint with images or sound, load the text part.
 
     Args:
-        name (`str`): As in [`load_model`], of a checkpoint whose configuration was read by [`load_config`].
-        dtype (`str`, *optional*, defaults to `"auto"`): The type of the weights, by default as they are stored; a
+        name (`str`): as in [`load_model`], of a checkpoint whose configuration was read by [`load_config`].
+        dtype (`str`, *optional*, defaults to `"auto"`): the type of the weights, by default as they are stored; a
             `.gguf` file is then unpacked to float32.
 
     Raises:
-        ValueError: If the checkpoint's tensors are not those of the model.
+        ValueError: if the checkpoint's tensors are not those of the model.
     """
     from transformers import GgufConfig
 
@@ -153,18 +163,21 @@ def load_plain_model(name: str, dtype: str = "auto") -> "PreTrainedModel":
 
 
 def default_device() -> "torch.device":
-    """The accelerator that torch finds, or the CPU."""
+    """Return the accelerator that torch finds, or the CPU."""
     import torch
 
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """Loads the tokenizer that belongs to [`load_model`]'s `name`.
+    """Load the tokenizer of a checkpoint.
+
+    Args:
+        name (`str`): as in [`load_model`].
 
     Raises:
-        ValueError: If there is none.
-        OSError: If there is no such model.
+        ValueError: if there is none.
+        OSError: if there is no such model.
     """
     from transformers import AutoTokenizer
 

@@ -43,13 +43,13 @@ app.command()(push)
 
 
 def main() -> None:
-    """The console script: runs a command, with errors as one line (see [`one_line_errors`])."""
+    """Run a command as the console script does, with errors as one line (see [`one_line_errors`])."""
     with one_line_errors():
         try:
             code = app(standalone_mode=False)
         except typer.Abort:
             code = INTERRUPTED
-        # Ctrl-C does not come through as an exception: typer makes it this code
+        # typer turns Ctrl-C into this exit code instead of an exception
         if code == INTERRUPTED:
             print("hf-loop: interrupted", file=sys.stderr)
         sys.exit(code)

@@ -23,13 +23,13 @@ Core = Annotated[
 
 
 def parse_loops(text: str) -> list[int]:
-    """Reads a list of loop counts such as `1,2,4,8`.
+    """Read a list of loop counts such as `1,2,4,8`.
 
     Returns:
-        `list[int]`: The counts, ascending.
+        `list[int]`: the counts, ascending.
 
     Raises:
-        ValueError: If an entry is not a positive integer, or is named twice.
+        ValueError: if an entry is not a positive integer, or is named twice.
     """
     counts = []
     for entry in text.split(","):

@@ -1,4 +1,4 @@
-"""`hf-loop push`: a model folder to the Hub."""
+"""`hf-loop push`: upload a model folder to the Hub."""
 
 from pathlib import Path
 from typing import Annotated

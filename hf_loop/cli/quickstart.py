@@ -51,7 +51,7 @@ def quickstart(
     console.print(f"The task: where is the ball?  {example['prompt']}  ->  {example['answer']}", markup=False)
 
     console.print(f"Training the looped model: one layer, 4 to 8 loops, {steps} steps")
-    # the depth of a step is drawn: a model that is always trained at one depth is poorer at others
+    # draw the depth of each step: a model trained at one depth is worse at others
     sampled_depth = {"loop_sampling": "uniform", "min_loops": 4, "max_loops": 8}
     looped_model = train(build_model(tokenizer, NUM_LOOPS, seed), splits, tokenizer, seed, **sampled_depth)
     console.print(f"Training the fixed-depth model: the same layer, once, {steps} steps")
@@ -68,7 +68,7 @@ def quickstart(
 
 
 def build_model(tokenizer: "PreTrainedTokenizerBase", num_loops: int, seed: int) -> "LoopedForCausalLM":
-    """A looped model over a one-layer Llama; the same seed gives the same weights for every `num_loops`."""
+    """Build a looped model over a one-layer Llama; the same seed gives the same weights for every `num_loops`."""
     from transformers import LlamaConfig, set_seed
 
     from ..models import LoopedConfig, LoopedForCausalLM
@@ -112,14 +112,14 @@ def train(
             # the games come with the short ones first
             train_sampling_strategy="sequential",
             learning_rate=3e-3,
-            # the rate stays high until the last third, which learns this task sooner than an even decay
+            # keep the rate high until the last third: this task is then learned sooner than with linear decay
             lr_scheduler_type="warmup_stable_decay",
             lr_scheduler_kwargs={"num_decay_steps": steps * 3 // 10},
             warmup_steps=steps // 30,
             weight_decay=0.01,
             logging_steps=100,
             save_strategy="no",
-            # it would warn where there is no accelerator, and these batches are small
+            # Trainer warns about it where there is no accelerator, and these batches are small
             dataloader_pin_memory=False,
             seed=seed,
             **depth,
@@ -157,9 +157,9 @@ def save(
 
     from ..evaluation import Results, write_model_card
 
-    # Trainer turned it off for training
+    # Trainer turned the cache off for training
     model.config.use_cache = True
-    # an answer is one word: the word ends the generation, also for a caller who allows more
+    # an answer is one word, so every answer also ends the generation
     model.generation_config = GenerationConfig(
         max_new_tokens=1,
         eos_token_id=tokenizer.convert_tokens_to_ids(sorted(test_games.unique("answer"))),

@@ -1,4 +1,4 @@
-"""`hf-loop scan`: which layers of a pretrained checkpoint can run again without training."""
+"""`hf-loop scan`: measure which layers of a pretrained checkpoint can run again without training."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -67,7 +67,7 @@ def scan(
     from ..evaluation.scan import check_scan_loops, check_scannable, text_settings
     from ..files import write_text
 
-    # everything that can be found wrong without the weights comes before they are read
+    # check everything that needs no weights before they are read
     check_scan_loops(loop_counts)
     torch_device = default_device() if device is None else _parse_device(device)
     num_layers = check_scannable(load_config(model))
@@ -103,7 +103,7 @@ def _parse_device(text: str):
     import torch
 
     try:
-        # an accelerator that is not there is found when something is put on it
+        # torch accepts the name of a missing accelerator and fails only when a tensor is put on it
         return torch.empty(0, device=text).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device: {text!r} cannot be used: {error}") from error

@@ -1,4 +1,4 @@
-"""`hf-loop sweep`: accuracy or perplexity as a function of the number of loops."""
+"""`hf-loop sweep`: measure accuracy or perplexity as a function of the number of loops."""
 
 from functools import partial
 from pathlib import Path
@@ -53,10 +53,10 @@ def sweep(
     from ..evaluation import Results, accuracy_over_loops, perplexity_over_loops
     from ..evaluation.results import RESULTS_FILE
 
-    # read before anything is measured, so that a damaged file is found before the work and not after it
+    # read the results first: a damaged file must stop the command before the work, not after it
     results = Results.load(folder) if (folder / RESULTS_FILE).is_file() else Results()
     tokenizer = load_tokenizer(model)
-    # the cheap things that can fail come before the weights are read
+    # do the cheap things that can fail before the weights are read
     if text is not None:
         # `verbose` would warn that the text is longer than the context; it is cut into windows
         encoded = tokenizer(text.read_text(encoding="utf-8"), return_tensors="pt", verbose=False)
@@ -81,7 +81,7 @@ def _task_examples(
         raise ValueError(f"--task: there is no task {task!r}; there are {', '.join(generators)}.")
     sizes = {} if length is None else {"num_swaps" if task == "shell_game" else "num_moves": length}
     splits, task_tokenizer = generators[task](1, num_examples, **sizes, seed=seed)
-    # the same words under other numbers would be measured without an error, as nonsense
+    # another vocabulary would give a number without an error, and the number would mean nothing
     if tokenizer.get_vocab() != task_tokenizer.get_vocab():
         raise ValueError(f"--task: the model's tokenizer is not the one of {task}; it was trained on something else.")
     return splits["test"]
@@ -97,7 +97,7 @@ def _print_curve(curve: "LoopCurve") -> None:
     if curve.sequence_accuracy is not None:
         columns["whole sequences"] = curve.sequence_accuracy
     console = Console()
-    # not as the table's title, which would be broken to the table's width
+    # not as the table's title, which wraps at the table's width
     console.print(f"{curve.metric} of {curve.label}", markup=False)
     table = Table()
     for heading in ("loops", *columns):

@@ -1,4 +1,4 @@
-"""`hf-loop unroll`: a looped model as the plain checkpoint that computes the same."""
+"""`hf-loop unroll`: write a looped model as the plain checkpoint that computes the same."""
 
 from pathlib import Path
 from typing import Annotated

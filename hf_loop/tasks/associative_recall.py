@@ -59,33 +59,33 @@ def associative_recall(
     """Generate associative recall with updates.
 
     Args:
-        num_train: Training rows; rows may repeat.
-        num_test: Rows of each test split, none of which is in the training split, whatever the seeds.
-        min_blocks: Blocks of the shortest training row, at least 2: one of pairs and the one of questions.
-        max_blocks: Blocks of the longest training row, and of the rows of the split `"test"`.
-        block_size: Tokens of a block. A block is a window for a model that works in windows.
-        pairs_per_block: Pairs that each block but the last writes, with keys that differ.
-        update_share: The share of the pairs of each block, from the second on, that overwrite a key of an earlier
-            block with another value; rounded to whole pairs.
-        num_queries: Keys that the last block asks for, drawn from all that were written.
-        num_keys: Words for keys; as many as the longest row needs, or more.
-        num_values: Words for values.
-        group_size: So many training rows in turn have one length, so that batches need no padding.
-        test_blocks: Blocks of the rows of further splits, which are named `"test_16"` for 16 blocks.
-        curriculum: The share of the training rows over which the longest row grows from `min_blocks` to `max_blocks`.
-            To take effect the rows must be read in order, with
+        num_train (`int`): training rows; rows may repeat.
+        num_test (`int`): rows of each test split, none of which is in the training split, whatever the seeds.
+        min_blocks (`int`): blocks of the shortest training row, at least 2: one of pairs and the one of questions.
+        max_blocks (`int`): blocks of the longest training row, and of the rows of the split `"test"`.
+        block_size (`int`): tokens of a block. A block is a window for a model that works in windows.
+        pairs_per_block (`int`): pairs that each block but the last writes, with keys that differ.
+        update_share (`float`): the share of the pairs of each block, from the second on, that overwrite a key of an
+            earlier block with another value; rounded to whole pairs.
+        num_queries (`int`): keys that the last block asks for, drawn from all that were written.
+        num_keys (`int`): words for keys; as many as the longest row needs, or more.
+        num_values (`int`): words for values.
+        group_size (`int`): so many training rows in turn have one length, so that batches need no padding.
+        test_blocks (`Sequence[int]`): blocks of the rows of further splits, which are named `"test_16"` for 16 blocks.
+        curriculum (`float`): the share of the training rows over which the longest row grows from `min_blocks` to
+            `max_blocks`. To take effect the rows must be read in order, with
             `TrainingArguments(train_sampling_strategy="sequential")`.
-        seed: Seed of the draw; the same seed gives the same rows.
+        seed (`int`): seed of the draw; the same seed gives the same rows.
 
     Returns:
-        `tuple[DatasetDict, PreTrainedTokenizerFast]`: The splits `"train"`, `"test"` and those of `test_blocks`, and
+        `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"`, `"test"` and those of `test_blocks`, and
         the tokenizer they are made with. Columns: `input_ids` and `labels` (`-100` where there is no label); and for
         the questions of a row, in order, `distances` (blocks between the question and the last time its key was
         written) and `updated` (whether that was not the first time).
 
     Raises:
-        ValueError: An argument is out of range, the pairs or the questions do not fit in a block, or the longest row
-            needs more keys than there are.
+        ValueError: if an argument is out of range, the pairs or the questions do not fit in a block, or the longest
+            row needs more keys than there are.
     """
     sizes = {"num_train": num_train, "num_test": num_test, "block_size": block_size, "group_size": group_size}
     check_integers(sizes | {"pairs_per_block": pairs_per_block, "num_queries": num_queries}, low=1)
@@ -111,17 +111,17 @@ def associative_recall(
 
 
 def recall_accuracy(predictions: np.ndarray, rows: Dataset) -> list[dict[str, float | int | bool]]:
-    """Share of right answers by distance and by whether the key was overwritten.
+    """Compute the share of right answers by distance and by whether the key was overwritten.
 
     Args:
-        predictions: `[rows, num_queries]`: the token predicted for each value asked for, in order.
-        rows: Rows of a split of [`associative_recall`], in the same order.
+        predictions (`np.ndarray`): `[rows, num_queries]`: the token predicted for each value asked for, in order.
+        rows (`Dataset`): rows of a split of [`associative_recall`], in the same order.
 
     Returns:
-        `list[dict]`: With `distance`, `updated`, `num_questions` and `accuracy`, sorted by the first two.
+        `list[dict]`: with `distance`, `updated`, `num_questions` and `accuracy`, sorted by the first two.
 
     Raises:
-        ValueError: There are not as many predictions as questions.
+        ValueError: if there are not as many predictions as questions.
     """
     distances, updated = np.array(rows["distances"]), np.array(rows["updated"])
     labels = np.array([[label for label in row if label != IGNORE_INDEX] for row in rows["labels"]])

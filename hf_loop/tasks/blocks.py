@@ -18,7 +18,7 @@ MANY_CODES = 1_000_000
 def row_lengths(
     num_rows: int, min_blocks: int, max_blocks: int, group_size: int, curriculum: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Blocks of each training row.
+    """Draw the number of blocks of each training row.
 
     Rows come in groups of one length, so that a batch of `group_size` rows, or of a divisor of it, needs no padding.
     A group's length is uniform between `min_blocks` and a bound that grows evenly from `min_blocks` to `max_blocks`
@@ -35,13 +35,13 @@ def row_lengths(
 
 
 def is_test(codes: np.ndarray) -> np.ndarray:
-    """Whether each code belongs to the test split: a function of the code alone, the same for every seed.
+    """Tell which codes belong to the test split: a function of the code alone, the same for every seed.
 
     Args:
-        codes: Non-negative integers, whatever identifies a row.
+        codes (`np.ndarray`): non-negative integers, whatever identifies a row.
 
     Returns:
-        `np.ndarray`: Booleans; about one in `TEST_SHARE` is true.
+        `np.ndarray`: booleans; about one in `TEST_SHARE` is true.
     """
     # the finalizer of splitmix64: neighbouring codes do not land together
     mixed = codes.astype(np.uint64)
@@ -51,19 +51,19 @@ def is_test(codes: np.ndarray) -> np.ndarray:
 
 
 def draw_codes(split: str, num_rows: int, low: int, high: int, rng: np.random.Generator) -> np.ndarray:
-    """What identifies the rows of a split: numbers from `low` up to, not including, `high`.
+    """Draw the numbers that identify the rows of a split, from `low` up to, not including, `high`.
 
     Those for testing are distinct, and never drawn for another split.
 
     Args:
-        split: `"train"` or `"test"`.
-        num_rows: How many to draw.
-        low: The lowest number.
-        high: The end of the range.
-        rng: Source of the draw.
+        split (`str`): `"train"` or `"test"`.
+        num_rows (`int`): how many to draw.
+        low (`int`): the lowest number.
+        high (`int`): the end of the range.
+        rng (`np.random.Generator`): source of the draw.
 
     Raises:
-        ValueError: There are not so many numbers for the split.
+        ValueError: if there are not so many numbers for the split.
     """
     wants_test = split == "test"
     # of few numbers all that can be had are counted; among many there are enough for sure
@@ -82,12 +82,12 @@ def draw_codes(split: str, num_rows: int, low: int, high: int, rng: np.random.Ge
 
 
 def draw_split(split: str, num_rows: int, draw: Callable[[int], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Rows of one length, drawn until enough of them belong to a split, which their tokens decide.
+    """Draw rows of one length until enough of them belong to a split. The tokens of a row decide its split.
 
     Args:
-        split: `"train"` or `"test"`.
-        num_rows: How many to draw.
-        draw: Draws so many rows: columns `[rows, ...]`, `input_ids` `[rows, tokens]` among them.
+        split (`str`): `"train"` or `"test"`.
+        num_rows (`int`): how many to draw.
+        draw (`Callable`): draws so many rows: columns `[rows, ...]`, `input_ids` `[rows, tokens]` among them.
     """
     parts: list[dict[str, np.ndarray]] = []
     missing = num_rows
@@ -109,21 +109,22 @@ def stretches(lengths: np.ndarray) -> list[tuple[int, int]]:
 
 
 def ragged_dataset(columns: Mapping[str, list[np.ndarray]]) -> Dataset:
-    """A dataset of rows of several lengths, without a Python object per token.
+    """Make a dataset of rows of several lengths, without a Python object per token.
 
     Args:
-        columns: For each column its parts, `[rows, length]` each; equal numbers of rows in all columns.
+        columns (`Mapping[str, list[np.ndarray]]`): for each column its parts, `[rows, length]` each; equal numbers of
+            rows in all columns.
     """
     arrays = {name: pa.concat_arrays([_list_array(part) for part in parts]) for name, parts in columns.items()}
     return Dataset(pa.table(arrays))
 
 
 def check_integers(values: Mapping[str, object], low: int) -> None:
-    """Refuses values that are no integers or lie below `low`.
+    """Refuse values that are no integers or lie below `low`.
 
     Args:
-        values: The values by the names of their arguments.
-        low: The lowest value allowed.
+        values (`Mapping[str, object]`): the values by the names of their arguments.
+        low (`int`): the lowest value allowed.
 
     Raises:
         ValueError: Names the argument and its value.
@@ -135,7 +136,7 @@ def check_integers(values: Mapping[str, object], low: int) -> None:
 
 
 def check_share(name: str, value: float) -> None:
-    """Refuses a value outside 0 to 1.
+    """Refuse a value outside 0 to 1.
 
     Raises:
         ValueError: Names the argument and its value.

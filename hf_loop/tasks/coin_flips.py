@@ -19,17 +19,17 @@ def coin_flips(
     This is parity. Guessing is right half of the time.
 
     Args:
-        num_train: Training rows; games may repeat.
-        num_test: Test rows, distinct; none of these games is in the training split, whatever the seeds.
-        num_moves: Words `flip` or `keep` in a game.
-        curriculum: The share of the training rows over which games grow from one move to `num_moves`
-            (see [`~StateTracking.splits`]).
-        seed: Seed of the draw.
+        num_train (`int`): training rows; games may repeat.
+        num_test (`int`): test rows, distinct; none of these games is in the training split, whatever the seeds.
+        num_moves (`int`): words `flip` or `keep` in a game.
+        curriculum (`float`): the share of the training rows over which games grow from one move to `num_moves` (see
+            [`~StateTracking.splits`]).
+        seed (`int`): seed of the draw.
 
     Returns:
-        `tuple[DatasetDict, PreTrainedTokenizerFast]`: As [`shell_game`].
+        `tuple[DatasetDict, PreTrainedTokenizerFast]`: as [`shell_game`].
 
     Raises:
-        ValueError: If a size is out of range or there are not so many games for testing.
+        ValueError: if a size is out of range or there are not so many games for testing.
     """
     return COIN.splits(num_train, num_test, num_moves, curriculum, seed), COIN.tokenizer()

@@ -17,10 +17,10 @@ PAD_TOKEN = "<pad>"
 
 
 def grid_tokenizer(characters: str) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token for each cell: padding is 0, the first of `characters` 1, and so on.
+    """Build a tokenizer with one token for each cell: padding is 0, the first of `characters` 1, and so on.
 
     Raises:
-        ValueError: A character repeats, or there is none.
+        ValueError: if a character repeats, or there is none.
     """
     if not characters or len(set(characters)) < len(characters):
         raise ValueError(f"characters must be distinct, got {characters!r}")
@@ -37,14 +37,15 @@ def grid_tokenizer(characters: str) -> PreTrainedTokenizerFast:
 
 
 def grid_rows(puzzles: Iterable[dict[str, Any]], characters: str) -> Dataset:
-    """Rows of a puzzle and its answer, with a token for every cell of both.
+    """Make rows of a puzzle and its answer, with a token for every cell of both.
 
     Args:
-        puzzles: Dictionaries with `puzzle` and `answer`, texts of equal length, and whatever else is to be kept.
-        characters: What cells may hold, in the order of their tokens.
+        puzzles (`Iterable[dict[str, Any]]`): dictionaries with `puzzle` and `answer`, texts of equal length, and
+            whatever else is to be kept.
+        characters (`str`): what cells may hold, in the order of their tokens.
 
     Raises:
-        ValueError: There are no puzzles, or a cell holds something else.
+        ValueError: if there are no puzzles, or a cell holds something else.
     """
     tokens = {character: index for index, character in enumerate(characters, 1)}
     rows = []

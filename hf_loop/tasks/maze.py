@@ -40,21 +40,22 @@ def maze(
     whatever the seed.
 
     Args:
-        num_train: Training rows.
-        num_test: Test rows, distinct mazes.
-        size: The side, walls around it included, at least 5. Cells of an even side end in a wall of double thickness.
-        min_length, max_length: Steps from the start to the goal; `None` sets no upper bound.
-        num_puzzles: Distinct training mazes. Rows beyond that are these again, turned and mirrored. `None` makes every
-            row a maze of its own.
-        seed: Seed of the draw.
+        num_train (`int`): training rows.
+        num_test (`int`): test rows, distinct mazes.
+        size (`int`): the side, walls around it included, at least 5. Cells of an even side end in a wall of double
+            thickness.
+        min_length, max_length (`int`, *optional*): steps from the start to the goal; `None` sets no upper bound.
+        num_puzzles (`int`, *optional*): distinct training mazes. Rows beyond that are these again, turned and
+            mirrored. `None` makes every row a maze of its own.
+        seed (`int`): seed of the draw.
 
     Returns:
-        `tuple[DatasetDict, PreTrainedTokenizerFast]`: The splits `"train"` and `"test"` with the columns `puzzle`,
+        `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"` and `"test"` with the columns `puzzle`,
         `answer`, `length`, `input_ids` and `labels` (a token for every cell: padding 0, wall 1, free 2, start 3, goal
         4, way 5), and their tokenizer.
 
     Raises:
-        ValueError: An argument is out of range, or mazes with ways of these lengths are not found.
+        ValueError: if an argument is out of range, or mazes with ways of these lengths are not found.
     """
     if whole_number(size) is None or size < 5:
         raise ValueError(f"size must be an integer of at least 5, got {size!r}")

@@ -46,29 +46,29 @@ def passkey(
     """Generate PassKey: `"! 07 31 31 52 ! 14 ... 09 ?"` is answered by `"07 31 31 52"`.
 
     Args:
-        num_train: Training rows; keys may repeat.
-        num_test: Rows of each test split, with distinct keys; none of them is in the training split, whatever the
-            seeds.
-        min_blocks: Blocks of the shortest training row.
-        max_blocks: Blocks of the longest training row, and of the rows of the split `"test"`.
-        block_size: Tokens of a block; key and question must fit in one.
-        key_length: Symbols of a key.
-        num_symbols: Symbols that keys and filler are drawn from.
-        group_size: So many training rows in turn have one length, so that batches need no padding.
-        test_blocks: Blocks of the rows of further splits, which are named `"test_16"` for 16 blocks.
-        curriculum: The share of the training rows over which the longest row grows from `min_blocks` to `max_blocks`.
-            To take effect the rows must be read in order, with
+        num_train (`int`): training rows; keys may repeat.
+        num_test (`int`): rows of each test split, with distinct keys; none of them is in the training split, whatever
+            the seeds.
+        min_blocks (`int`): blocks of the shortest training row.
+        max_blocks (`int`): blocks of the longest training row, and of the rows of the split `"test"`.
+        block_size (`int`): tokens of a block; key and question must fit in one.
+        key_length (`int`): symbols of a key.
+        num_symbols (`int`): symbols that keys and filler are drawn from.
+        group_size (`int`): so many training rows in turn have one length, so that batches need no padding.
+        test_blocks (`Sequence[int]`): blocks of the rows of further splits, which are named `"test_16"` for 16 blocks.
+        curriculum (`float`): the share of the training rows over which the longest row grows from `min_blocks` to
+            `max_blocks`. To take effect the rows must be read in order, with
             `TrainingArguments(train_sampling_strategy="sequential")`.
-        seed: Seed of the draw; the same seed gives the same rows.
+        seed (`int`): seed of the draw; the same seed gives the same rows.
 
     Returns:
-        `tuple[DatasetDict, PreTrainedTokenizerFast]`: The splits `"train"`, `"test"` and those of `test_blocks` with
+        `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"`, `"test"` and those of `test_blocks` with
         the columns `prompt` and `answer` (text), `input_ids` and `labels` (of one length in a row, `-100` where there
         is no label), and the tokenizer they are made with.
 
     Raises:
-        ValueError: An argument is out of range, key and question do not fit in a block, or there are not so many keys
-            for testing.
+        ValueError: if an argument is out of range, key and question do not fit in a block, or there are not so many
+            keys for testing.
     """
     sizes = {"num_train": num_train, "num_test": num_test, "min_blocks": min_blocks, "max_blocks": max_blocks}
     sizes |= {"block_size": block_size, "key_length": key_length, "group_size": group_size}

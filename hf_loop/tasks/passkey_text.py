@@ -52,28 +52,30 @@ def passkey_text(
     wanted number of tokens, wherever that falls.
 
     Args:
-        num_train: Training rows; keys may repeat. All of them are made at once: a thousand rows of 18,000 tokens take
-            150 MB.
-        num_test: Rows of each test split, with distinct keys; none of them is in the training split, whatever the
-            seeds.
-        tokenizer: The tokenizer of the model. Its first token is put in front where it has one (`bos_token`).
-        min_filler: Tokens of the shortest filler in training.
-        max_filler: Tokens of the longest filler in training, and of the split `"test"`.
-        key_digits: Digits of a key, which does not begin with 0.
-        group_size: So many training rows in turn have fillers of one length. Rows differ in length then only if
-            `tokenizer` does not give every key as many tokens.
-        test_filler: Tokens of filler of further splits, which are named `"test_64000"` for 64,000 tokens.
-        curriculum: The share of the training rows over which the longest filler grows from `min_filler` to
+        num_train (`int`): training rows; keys may repeat. All of them are made at once: a thousand rows of 18,000
+            tokens take 150 MB.
+        num_test (`int`): rows of each test split, with distinct keys; none of them is in the training split, whatever
+            the seeds.
+        tokenizer (`PreTrainedTokenizerBase`): the tokenizer of the model. Its first token is put in front where it has
+            one (`bos_token`).
+        min_filler (`int`): tokens of the shortest filler in training.
+        max_filler (`int`): tokens of the longest filler in training, and of the split `"test"`.
+        key_digits (`int`): digits of a key, which does not begin with 0.
+        group_size (`int`): so many training rows in turn have fillers of one length. Rows differ in length then only
+            if `tokenizer` does not give every key as many tokens.
+        test_filler (`Sequence[int]`): tokens of filler of further splits, which are named `"test_64000"` for 64,000
+            tokens.
+        curriculum (`float`): the share of the training rows over which the longest filler grows from `min_filler` to
             `max_filler`. To take effect the rows must be read in order, with
             `TrainingArguments(train_sampling_strategy="sequential")`.
-        seed: Seed of the draw; the same seed gives the same rows.
+        seed (`int`): seed of the draw; the same seed gives the same rows.
 
     Returns:
-        `DatasetDict`: The splits `"train"`, `"test"` and those of `test_filler` with the columns `input_ids` and
+        `DatasetDict`: the splits `"train"`, `"test"` and those of `test_filler` with the columns `input_ids` and
         `labels` (`-100` everywhere but on the key behind the question) and `answer` (the key as text).
 
     Raises:
-        ValueError: An argument is out of range, or there are not so many keys for testing.
+        ValueError: if an argument is out of range, or there are not so many keys for testing.
     """
     sizes = {"num_train": num_train, "num_test": num_test, "min_filler": min_filler, "max_filler": max_filler}
     sizes |= {"key_digits": key_digits, "group_size": group_size}

@@ -38,21 +38,22 @@ def puzzle_csv(
     walls) a symmetry turns into one that is trained on are left out.
 
     Args:
-        num_train: Training rows.
-        num_test: Test rows, drawn from the test file; all of it where it has fewer.
-        train_file, test_file: The files.
-        kind: Whether they hold Sudoku of side 9 or mazes.
-        num_puzzles: Training puzzles, drawn from the file; the published setting is 1000. `None` takes all. Rows
-            beyond their number are these again, seen through random symmetries (of mazes, turned and mirrored).
-        min_rating: The rating that puzzles must have.
-        seed: Seed of the draw.
+        num_train (`int`): training rows.
+        num_test (`int`): test rows, drawn from the test file; all of it where it has fewer.
+        train_file, test_file (`str` or `os.PathLike`): the files.
+        kind (`str`): whether they hold Sudoku of side 9 or mazes.
+        num_puzzles (`int`, *optional*): training puzzles, drawn from the file; the published setting is 1000. `None`
+            takes all. Rows beyond their number are these again, seen through random symmetries (of mazes, turned and
+            mirrored).
+        min_rating (`int`): the rating that puzzles must have.
+        seed (`int`): seed of the draw.
 
     Returns:
-        `tuple[DatasetDict, PreTrainedTokenizerFast]`: The splits `"train"` and `"test"` with the columns `puzzle`,
+        `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"` and `"test"` with the columns `puzzle`,
         `answer`, `rating`, `input_ids` and `labels`, and their tokenizer; tokens are those of the published data.
 
     Raises:
-        ValueError: An argument is out of range, a file is missing or of another form, or holds a wrong solution.
+        ValueError: if an argument is out of range, a file is missing or of another form, or holds a wrong solution.
     """
     check_counts(num_train=num_train, num_test=num_test, num_puzzles=num_puzzles)
     if kind not in ("sudoku", "maze"):

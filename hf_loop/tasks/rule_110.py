@@ -40,20 +40,20 @@ def rule_110(
     """Generate states of Rule 110 and questions for what becomes of them.
 
     Args:
-        num_train: Training rows; rows may repeat.
-        num_test: Test rows, none of which is in the training split, whatever the seeds.
-        num_steps: Steps that the automaton takes; 0 asks for a bit of what was read.
-        num_states: States of a row, each in a block of its own.
-        state_size: Bits of a state, which are the tokens of a block. A block is a window for a model that works in
-            windows.
-        seed: Seed of the draw; the same seed gives the same rows.
+        num_train (`int`): training rows; rows may repeat.
+        num_test (`int`): test rows, none of which is in the training split, whatever the seeds.
+        num_steps (`int`): steps that the automaton takes; 0 asks for a bit of what was read.
+        num_states (`int`): states of a row, each in a block of its own.
+        state_size (`int`): bits of a state, which are the tokens of a block. A block is a window for a model that
+            works in windows.
+        seed (`int`): seed of the draw; the same seed gives the same rows.
 
     Returns:
-        `tuple[DatasetDict, PreTrainedTokenizerFast]`: The splits `"train"` and `"test"` with the columns `input_ids`
+        `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"` and `"test"` with the columns `input_ids`
         and `labels` (`-100` where there is no label), and the tokenizer they are made with.
 
     Raises:
-        ValueError: An argument is out of range, or the questions do not fit in a block.
+        ValueError: if an argument is out of range, or the questions do not fit in a block.
     """
     sizes = {"num_train": num_train, "num_test": num_test, "num_states": num_states, "state_size": state_size}
     check_integers(sizes, low=1)
@@ -76,18 +76,18 @@ def rule_110(
 
 
 def rule_110_accuracy(predictions: np.ndarray, rows: Dataset) -> dict[str, float]:
-    """Shares of right answers.
+    """Compute the shares of right answers.
 
     Args:
-        predictions: `[rows, num_states]`: the token predicted for every answer, in order.
-        rows: Rows of a split of [`rule_110`], in the same order.
+        predictions (`np.ndarray`): `[rows, num_states]`: the token predicted for every answer, in order.
+        rows (`Dataset`): rows of a split of [`rule_110`], in the same order.
 
     Returns:
         `dict`: `exact`, the share of rows with all answers right; `bits`, that of answers; and `exact_by_guessing`
         and `bits_by_guessing`, the same of the one answer that is right most often.
 
     Raises:
-        ValueError: There are not as many predictions as answers.
+        ValueError: if there are not as many predictions as answers.
     """
     labels = np.array([[label for label in row if label != IGNORE_INDEX] for row in rows["labels"]])
     if predictions.shape != labels.shape:

@@ -25,20 +25,20 @@ def shell_game(
     answer depends on their order and not on their counts.
 
     Args:
-        num_train: Training rows; games may repeat.
-        num_test: Test rows, distinct; none of these games is in the training split, whatever the seeds.
-        num_swaps: Swaps in a game.
-        num_cups: Cups, at least 3: two cups leave nothing but one swap to choose.
-        curriculum: The share of the training rows over which games grow from one swap to `num_swaps`
-            (see [`~StateTracking.splits`]).
-        seed: Seed of the draw.
+        num_train (`int`): training rows; games may repeat.
+        num_test (`int`): test rows, distinct; none of these games is in the training split, whatever the seeds.
+        num_swaps (`int`): swaps in a game.
+        num_cups (`int`): cups, at least 3: two cups leave nothing but one swap to choose.
+        curriculum (`float`): the share of the training rows over which games grow from one swap to `num_swaps` (see
+            [`~StateTracking.splits`]).
+        seed (`int`): seed of the draw.
 
     Returns:
-        `tuple[DatasetDict, PreTrainedTokenizerFast]`: The splits `"train"` and `"test"` with the columns `prompt`,
+        `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"` and `"test"` with the columns `prompt`,
         `answer`, `input_ids` and `labels` (explained in `state_tracking.py`), and the tokenizer they are made with.
 
     Raises:
-        ValueError: If a size is out of range or there are not so many games for testing.
+        ValueError: if a size is out of range or there are not so many games for testing.
     """
     if whole_number(num_cups) is None or num_cups < 3:
         raise ValueError(f"num_cups must be an integer of at least 3, got {num_cups!r}")

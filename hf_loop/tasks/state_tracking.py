@@ -41,8 +41,10 @@ class StateTracking:
     """A machine with a few states, moved from one to another by the words of a text.
 
     Args:
-        states: The word for each state, in a prompt (where the machine starts) and as the answer (where it ends).
-        moves: For each move, by its word, the index of the state that each state turns into.
+        states (`tuple[str, ...]`): the word for each state, in a prompt (where the machine starts) and as the answer
+            (where it ends).
+        moves (`dict[str, tuple[int, ...]]`): for each move, by its word, the index of the state that each state turns
+            into.
     """
 
     states: tuple[str, ...]
@@ -70,20 +72,20 @@ class StateTracking:
         wanted; test games are distinct.
 
         Args:
-            num_train: Rows of the split `"train"`.
-            num_test: Rows of the split `"test"`.
-            num_moves: Moves of a game.
-            curriculum: The share of the training rows, from the first on, over which games are cut short: the length
-                grows evenly from one move to `num_moves`. To take effect the rows must be read in order, with
-                `TrainingArguments(train_sampling_strategy="sequential")`. Test games are never cut.
-            seed: Seed of the draw; the same seed gives the same rows.
+            num_train (`int`): rows of the split `"train"`.
+            num_test (`int`): rows of the split `"test"`.
+            num_moves (`int`): moves of a game.
+            curriculum (`float`): the share of the training rows, from the first on, over which games are cut short:
+                the length grows evenly from one move to `num_moves`. To take effect the rows must be read in order,
+                with `TrainingArguments(train_sampling_strategy="sequential")`. Test games are never cut.
+            seed (`int`): seed of the draw; the same seed gives the same rows.
 
         Returns:
-            `DatasetDict`: Columns `prompt` and `answer` (text), `input_ids` and `labels` (of one length in a row,
+            `DatasetDict`: columns `prompt` and `answer` (text), `input_ids` and `labels` (of one length in a row,
             `-100` where there is no label).
 
         Raises:
-            ValueError: If an argument is out of range, or there are not so many games for a split.
+            ValueError: if an argument is out of range, or there are not so many games for a split.
         """
         _check_sizes(num_train, num_test, num_moves, curriculum)
         rng = random.Random(seed)

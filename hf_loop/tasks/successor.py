@@ -43,24 +43,24 @@ def successor(
     """Generate rings of nodes and questions for successors.
 
     Args:
-        num_train: Training rows; rows may repeat.
-        num_test: Test rows, none of which is in the training split, whatever the seeds.
-        max_hops: Hops of the hardest question; each question draws its number from 1 to this.
-        min_nodes: Nodes of the smallest ring.
-        max_nodes: Nodes of the largest; each row draws its number.
-        num_edge_blocks: Blocks with edges, which the largest ring must fit in.
-        block_size: Tokens of a block. A block is a window for a model that works in windows.
-        num_queries: Questions of a row, all in the last block.
-        num_names: Words for nodes, of which a ring draws its own.
-        seed: Seed of the draw; the same seed gives the same rows.
+        num_train (`int`): training rows; rows may repeat.
+        num_test (`int`): test rows, none of which is in the training split, whatever the seeds.
+        max_hops (`int`): hops of the hardest question; each question draws its number from 1 to this.
+        min_nodes (`int`): nodes of the smallest ring.
+        max_nodes (`int`): nodes of the largest; each row draws its number.
+        num_edge_blocks (`int`): blocks with edges, which the largest ring must fit in.
+        block_size (`int`): tokens of a block. A block is a window for a model that works in windows.
+        num_queries (`int`): questions of a row, all in the last block.
+        num_names (`int`): words for nodes, of which a ring draws its own.
+        seed (`int`): seed of the draw; the same seed gives the same rows.
 
     Returns:
-        `tuple[DatasetDict, PreTrainedTokenizerFast]`: The splits `"train"` and `"test"`, and the tokenizer they are
+        `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"` and `"test"`, and the tokenizer they are
         made with. Columns: `input_ids` and `labels` (`-100` where there is no label); and for the questions of a row,
         in order, `hops`.
 
     Raises:
-        ValueError: An argument is out of range, or the edges or the questions do not fit.
+        ValueError: if an argument is out of range, or the edges or the questions do not fit.
     """
     sizes = {"num_train": num_train, "num_test": num_test, "max_hops": max_hops, "num_queries": num_queries}
     check_integers(sizes | {"num_edge_blocks": num_edge_blocks, "block_size": block_size}, low=1)
@@ -101,17 +101,17 @@ def successor(
 
 
 def successor_accuracy(predictions: np.ndarray, rows: Dataset) -> list[dict[str, float | int]]:
-    """Share of right answers by the number of hops.
+    """Compute the share of right answers by the number of hops.
 
     Args:
-        predictions: `[rows, num_queries]`: the token predicted for every answer, in order.
-        rows: Rows of a split of [`successor`], in the same order.
+        predictions (`np.ndarray`): `[rows, num_queries]`: the token predicted for every answer, in order.
+        rows (`Dataset`): rows of a split of [`successor`], in the same order.
 
     Returns:
-        `list[dict]`: With `hops`, `num_questions` and `accuracy`, the fewest hops first.
+        `list[dict]`: with `hops`, `num_questions` and `accuracy`, the fewest hops first.
 
     Raises:
-        ValueError: There are not as many predictions as questions.
+        ValueError: if there are not as many predictions as questions.
     """
     hops = np.array(rows["hops"])
     labels = np.array([[label for label in row if label != IGNORE_INDEX] for row in rows["labels"]])

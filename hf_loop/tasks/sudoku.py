@@ -27,9 +27,9 @@ from .sudoku_boards import (
 )
 
 
-# of every eight signatures these are test solutions; side 4 has only two, one of them among these
+# solutions for the test have one of these as hashed signature modulo 8 (side 4 has two signatures, one for the test)
 TEST_RESIDUES = (6, 7)
-# puzzles in a row that may be too easy, or seen before, before there are taken to be none
+# give up after this many rejected boards in a row
 MAX_TRIES = 5000
 
 
@@ -52,24 +52,24 @@ def sudoku(
     classes: a third of the 288 is in the test's.
 
     Args:
-        num_train: Training rows.
-        num_test: Test rows, distinct puzzles.
-        size: The side of the board: 4, 6 or 9.
-        min_blanks, max_blanks: Cells to fill. A puzzle is dug to a number drawn between the two, or until no number
-            can be taken out; `None` digs all as far as they go.
-        min_dead_ends: Dead ends that a search meets in a puzzle at least (see [`~sudoku_boards.dead_ends`]).
-        num_puzzles: Distinct training puzzles. Rows beyond that are these again, seen through random symmetries:
-            numbers renamed, rows and columns reordered, the board turned over. `None` makes every row a puzzle of
-            its own.
-        seed: Seed of the draw.
+        num_train (`int`): training rows.
+        num_test (`int`): test rows, distinct puzzles.
+        size (`int`): the side of the board: 4, 6 or 9.
+        min_blanks, max_blanks (`int`, *optional*): cells to fill. Clues are removed until a number drawn between the
+            two is reached, or until no more can be removed; without `max_blanks`, as many as possible are removed.
+        min_dead_ends (`int`): fewest dead ends that a search meets in a puzzle (see [`~sudoku_boards.dead_ends`]).
+        num_puzzles (`int`, *optional*): distinct training puzzles. Rows beyond that are these again, seen through
+            random symmetries: numbers renamed, rows and columns reordered, the board turned over. `None` makes every
+            row a puzzle of its own.
+        seed (`int`): seed of the draw.
 
     Returns:
-        `tuple[DatasetDict, PreTrainedTokenizerFast]`: The splits `"train"` and `"test"` with the columns `puzzle`,
+        `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"` and `"test"` with the columns `puzzle`,
         `answer`, `blanks`, `dead_ends` (of the puzzle itself, before symmetries), `input_ids` and `labels` (a token
         for every cell: padding 0, blank 1, the number one 2), and their tokenizer.
 
     Raises:
-        ValueError: An argument is out of range, or puzzles as hard as these are not found.
+        ValueError: if an argument is out of range, or puzzles as hard as these are not found.
     """
     check_size(size)
     check_counts(num_train=num_train, num_test=num_test, num_puzzles=num_puzzles)
@@ -90,7 +90,7 @@ def sudoku(
 
 
 def sudoku_characters(size: int) -> str:
-    """What cells hold, in the order of their tokens: a blank is 0."""
+    """Return the characters of cells in the order of their tokens: a blank is 0."""
     return "".join(map(str, range(size + 1)))
 
 
@@ -100,7 +100,7 @@ def is_test_solution(solution: Board, size: int) -> bool:
 
 
 def seen(row: dict[str, Any], size: int, rng: random.Random) -> dict[str, Any]:
-    """A row with `puzzle` and `answer` seen through a random symmetry; the rest of it stays as it is."""
+    """Apply a random symmetry to `puzzle` and `answer` of a row; its other columns stay as they are."""
     symmetry = random_symmetry(size, rng)
     boards = {name: apply_symmetry(symmetry, tuple(map(int, row[name]))) for name in ("puzzle", "answer")}
     return {**row, **{name: "".join(map(str, board)) for name, board in boards.items()}}

@@ -47,15 +47,15 @@ def is_solved(board: Sequence[int], size: int) -> bool:
 
 
 class Search:
-    """Fills a board by depth-first search, the cell with the fewest candidates first.
+    """Fill a board by depth-first search, the cell with the fewest candidates first.
 
     Args:
-        board: The clues, blanks as 0.
-        size: The side of the board.
-        rng: Tries candidates in random order; in ascending order without it.
+        board: the clues, blanks as 0.
+        size: the side of the board.
+        rng: tries candidates in random order; in ascending order without it.
 
     Attributes:
-        num_dead_ends: Cells without a candidate that were met so far: how often it had to go back.
+        num_dead_ends: cells without a candidate that were met so far: how often it had to go back.
     """
 
     def __init__(self, board: Sequence[int], size: int, rng: random.Random | None = None) -> None:

@@ -20,7 +20,7 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     The ids 0 to 3 are `<pad>`, `<bos>`, `<eos>` and `<unk>`; the words follow in the order given.
 
     Args:
-        words: the vocabulary; distinct, not empty, without white space.
+        words (`Sequence[str]`): the vocabulary; distinct, not empty, without white space.
 
     Returns:
         A tokenizer that `save_pretrained` writes and `AutoTokenizer.from_pretrained` loads.
