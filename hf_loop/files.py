@@ -1,4 +1,4 @@
-"""Files outside `models/`: written whole or not at all, digests of models, and reading safetensors files."""
+"""Files outside `models/`: writes them whole or not at all, makes digests of models, and reads safetensors files."""
 
 import os
 from collections.abc import Generator
@@ -9,7 +9,7 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError, safe_open
 
-# these have their home there because that folder's files work without the rest of the library
+# defined in `models/`, because the files of that folder must work without the rest of the library
 from .models.files import atomic_path, digest_config, digest_weights
 
 
@@ -21,31 +21,31 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 @contextmanager
 def damage_named(name: object) -> Generator[None]:
-    """Turn what the readers of safetensors files and of pickles raise for a damaged file into a `ValueError`.
+    """Turn the errors of the readers of safetensors files and of pickles for a damaged file into a `ValueError`.
 
     Args:
-        name: the file or checkpoint that is read within it.
+        name (`object`): the file or checkpoint that is read inside the `with` block.
 
     Raises:
-        ValueError: the file is truncated or damaged, or holds something other than tensors.
+        ValueError: if the file is truncated or damaged, or holds something other than tensors.
     """
     try:
         yield
     except (SafetensorError, UnpicklingError, EOFError) as error:
-        # torch goes on with a page of advice
+        # torch's message continues with a page of advice: keep its first sentence
         raise ValueError(f"{name} is truncated or damaged: {str(error).split('. ')[0]}") from error
     except RuntimeError as error:
-        # torch's reader of zip archives
+        # only errors of torch's reader of zip archives
         if "PytorchStreamReader" not in str(error):
             raise
         raise ValueError(f"{name} is truncated or damaged: {str(error).split('. ')[0]}") from error
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, on the CPU, and its metadata.
+    """Read the tensors of a safetensors file by name, on the CPU, and its metadata.
 
     Raises:
-        ValueError: the file is truncated or is no safetensors file; the message names it.
+        ValueError: if the file is truncated or is no safetensors file; the message names it.
     """
     with damage_named(file), safe_open(file, framework="pt") as opened:
         # `opened` is no dict: it has `keys` but cannot be iterated over, so the rule's advice would fail
@@ -54,10 +54,10 @@ def read_safetensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a safetensors file, by name, from the file's header.
+    """Read the shape of every tensor of a safetensors file, by name, from the file's header.
 
     Raises:
-        ValueError: the file is truncated or is no safetensors file; the message names it.
+        ValueError: if the file is truncated or is no safetensors file; the message names it.
     """
     with damage_named(file), safe_open(file, framework="pt") as opened:
         return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 no dict

@@ -1,10 +1,10 @@
-"""Opening a checkpoint, whole or not at all: the one place that loads a model's weights from a folder or from the Hub.
+"""The one place that loads a model's weights from a folder or from the Hub. Every tensor must fit.
 
-transformers fills a weight that a checkpoint does not hold with random numbers and leaves out one that the model does
-not have, with a warning each. Whatever is then measured, trained or written is of another model. Here every tensor
-must fit. What is allowed is what the model's own class allows: tied weights, which are stored once, and names that the
-class ignores (rotary tables that old files hold, layers for multi-token prediction). There is no exception for new
-heads: no command loads a model to give it one.
+Where a checkpoint lacks a weight, transformers fills it with random numbers; where it has one too many, transformers
+leaves it out. Both give a warning only, and whatever is then measured, trained or written is another model. Here both
+are errors. Allowed is what the model's own class allows: tied weights, which are stored once, and names that the class
+ignores (rotary tables in old files, layers for multi-token prediction). New heads are no exception: no command loads a
+model to give it one.
 """
 
 import os
@@ -23,7 +23,7 @@ from .models.transformers_seams import captured_load_report, unconverted_tensors
 from .weight_files import WEIGHT_FILES, check_weight_files, shard_files
 
 
-# tensors that a message names
+# most tensors that a message names
 NUM_NAMED = 3
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -31,7 +31,7 @@ ADAPTER_FILE = "adapter_model.safetensors"
 def load_pretrained(
     model_class: Any, path: str | os.PathLike | None, *, name: str | os.PathLike | None = None, **options: Any
 ) -> PreTrainedModel:
-    """Load a model as `model_class.from_pretrained` does, and refuse a checkpoint that does not fill it exactly.
+    """Load a model as `model_class.from_pretrained` does, but refuse a checkpoint that does not fill it exactly.
 
     Args:
         model_class (`type`): a model class or one of transformers' Auto classes.
@@ -44,9 +44,9 @@ def load_pretrained(
         `PreTrainedModel`: the model, in evaluation mode.
 
     Raises:
-        ValueError: tensors are missing, unexpected or of another shape, or a weight file is damaged. Names the first
-            of them, and the checkpoint.
-        OSError: there is no such checkpoint, or it lacks a file.
+        ValueError: if tensors are missing, unexpected or of another shape, or a weight file is damaged; the message
+            names the first of them and the checkpoint.
+        OSError: if there is no such checkpoint, or it lacks a file.
     """
     name = path if name is None else name
     model, faults = load_with_faults(model_class, path, name, **options)
@@ -57,28 +57,28 @@ def load_pretrained(
 def load_with_faults(
     model_class: Any, path: str | os.PathLike | None, name: object, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """Load a model, and what of the checkpoint does not fit it, for callers that allow some of that.
+    """Load a model and list the tensors that do not fit, for callers that allow some of them.
 
     Args:
         model_class (`type`): as in [`load_pretrained`].
         path (`str`, `os.PathLike` or `None`): as in [`load_pretrained`].
-        name: what messages call the checkpoint.
+        name (`object`): what messages call the checkpoint.
         options: further arguments of `from_pretrained`.
 
     Returns:
         `tuple`: the model, and the dictionary that [`check_loaded`] takes.
 
     Raises:
-        ValueError: a weight file is damaged, or a weight cannot be put together from the checkpoint's tensors.
-        OSError: there is no such checkpoint, or it lacks a file.
+        ValueError: if a weight file is damaged, or a weight cannot be put together from the checkpoint's tensors.
+        OSError: if there is no such checkpoint, or it lacks a file.
     """
-    # a .gguf file is checked by its reader
+    # the reader of .gguf files checks them itself
     if path is not None and "gguf_file" not in options and Path(path).is_dir():
         check_weight_files(path)
     report: list[str] = []
     try:
         with captured_load_report(report), damage_named(f"a weight file of {name}"):
-            # misshapen tensors are reported with the others, and not by an error that names none
+            # report tensors of another shape with the others; transformers' own error would not name them
             return model_class.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except RuntimeError as error:
         unconverted = unconverted_tensors(report)
@@ -91,7 +91,7 @@ def check_loaded(faults: dict[str, Any], name: object, model_name: str) -> None:
     """Refuse what `from_pretrained(..., output_loading_info=True)` reports as not fitting.
 
     Raises:
-        ValueError: tensors are missing, unexpected or of another shape.
+        ValueError: if tensors are missing, unexpected or of another shape.
     """
     misshapen = [
         f"{tensor} {tuple(shape)} instead of {tuple(expected)}"
@@ -103,17 +103,17 @@ def check_loaded(faults: dict[str, Any], name: object, model_name: str) -> None:
 
 
 def check_model_folder(folder: str | os.PathLike) -> None:
-    """Refuse a folder whose weights do not fill the model that its configuration names; their values are not kept.
+    """Refuse a folder whose weights do not fill the model that its configuration names. Nothing is kept in memory.
 
-    Weights that a quantizer packed are looked at by their files' headers alone, and so are those of a class that is
-    neither transformers' nor ours: only loading knows the tensors that such a model has.
+    Of quantized weights, and of a class that is neither transformers' nor ours, only the files' headers are read: only
+    loading can tell which tensors such a model has.
 
     Args:
         folder (`str` or `os.PathLike`): a model folder with safetensors files.
 
     Raises:
-        ValueError: as [`load_pretrained`].
-        OSError: a shard is missing.
+        ValueError: as in [`load_pretrained`].
+        OSError: if a shard is missing.
     """
     check_weight_files(folder)
     config = AutoConfig.from_pretrained(folder)
@@ -123,24 +123,24 @@ def check_model_folder(folder: str | os.PathLike) -> None:
 
 
 def architecture_of(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """The class that a checkpoint was written by, where it is transformers' or ours."""
+    """Return the class that wrote a checkpoint, where it is transformers' or ours."""
     name = (config.architectures or [""])[0]
     return getattr(models, name, None) or getattr(transformers, name, None)
 
 
 def check_resumable(model: Any, folder: str | os.PathLike) -> None:
-    """Refuse a training checkpoint that would not fill `model`, which goes on training from it.
+    """Refuse a training checkpoint that does not fill `model` exactly, before training resumes from it.
 
-    transformers' `Trainer` reads the file into the model's own names and only warns of what does not fit. A checkpoint
-    without safetensors files, as FSDP writes it, is left to the trainer.
+    transformers' `Trainer` only warns of tensors that do not fit. A checkpoint without safetensors files, as FSDP
+    writes it, is left to the trainer.
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): the model that is trained; of the latter the adapter is stored.
+        model (`PreTrainedModel` or `PeftModel`): the model that is trained; a `PeftModel` stores its adapter only.
         folder (`str` or `os.PathLike`): the checkpoint.
 
     Raises:
-        ValueError: tensors are missing, unexpected or of another shape, or a file is damaged.
-        OSError: a shard is missing.
+        ValueError: if tensors are missing, unexpected or of another shape, or a file is damaged.
+        OSError: if a shard is missing.
     """
     check_weight_files(folder)
     has_adapter = hasattr(model, "peft_config")
@@ -160,10 +160,10 @@ def check_shapes(
     Args:
         model (`PreTrainedModel` or `Mapping`): the model, with or without memory, or its tensors by name.
         stored (`Mapping[str, tuple[int, ...]]`): the shape of every stored tensor, under the model's names.
-        name: what messages call the checkpoint.
+        name (`object`): what messages call the checkpoint.
 
     Raises:
-        ValueError: tensors are missing, unexpected or of another shape.
+        ValueError: if tensors are missing, unexpected or of another shape.
     """
     tensors = model.state_dict() if isinstance(model, PreTrainedModel) else model
     tied = set(model.all_tied_weights_keys) if isinstance(model, PreTrainedModel) else set()
@@ -191,5 +191,5 @@ def _describe(name: object, model_name: str, problems: dict[str, Iterable[str]])
 
 
 def _natural_order(tensor: str) -> list[tuple[int, str]]:
-    """Sorts layer 2 before layer 10."""
+    """Key that sorts layer 2 before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in tensor.split(".")]

@@ -1,4 +1,4 @@
-"""Looking at the files that hold a checkpoint's weights, without loading them."""
+"""Checks the files that hold a checkpoint's weights, without loading them."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from pathlib import Path
 from .files import tensor_shapes
 
 
-# as transformers looks for them: the first that a folder has is read
+# in transformers' order: it reads the first that a folder has
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -16,8 +16,8 @@ def check_weight_files(folder: str | os.PathLike) -> None:
     """Check that every safetensors file of a folder is complete, by its header, and that no shard is missing.
 
     Raises:
-        ValueError: If a file is truncated, or is no safetensors file or index; the message names it.
-        OSError: If a shard is missing that an index lists.
+        ValueError: if a file is truncated, or is no safetensors file or index; the message names it.
+        OSError: if a shard is missing that an index lists.
     """
     for path in sorted(Path(folder).glob("*.safetensors")):
         tensor_shapes(path)
@@ -31,11 +31,11 @@ def check_weight_files(folder: str | os.PathLike) -> None:
 
 
 def shard_files(index: Path) -> list[Path]:
-    """The files that an index of shards lists, which all exist.
+    """Return the files that an index of shards lists, and check that they exist.
 
     Raises:
-        ValueError: If the index is damaged.
-        OSError: If a shard is missing.
+        ValueError: if the index is damaged.
+        OSError: if a shard is missing.
     """
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -48,7 +48,7 @@ def shard_files(index: Path) -> list[Path]:
 
 
 def count_stored_parameters(folder: str | Path) -> int | None:
-    """The number of weights in a folder's safetensors files; a shared weight is stored, and counted, once.
+    """Count the weights in a folder's safetensors files; a shared weight is stored, and counted, once.
 
     Returns:
         `int` or `None`: `None` if the folder has no such file.

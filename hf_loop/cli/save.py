@@ -1,4 +1,4 @@
-"""Writing a model folder whole or not at all."""
+"""Writes a model folder whole or not at all."""
 
 import stat
 import tempfile
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def check_new_folder(output_dir: Path) -> None:
-    """Refuses a place that holds something.
+    """Refuse an output folder that is not new or empty.
 
     Raises:
-        ValueError: If `output_dir` is a file, or a folder that is not empty.
+        ValueError: if `output_dir` is a file, or a folder that is not empty.
     """
     if output_dir.is_file() or (output_dir.is_dir() and any(output_dir.iterdir())):
         raise ValueError(f"{output_dir} is not an empty folder; give another one.")
@@ -19,10 +19,10 @@ def check_new_folder(output_dir: Path) -> None:
 
 @contextmanager
 def whole_folder(output_dir: Path) -> Generator[Path]:
-    """A folder to write into, which becomes `output_dir` once everything is in it.
+    """Give a temporary folder to write into, which becomes `output_dir` once everything is in it.
 
     Args:
-        output_dir (`Path`): The folder to make; it is new or empty (see [`check_new_folder`]).
+        output_dir (`Path`): the folder to make; it is new or empty (see [`check_new_folder`]).
     """
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     # beside the folder: only within a file system is a rename one step
@@ -41,6 +41,6 @@ def whole_folder(output_dir: Path) -> Generator[Path]:
 
 
 def size_on_disk(folder: Path) -> str:
-    """The size of a folder's weights, as text."""
+    """Return the size of a folder's weights, as text."""
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

@@ -22,27 +22,27 @@ def accuracy_over_loops(
     label: str = "model",
     progress: bool = False,
 ) -> LoopCurve:
-    """Measures how often the model's most likely token is the labelled one, at several loop counts.
+    """Measure how often the model's most likely token is the labelled one, at several loop counts.
 
     Labels follow transformers' convention: the token at position t is predicted from the positions before it, and
     -100 marks a token that is not scored. The answers are predicted with the right tokens before them (teacher
     forcing). Rows of one batch are padded on the right, which a causal model cannot see.
 
     Args:
-        model (`PreTrainedModel`): A model whose `forward` takes `num_loops`.
-        dataset (`Dataset` or a sequence of mappings): Rows with `input_ids` and `labels`, and optionally
+        model (`PreTrainedModel`): a model whose `forward` takes `num_loops`.
+        dataset (`Dataset` or a sequence of mappings): rows with `input_ids` and `labels`, and optionally
             `attention_mask`, each of the row's length.
-        loops (`Sequence[int]`): The loop counts.
-        batch_size (`int`, *optional*, defaults to 64): Rows in one forward pass.
-        label (`str`, *optional*, defaults to `"model"`): The curve's name.
-        progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
+        loops (`Sequence[int]`): the loop counts.
+        batch_size (`int`, *optional*, defaults to 64): rows in one forward pass.
+        label (`str`, *optional*, defaults to `"model"`): the curve's name.
+        progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar.
 
     Returns:
         `LoopCurve`: `values` holds the share of rows whose **last** scored token is right, `sequence_accuracy` the
         share of rows in which every scored token is.
 
     Raises:
-        ValueError: If a loop count is not a positive integer, there are no rows, or a row has nothing to score.
+        ValueError: if a loop count is not a positive integer, there are no rows, or a row has nothing to score.
     """
     loops = sorted(check_loops(loops))
     batch_size = check_positive_int("batch_size", batch_size)
@@ -91,7 +91,7 @@ def _padded_batches(
 
 
 def _count_correct(model: PreTrainedModel, batch: dict[str, torch.Tensor], num_loops: int) -> tuple[int, int]:
-    """Rows of the batch whose last scored token is right, and rows in which all are."""
+    """Count the rows of the batch whose last scored token is right, and the rows in which all are."""
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     logits = model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], num_loops=num_loops, use_cache=False

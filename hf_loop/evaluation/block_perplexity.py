@@ -19,13 +19,13 @@ class BlockCurve:
     """The loss along long texts.
 
     Args:
-        label (`str`): What was measured, as the figure's legend names it.
-        block_size (`int`): Tokens in a block.
-        losses (`list[list[float]]`): Of each text, the mean negative log-likelihood of the tokens of every block.
-        num_predicted (`list[int]`): The number of tokens of every block that were predicted, the same for all texts.
+        label (`str`): what was measured, as the figure's legend names it.
+        block_size (`int`): tokens in a block.
+        losses (`list[list[float]]`): of each text, the mean negative log-likelihood of the tokens of every block.
+        num_predicted (`list[int]`): the number of tokens of every block that were predicted, the same for all texts.
 
     Raises:
-        ValueError: If there is no text, or a text has another number of blocks than `num_predicted`.
+        ValueError: if there is no text, or a text has another number of blocks than `num_predicted`.
     """
 
     label: str
@@ -46,17 +46,17 @@ class BlockCurve:
         return exp_or_infinity(_weighted_mean(self.losses, self.num_predicted))
 
     def perplexities(self) -> list[float]:
-        """The perplexity of every block, over all texts."""
+        """Return the perplexity of every block, over all texts."""
         return [exp_or_infinity(fmean(losses)) for losses in zip(*self.losses, strict=True)]
 
     def difference_from(self, other: "BlockCurve") -> tuple[float, float]:
-        """How much higher the mean loss is than another model's on the same texts.
+        """Compute how much higher the mean loss is than another model's on the same texts.
 
         Returns:
-            `tuple[float, float]`: The difference in nats a token, and its standard error over blocks.
+            `tuple[float, float]`: the difference in nats a token, and its standard error over blocks.
 
         Raises:
-            ValueError: If the curves are not of the same blocks.
+            ValueError: if the curves are not of the same blocks.
         """
         if (self.block_size, len(self.losses), len(self.num_predicted)) != (
             other.block_size,
@@ -82,27 +82,27 @@ def perplexity_by_block(
     label: str = "model",
     progress: bool = False,
 ) -> BlockCurve:
-    """Measures how well a causal language model predicts long texts, block by block.
+    """Measure how well a causal language model predicts long texts, block by block.
 
-    A text is read from its beginning, one block after the other, with whatever the model's cache keeps of what was
-    before: everything in a plain transformers model, the kept segments and the memory in a feedback model. The logits
-    of one block are all that is held at a time. The first token is not predicted.
+    A text is read from its beginning, one block after the other, with the model's cache of what was before: everything
+    in a plain transformers model, the kept blocks and the memory in a feedback model. Only the logits of one block are
+    held at a time. The first token is not predicted.
 
     Args:
-        model (`PreTrainedModel`): Any causal language model with a cache.
-        input_ids (`torch.Tensor` of shape `[B, T]` or `[T]`): Texts of equal length, without padding.
-        block_size (`int`, *optional*, defaults to 256): Tokens in a block, which need not be the model's own.
-        window (`int`, *optional*): Forget everything after so many tokens, a multiple of `block_size`, as a model must
+        model (`PreTrainedModel`): any causal language model with a cache.
+        input_ids (`torch.Tensor` of shape `[B, T]` or `[T]`): texts of equal length, without padding.
+        block_size (`int`, *optional*, defaults to 256): tokens in a block, which need not be the model's own.
+        window (`int`, *optional*): forget everything after so many tokens, a multiple of `block_size`, as a model must
             that was trained on such windows; the first token of a window is then not predicted either. By default
             nothing is forgotten.
-        label (`str`, *optional*, defaults to `"model"`): The curve's name.
-        progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
+        label (`str`, *optional*, defaults to `"model"`): the curve's name.
+        progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar.
 
     Returns:
-        `BlockCurve`: The losses; a rest of the text that fills no block is left out.
+        `BlockCurve`: the losses; a rest of the text that fills no block is left out.
 
     Raises:
-        ValueError: If the text is shorter than a block, or an argument has another form.
+        ValueError: if the text is shorter than a block, or an argument has another form.
     """
     block_size = check_int("block_size", block_size, 2)
     window = None if window is None else check_positive_int("window", window)

@@ -20,17 +20,17 @@ def plot_block_curves(
     reference: BlockCurve | None = None,
     title: str | None = None,
 ) -> None:
-    """Draws perplexity over the place in the text into an image file.
+    """Draw perplexity over the place in the text into an image file.
 
     Args:
-        curves (`Sequence[BlockCurve]`): Curves of the same texts and blocks.
-        path (`str` or `Path`): The file; its ending picks the format (`.png`, `.svg`, `.pdf`).
-        reference (`BlockCurve`, *optional*): Draw every perplexity over this curve's at the same block: texts differ
+        curves (`Sequence[BlockCurve]`): curves of the same texts and blocks.
+        path (`str` or `Path`): the file; its ending picks the format (`.png`, `.svg`, `.pdf`).
+        reference (`BlockCurve`, *optional*): draw every perplexity over this curve's at the same block: texts differ
             more from block to block than models do.
-        title (`str`, *optional*): The figure's title.
+        title (`str`, *optional*): the figure's title.
 
     Raises:
-        ValueError: If there are no curves, or they are not of the same blocks.
+        ValueError: if there are no curves, or they are not of the same blocks.
     """
     if not curves:
         raise ValueError("curves is empty; there is nothing to draw.")

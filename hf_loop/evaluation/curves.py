@@ -18,13 +18,13 @@ DEFAULT_TOLERANCE = {"accuracy": 0.02, "perplexity": 0.05}
 
 
 def check_loops(loops: Sequence[int]) -> list[int]:
-    """Returns `loops` as a list after checking it.
+    """Return `loops` as a list after checking it.
 
     Args:
-        loops (`Sequence[int]`): Loop counts to evaluate, each at least 1 and named once.
+        loops (`Sequence[int]`): loop counts to evaluate, each at least 1 and named once.
 
     Raises:
-        ValueError: If `loops` is empty, holds something other than a positive integer, or repeats a count.
+        ValueError: if `loops` is empty, holds something other than a positive integer, or repeats a count.
     """
     if len(loops) == 0:
         raise ValueError("loops is empty; give at least one loop count.")
@@ -45,15 +45,15 @@ class LoopCurve:
 
     Args:
         metric (`str`): `"accuracy"` (higher is better) or `"perplexity"` (lower is better).
-        label (`str`): What was measured, as the figure's legend names it.
-        num_loops (`list[int]`): The loop counts, ascending.
-        values (`list[float]`): The metric at each loop count.
-        trained_loops (`float`, *optional*): The (mean) number of loops the model was trained with, if known.
-        sequence_accuracy (`list[float]`, *optional*): With `"accuracy"`: the share of examples in which every
-            scored token was right, at each loop count.
+        label (`str`): what was measured, as the figure's legend names it.
+        num_loops (`list[int]`): the loop counts, ascending.
+        values (`list[float]`): the metric at each loop count.
+        trained_loops (`float`, *optional*): the (mean) number of loops the model was trained with, if known.
+        sequence_accuracy (`list[float]`, *optional*): with `"accuracy"`: the share of examples in which every scored
+            token was right, at each loop count.
 
     Raises:
-        ValueError: If a field is not as described.
+        ValueError: if a field is not as described.
     """
 
     metric: Literal["accuracy", "perplexity"]
@@ -79,25 +79,25 @@ class LoopCurve:
             raise ValueError(f"trained_loops must be at least 1, got {self.trained_loops}.")
 
     def value_at(self, num_loops: int) -> float:
-        """The metric at a measured loop count.
+        """Return the metric at a measured loop count.
 
         Raises:
-            ValueError: If that count was not measured.
+            ValueError: if that count was not measured.
         """
         if num_loops not in self.num_loops:
             raise ValueError(f"num_loops={num_loops} was not measured; measured: {self.num_loops}.")
         return self.values[self.num_loops.index(num_loops)]
 
     def to_dict(self) -> dict[str, Any]:
-        """The curve as lists and numbers; an infinite perplexity becomes `None`, for JSON has no infinity."""
+        """Return the curve as lists and numbers; an infinite perplexity becomes `None`, since JSON has no infinity."""
         return asdict(self) | {"values": [value if math.isfinite(value) else None for value in self.values]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "LoopCurve":
-        """The inverse of [`~LoopCurve.to_dict`].
+        """Make a curve from what [`~LoopCurve.to_dict`] returned.
 
         Raises:
-            ValueError: If a field is missing or unknown.
+            ValueError: if a field is missing or unknown.
         """
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(data) - known):
@@ -109,22 +109,22 @@ class LoopCurve:
         return cls(**data)
 
     def save_json(self, path: str | Path) -> None:
-        """Writes the curve to a JSON file, whole or not at all."""
+        """Write the curve to a JSON file, whole or not at all."""
         write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load_json(cls, path: str | Path) -> "LoopCurve":
-        """Reads a curve written by [`~LoopCurve.save_json`].
+        """Read a curve written by [`~LoopCurve.save_json`].
 
         Raises:
-            OSError: If the file cannot be read.
-            ValueError: If it does not hold a curve.
+            OSError: if the file cannot be read.
+            ValueError: if it does not hold a curve.
         """
         return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def reference_loops(curve: LoopCurve) -> int:
-    """The measured loop count nearest to the trained depth (the smaller one of two equally near)."""
+    """Return the measured loop count nearest to the trained depth (the smaller one of two equally near)."""
     if curve.trained_loops is None:
         raise ValueError(f"The curve {curve.label!r} does not say at how many loops its model was trained.")
     trained_loops = curve.trained_loops
@@ -132,22 +132,22 @@ def reference_loops(curve: LoopCurve) -> int:
 
 
 def safe_range(curve: LoopCurve, tolerance: float | None = None) -> tuple[int, int]:
-    """The loop counts at which the model is about as good as at its trained depth.
+    """Return the range of loop counts at which the model is about as good as at its trained depth.
 
     Starting from the measured count nearest to the trained depth, the range grows in both directions over the
     measured counts as long as each is within the tolerance of the value there. A count that is *better* than the
-    trained depth is inside. Counts that were not measured are not vouched for, so the range ends at a measured one.
+    trained depth is inside. The range ends at a measured count: nothing is known of others.
 
     Args:
-        curve (`LoopCurve`): The measurement; its `trained_loops` must be known.
-        tolerance (`float`, *optional*): For accuracy, the absolute loss allowed (defaults to 0.02); for perplexity,
+        curve (`LoopCurve`): the measurement; its `trained_loops` must be known.
+        tolerance (`float`, *optional*): for accuracy, the absolute loss allowed (defaults to 0.02); for perplexity,
             the relative increase allowed (defaults to 0.05).
 
     Returns:
-        `tuple[int, int]`: The smallest and the largest safe loop count.
+        `tuple[int, int]`: the smallest and the largest safe loop count.
 
     Raises:
-        ValueError: If the tolerance is negative or the trained depth unknown.
+        ValueError: if the tolerance is negative or the trained depth unknown.
     """
     tolerance = DEFAULT_TOLERANCE[curve.metric] if tolerance is None else tolerance
     if tolerance < 0:

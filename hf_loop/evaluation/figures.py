@@ -17,7 +17,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches, which needs no display and leaves pyplot's global state alone."""
+    """Make an empty figure of so many inches, which needs no display and leaves pyplot's global state alone."""
     # imported on use: commands that draw nothing do not wait for matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -35,19 +35,19 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
         path (`str` or `Path`): the file; its ending picks the format (`.png`, `.svg`, `.pdf`).
 
     Raises:
-        ValueError: matplotlib has no such format.
+        ValueError: if matplotlib has no such format.
     """
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix.removeprefix(".") or "png")
 
 
 def color_of(index: int) -> str:
-    """The colour of a curve by its place; after the last one they start again."""
+    """Return the colour of curve `index`; after the last colour they start again."""
     return COLORS[index % len(COLORS)]
 
 
 def clear_axes(axes: "Axes", grid: Literal["y", "both"] = "y") -> None:
-    """Leave of the frame only what has a scale, and draw pale lines across."""
+    """Hide the top and right sides of the frame, and draw pale grid lines."""
     axes.grid(axis=grid, color="0.9", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
 

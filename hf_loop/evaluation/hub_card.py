@@ -21,16 +21,16 @@ GENERATED = (STUB_SENTENCE, TRAINER_SENTENCE, CARD_MARKER)
 
 
 def write_card_before_push(model: PreTrainedModel, folder: str | Path, repo_id: str) -> None:
-    """Writes our card over a generated one (transformers' stub, Trainer's summary, or our own) or where there is none.
+    """Write hf_loop's card in place of a generated card (transformers' stub, Trainer's, or our own) or of none.
 
     A card that a person wrote is left alone. Tags, and what the Trainer states about the training, are carried over.
     `results.json` of the folder that the model was loaded from comes along only if the weights are still the same,
     byte for byte: after further training it would describe another model.
 
     Args:
-        model (`PreTrainedModel`): The model.
-        folder (`str` or `Path`): The folder that it was saved to.
-        repo_id (`str`): The repository that the card will stand in.
+        model (`PreTrainedModel`): the model.
+        folder (`str` or `Path`): the folder that it was saved to.
+        repo_id (`str`): the repository that the card will stand in.
     """
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
@@ -49,14 +49,14 @@ def write_card_before_push(model: PreTrainedModel, folder: str | Path, repo_id: 
 
 
 def write_puzzle_card_before_push(model: PreTrainedModel, folder: str | Path, repo_id: str) -> None:
-    """The same for a puzzle model, whose measurements are in `puzzle_results.json`.
+    """Do as [`write_card_before_push`] for a puzzle model, whose measurements are in `puzzle_results.json`.
 
-    Without measurements there is nothing to say that transformers' own card does not, and it stays.
+    Without measurements, transformers' own card stays.
 
     Args:
-        model (`PreTrainedModel`): The model.
-        folder (`str` or `Path`): The folder that it was saved to.
-        repo_id (`str`): The repository that the card will stand in.
+        model (`PreTrainedModel`): the model.
+        folder (`str` or `Path`): the folder that it was saved to.
+        repo_id (`str`): the repository that the card will stand in.
     """
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
@@ -80,7 +80,7 @@ def _is_generated(card: Any) -> bool:
 
 
 def _take_along(name: str, model: PreTrainedModel, folder: Path) -> None:
-    """Copies a file of measurements from where the model was loaded, if it has not been trained since."""
+    """Copy a file of measurements from where the model was loaded, if it has not been trained since."""
     if not model.name_or_path:
         return
     path = Path(model.name_or_path) / name
@@ -89,7 +89,7 @@ def _take_along(name: str, model: PreTrainedModel, folder: Path) -> None:
 
 
 def _training_summary(text: str) -> str | None:
-    """The hyperparameters and the table of losses from the Trainer's card."""
+    """Return the hyperparameters and the table of losses from the Trainer's card."""
     if TRAINER_SENTENCE not in text:
         return None
     summary = text.partition("### Training hyperparameters\n")[2].partition("### Framework versions\n")[0]
@@ -97,7 +97,7 @@ def _training_summary(text: str) -> str | None:
 
 
 def _same_weights(folder: Path, other: Path) -> bool:
-    """Whether both folders hold the same weights; not so if they are one folder, where there is nothing to compare."""
+    """Compare the weights of two folders byte for byte. One folder with itself counts as different."""
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     if not names or folder.samefile(other) or names != sorted(path.name for path in other.glob("*.safetensors")):
         return False

@@ -1,4 +1,4 @@
-"""How much key-value cache a looped model needs for one token."""
+"""The size of a looped model's key-value cache for one token."""
 
 import torch
 from transformers import PreTrainedConfig
@@ -13,7 +13,7 @@ CONSTANT_STATE_LAYERS = ("linear_attention", "conv")
 def kv_bytes_per_token(
     config: PreTrainedConfig, num_loops: int | None = None, dtype: torch.dtype = torch.bfloat16
 ) -> int:
-    """Bytes the cache grows by for each further token of one sequence.
+    """Count the bytes by which the cache grows for each further token of one sequence.
 
     Every call of an attention layer keeps its own keys and values, so the cache has one slot for every layer call:
     `num_prelude_layers + num_core_layers * num_loops + num_coda_layers` of a looped model. One slot holds
@@ -23,15 +23,15 @@ def kv_bytes_per_token(
     counts in full: it grows by that much until its window is full and stops there.
 
     Args:
-        config (`PreTrainedConfig`): The configuration of a looped or hierarchical model.
-        num_loops (`int`, *optional*, defaults to `config.num_loops`): The number of loops.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`): The type of keys and values.
+        config (`PreTrainedConfig`): the configuration of a looped or hierarchical model.
+        num_loops (`int`, *optional*, defaults to `config.num_loops`): the number of loops.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`): the type of keys and values.
 
     Returns:
-        `int`: Bytes for each token.
+        `int`: bytes for each token.
 
     Raises:
-        ValueError: If `num_loops` is not a positive integer.
+        ValueError: if `num_loops` is not a positive integer.
     """
     num_loops = config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
     slots = _growing_slots(config.with_num_loops(num_loops))
@@ -39,7 +39,7 @@ def kv_bytes_per_token(
 
 
 def kv_bytes_per_loop(config: PreTrainedConfig, dtype: torch.dtype = torch.bfloat16) -> int:
-    """Bytes that one more loop adds to [`kv_bytes_per_token`]."""
+    """Count the bytes that one more loop adds to [`kv_bytes_per_token`]."""
     return kv_bytes_per_token(config, 2, dtype) - kv_bytes_per_token(config, 1, dtype)
 
 

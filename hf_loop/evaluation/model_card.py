@@ -21,7 +21,7 @@ from .results import RESULTS_FILE, Results
 
 CARD_FILE = "README.md"
 FIGURES_FOLDER = "figures"
-# a card with this line is ours to write again; any other card belongs to its author
+# hf_loop overwrites a card that has this line; any other card belongs to its author
 CARD_MARKER = "<!-- Written by hf_loop from config.json and results.json. -->"
 TAGS = ("hf_loop", "looped-transformer", "recurrent-depth")
 # the head in the architecture's name -> Auto class, pipeline of the Hub
@@ -38,23 +38,23 @@ class ModelCardFacts:
     """What a model card states.
 
     Args:
-        repo_id (`str`): The repository's name, or the folder's while there is none.
-        model_type (`str`): The configuration's `model_type`.
-        auto_class (`str`): The Auto class that loads the model.
-        pipeline_tag (`str`): The Hub's name for what the model does.
-        backbone_type (`str`): The backbone's `model_type`.
-        num_prelude_layers, num_core_layers, num_coda_layers (`int`): How the backbone's layers are divided.
-        num_loops (`int`): The loops of the configuration: the trained depth.
-        injection, state_init (`str`): How the loop is fed and started.
-        dtype (`str`): The type of the weights.
-        kv_bytes (`dict[int, int]`): Cache bytes per token at several loop counts.
-        kv_bytes_per_loop (`int`): Cache bytes per token that one more loop adds.
-        num_parameters (`int`, *optional*): The number of stored weights.
-        has_tokenizer (`bool`): Whether the folder holds a tokenizer.
-        has_remote_code (`bool`): Whether the folder carries the model's code.
-        tags (`list[str]`): Tags for the Hub.
-        results (`Results`): Measurements, and how to repeat them.
-        training_summary (`str`, *optional*): Hyperparameters and losses, as markdown.
+        repo_id (`str`): the repository's name, or the folder's while there is none.
+        model_type (`str`): the configuration's `model_type`.
+        auto_class (`str`): the Auto class that loads the model.
+        pipeline_tag (`str`): the Hub's name for what the model does.
+        backbone_type (`str`): the backbone's `model_type`.
+        num_prelude_layers, num_core_layers, num_coda_layers (`int`): how the backbone's layers are divided.
+        num_loops (`int`): the loops of the configuration: the trained depth.
+        injection, state_init (`str`): these fields of the configuration.
+        dtype (`str`): the type of the weights.
+        kv_bytes (`dict[int, int]`): cache bytes per token at several loop counts.
+        kv_bytes_per_loop (`int`): cache bytes per token that one more loop adds.
+        num_parameters (`int`, *optional*): the number of stored weights.
+        has_tokenizer (`bool`): whether the folder holds a tokenizer.
+        has_remote_code (`bool`): whether the folder carries the model's code.
+        tags (`list[str]`): tags for the Hub.
+        results (`Results`): measurements, and how to repeat them.
+        training_summary (`str`, *optional*): hyperparameters and losses, as markdown.
     """
 
     repo_id: str
@@ -80,14 +80,14 @@ class ModelCardFacts:
 
     @classmethod
     def from_folder(cls, folder: str | Path, repo_id: str | None = None) -> "ModelCardFacts":
-        """Gathers the facts from a folder that `save_pretrained` wrote: `config.json`, and `results.json` if present.
+        """Gather the facts from a folder that `save_pretrained` wrote: `config.json`, and `results.json` if present.
 
         Args:
-            folder (`str` or `Path`): The model folder.
-            repo_id (`str`, *optional*): The repository that the card will stand in; defaults to the folder's name.
+            folder (`str` or `Path`): the model folder.
+            repo_id (`str`, *optional*): the repository that the card will stand in; defaults to the folder's name.
 
         Raises:
-            ValueError: If the folder holds no looped model, or its `results.json` is damaged.
+            ValueError: if the folder holds no looped model, or its `results.json` is damaged.
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
@@ -126,17 +126,17 @@ class ModelCardFacts:
 
 
 def write_model_card(folder: str | Path, facts: ModelCardFacts | None = None) -> Path:
-    """Writes `folder/README.md` and the figures it shows.
+    """Write `folder/README.md` and the figures it shows.
 
     Args:
-        folder (`str` or `Path`): The model folder.
-        facts (`ModelCardFacts`, *optional*): What to state; gathered from the folder by default.
+        folder (`str` or `Path`): the model folder.
+        facts (`ModelCardFacts`, *optional*): what to state; gathered from the folder by default.
 
     Returns:
-        `Path`: The card's path.
+        `Path`: the card's path.
 
     Raises:
-        ValueError: As [`ModelCardFacts.from_folder`].
+        ValueError: as [`ModelCardFacts.from_folder`].
     """
     folder = Path(folder)
     facts = ModelCardFacts.from_folder(folder) if facts is None else facts
@@ -152,14 +152,14 @@ def write_model_card(folder: str | Path, facts: ModelCardFacts | None = None) ->
 
 
 def render_model_card(facts: ModelCardFacts, figures: dict[str, str] | None = None) -> str:
-    """Renders the card's text.
+    """Render the card's text.
 
     Args:
-        facts (`ModelCardFacts`): What to state.
-        figures (`dict[str, str]`, *optional*): From a metric's name to its figure, relative to the card.
+        facts (`ModelCardFacts`): what to state.
+        figures (`dict[str, str]`, *optional*): from a metric's name to its figure, relative to the card.
 
     Returns:
-        `str`: The card, with its YAML header.
+        `str`: the card, with its YAML header.
     """
     results = facts.results
     card_data = ModelCardData(
@@ -177,7 +177,7 @@ def render_model_card(facts: ModelCardFacts, figures: dict[str, str] | None = No
     return environment.from_string(_template()).render(
         card_data=card_data.to_yaml(),
         marker=CARD_MARKER,
-        # as a Python string; jinja's own filter would escape it for HTML
+        # a Python string literal; jinja's own filter would escape it for HTML
         prompt=json.dumps(results.prompt or "Your text", ensure_ascii=False),
         facts=facts,
         results=results,
@@ -195,7 +195,7 @@ def _head_of(architecture: str) -> tuple[str, str]:
 
 
 def _template() -> str:
-    """The template, from the wheel or, in a checkout, from `model_cards/`."""
+    """Read the template from the wheel or, in a checkout, from `model_cards/`."""
     packaged = files("hf_loop.evaluation") / "model_card_template.md"
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")
@@ -203,7 +203,7 @@ def _template() -> str:
 
 
 def _metric_section(curves: list[LoopCurve]) -> dict[str, object]:
-    """What the template needs to show the curves of one metric: the table and the safe range of the first."""
+    """Make the table of one metric's curves, and the safe range of the first, for the template."""
     curve = curves[0]
     counts = sorted({count for other in curves for count in other.num_loops})
     columns = [(other.label, dict(zip(other.num_loops, other.values, strict=True))) for other in curves]

@@ -23,7 +23,7 @@ def perplexity_over_loops(
     label: str = "model",
     progress: bool = False,
 ) -> LoopCurve:
-    """Measures the perplexity of a text at several loop counts.
+    """Measure the perplexity of a text at several loop counts.
 
     The text is cut into windows of `window` tokens that do not overlap; the last one may be shorter. Each window is
     read on its own, so its first token is not predicted. The value is `exp` of the mean negative log-likelihood over
@@ -31,20 +31,20 @@ def perplexity_over_loops(
     sliding-window perplexity of the same text, in which every token has a long context.
 
     Args:
-        model (`PreTrainedModel`): A model whose `forward` takes `num_loops`.
-        input_ids (`torch.Tensor` of shape `[1, T]` or `[T]`, or a sequence of tensors `[T_i]`): The text's tokens, or
+        model (`PreTrainedModel`): a model whose `forward` takes `num_loops`.
+        input_ids (`torch.Tensor` of shape `[1, T]` or `[T]`, or a sequence of tensors `[T_i]`): the text's tokens, or
             windows that are already cut (`window` then does not matter).
-        loops (`Sequence[int]`): The loop counts.
-        window (`int`, *optional*, defaults to 512): Tokens in a window.
-        batch_size (`int`, *optional*, defaults to 1): Windows of equal length in one forward pass.
-        label (`str`, *optional*, defaults to `"model"`): The curve's name.
-        progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
+        loops (`Sequence[int]`): the loop counts.
+        window (`int`, *optional*, defaults to 512): tokens in a window.
+        batch_size (`int`, *optional*, defaults to 1): windows of equal length in one forward pass.
+        label (`str`, *optional*, defaults to `"model"`): the curve's name.
+        progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar.
 
     Returns:
-        `LoopCurve`: With metric `"perplexity"`.
+        `LoopCurve`: with metric `"perplexity"`.
 
     Raises:
-        ValueError: If a loop count is not a positive integer, or there are fewer than two tokens to predict from.
+        ValueError: if a loop count is not a positive integer, or there are fewer than two tokens to predict from.
     """
     loops = sorted(check_loops(loops))
     batch_size = check_positive_int("batch_size", batch_size)
@@ -68,10 +68,10 @@ def perplexity_over_loops(
 
 
 def cut_windows(input_ids: torch.Tensor | Sequence[torch.Tensor], window: int) -> list[torch.Tensor]:
-    """Cuts a text into windows `[T]` that do not overlap, as [`perplexity_over_loops`] describes.
+    """Cut a text into windows `[T]` that do not overlap, as [`perplexity_over_loops`] describes.
 
     Raises:
-        ValueError: If there are fewer than two tokens to predict from, or an argument has another form.
+        ValueError: if there are fewer than two tokens to predict from, or an argument has another form.
     """
     window = check_window(window)
     if isinstance(input_ids, torch.Tensor):
@@ -88,10 +88,10 @@ def cut_windows(input_ids: torch.Tensor | Sequence[torch.Tensor], window: int) -
 
 
 def check_window(window: int) -> int:
-    """Returns the tokens in a window after checking that they are a whole number, with one to predict.
+    """Return the tokens in a window after checking that they are a whole number, with one to predict.
 
     Raises:
-        ValueError: If they are not.
+        ValueError: if they are not.
     """
     number = whole_number(window)
     if number is None or number < 2:
@@ -100,7 +100,7 @@ def check_window(window: int) -> int:
 
 
 def batch_windows(windows: list[torch.Tensor], batch_size: int) -> list[torch.Tensor]:
-    """Groups consecutive windows of equal length, `[B, T]` each, so that nothing needs padding."""
+    """Group consecutive windows of equal length, `[B, T]` each, so that nothing needs padding."""
     groups: list[list[torch.Tensor]] = []
     for tokens in windows:
         if groups and len(groups[-1]) < batch_size and len(groups[-1][0]) == len(tokens):
@@ -116,7 +116,7 @@ def _negative_log_likelihood(model: PreTrainedModel, input_ids: torch.Tensor, nu
 
 
 def exp_or_infinity(mean: float) -> float:
-    """`exp(mean)`, infinity where that is too large for a float."""
+    """Return `exp(mean)`, or infinity where that is too large for a float."""
     try:
         return math.exp(mean)
     except OverflowError:

@@ -19,19 +19,19 @@ MAX_TICKS = 10
 def plot_loop_curves(
     curves: Sequence[LoopCurve], path: str | Path, *, title: str | None = None, tolerance: float | None = None
 ) -> None:
-    """Draws curves of one metric over the number of loops into an image file.
+    """Draw curves of one metric over the number of loops into an image file.
 
     The x axis is logarithmic in base 2 with plain integers as ticks. Dashed vertical lines mark the trained depths;
     the shaded band is the safe range of the first curve.
 
     Args:
-        curves (`Sequence[LoopCurve]`): Curves of the same metric; the first one is the model in question.
-        path (`str` or `Path`): The file; its ending picks the format (`.png`, `.svg`, `.pdf`).
-        title (`str`, *optional*): The figure's title.
-        tolerance (`float`, *optional*): Tolerance of [`safe_range`].
+        curves (`Sequence[LoopCurve]`): curves of the same metric; the first one is the model in question.
+        path (`str` or `Path`): the file; its ending picks the format (`.png`, `.svg`, `.pdf`).
+        title (`str`, *optional*): the figure's title.
+        tolerance (`float`, *optional*): tolerance of [`safe_range`].
 
     Raises:
-        ValueError: If there are no curves or they measure different things.
+        ValueError: if there are no curves or they measure different things.
     """
     if not curves:
         raise ValueError("curves is empty; there is nothing to draw.")

@@ -1,4 +1,4 @@
-"""What a puzzle model was measured to do, stored beside it, and the model card that says so."""
+"""Measures a puzzle model, stores the results beside it, and writes its model card."""
 
 import json
 from collections.abc import Sequence
@@ -24,25 +24,27 @@ from .results import package_versions
 PUZZLE_RESULTS_FILE = "puzzle_results.json"
 FIGURE_FILE = f"{FIGURES_FOLDER}/accuracy_over_segments.png"
 SEGMENTS = (1, 2, 4, 8, 16, 32)
-# columns that tasks give a puzzle's difficulty in
+# the columns of the tasks that say how difficult a puzzle is
 DIFFICULTIES = ("blanks", "dead_ends", "length", "rating")
 
 
 def measure_puzzles(
     model: Any, rows: Dataset, *, blank: int | None = None, segments: Sequence[int] = SEGMENTS, batch_size: int = 256
 ) -> dict[str, Any]:
-    """Runs all measurements of [`~hf_loop.evaluation.puzzles`] on test puzzles.
+    """Run all measurements of [`~hf_loop.evaluation.puzzles`] on test puzzles.
 
     Args:
-        model: A [`HierarchicalForPuzzle`].
-        rows: Rows with `input_ids` and `labels`, and columns of difficulty as the tasks have them.
-        blank: The token of a blank, where a solution with one blank is a puzzle; `None` leaves that out.
-        segments: Numbers of segments after which answers are scored.
-        batch_size: Rows in one forward pass.
+        model (`Any`): a [`HierarchicalForPuzzle`].
+        rows (`Dataset`): rows with `input_ids` and `labels`, and columns of difficulty as the tasks have them.
+        blank (`int`, *optional*): the token of a blank, to measure solutions with one blank too; `None` leaves
+            that out.
+        segments (`Sequence[int]`): numbers of segments after which answers are scored.
+        batch_size (`int`): rows in one forward pass.
 
     Returns:
-        `accuracy` (by number of segments, exact accuracy and cell accuracy), `failures`, `one_blank_accuracy` (exact)
-        and `halting` (by column of difficulty, empty for a model that does not halt), as JSON holds them.
+        `dict[str, Any]`: `accuracy` (by number of segments, exact accuracy and cell accuracy), `failures`,
+        `one_blank_accuracy` (exact) and `halting` (by column of difficulty, empty for a model that does not halt), as
+        JSON holds them.
     """
     max_segments = model.config.max_segments
     input_ids, labels = torch.tensor(rows["input_ids"]), torch.tensor(rows["labels"])
@@ -64,7 +66,7 @@ def measure_puzzles(
         "one_blank_accuracy": one_blank,
         "halting": halting,
     }
-    # what is measured now equals what is read from a file: tuples are lists
+    # a fresh measurement must equal one read from a file: JSON turns tuples into lists
     return json.loads(json.dumps(measured))
 
 
@@ -77,21 +79,21 @@ def write_puzzle_card(
     seed: int | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
-    """Writes `puzzle_results.json`, a figure and `README.md` into the folder of a puzzle model.
+    """Write `puzzle_results.json`, a figure and `README.md` into the folder of a puzzle model.
 
     Args:
-        folder: The folder that `save_pretrained` wrote.
-        results: What [`measure_puzzles`] returned.
-        data: The test puzzles, in words.
-        command: The command that trained the model.
-        seed: Its seed.
-        notes: Further sentences for the card's limits.
+        folder (`str` or `Path`): the folder that `save_pretrained` wrote.
+        results (`dict[str, Any]`): what [`measure_puzzles`] returned.
+        data (`str`): the test puzzles, in words.
+        command (`str`, *optional*): the command that trained the model.
+        seed (`int`, *optional*): its seed.
+        notes (`Sequence[str]`): further sentences for the card's limits.
 
     Returns:
-        The card's path.
+        `Path`: the card's path.
 
     Raises:
-        ValueError: The folder holds no puzzle model.
+        ValueError: if the folder holds no puzzle model.
     """
     folder = Path(folder)
     config = _puzzle_config(folder)
@@ -104,17 +106,17 @@ def write_puzzle_card(
 
 
 def write_puzzle_card_again(folder: str | Path, repo_id: str) -> Path:
-    """Writes the card and its figure from the `puzzle_results.json` in the folder of a puzzle model.
+    """Write the card and its figure from the `puzzle_results.json` in the folder of a puzzle model.
 
     Args:
-        folder: The folder, where [`write_puzzle_card`] once was.
-        repo_id: The repository that the card will stand in.
+        folder (`str` or `Path`): a folder that [`write_puzzle_card`] wrote into.
+        repo_id (`str`): the repository that the card will stand in.
 
     Returns:
-        The card's path.
+        `Path`: the card's path.
 
     Raises:
-        ValueError: The folder holds no puzzle model.
+        ValueError: if the folder holds no puzzle model.
     """
     folder = Path(folder)
     return _write_card(folder, _puzzle_config(folder), repo_id)
@@ -156,7 +158,7 @@ def _write_card(folder: Path, config: Any, repo_id: str) -> Path:
 
 
 def _template() -> str:
-    """The template, from the wheel or, in a checkout, from `model_cards/`."""
+    """Read the template from the wheel or, in a checkout, from `model_cards/`."""
     packaged = files("hf_loop.evaluation") / "puzzle_card_template.md"
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")

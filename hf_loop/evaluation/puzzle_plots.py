@@ -1,4 +1,4 @@
-"""The figure of a puzzle model: accuracy over segments, where it halts, and whether its head is right."""
+"""The figure of a puzzle model: accuracy over segments, where it halts, and how well its head is calibrated."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 
 def plot_puzzle_results(results: dict[str, Any], path: str | Path, *, max_segments: int) -> None:
-    """Draws what [`~hf_loop.evaluation.measure_puzzles`] returned into an image file.
+    """Draw what [`~hf_loop.evaluation.measure_puzzles`] returned into an image file.
 
     The first panel is accuracy over segments. A model that halts has a panel for each measure of difficulty, with the
     mean number of segments of its puzzles and their exact accuracy; one with a halting head has a last panel, the
     reliability diagram of the probabilities it predicts.
 
     Args:
-        results (`dict[str, Any]`): The measurements.
-        path (`str` or `Path`): The file; its ending picks the format (`.png`, `.svg`, `.pdf`).
-        max_segments (`int`): Segments after which training, and halting, end; marked by a dashed line.
+        results (`dict[str, Any]`): the measurements.
+        path (`str` or `Path`): the file; its ending picks the format (`.png`, `.svg`, `.pdf`).
+        max_segments (`int`): segments after which training, and halting, end; marked by a dashed line.
     """
     halting: dict[str, Any] = results["halting"]
     calibration = next(iter(halting.values()))["calibration"] if halting else []

@@ -1,4 +1,4 @@
-"""What a puzzle model answers after every segment, how it fails, and what its halting head is worth.
+"""Measures a puzzle model after every segment: its accuracy, how it fails, and how good its halting head is.
 
 All functions run on boards of Sudoku or mazes as [`hf_loop.tasks`] makes them: `input_ids` and `labels` `[N, T]`.
 """
@@ -15,20 +15,21 @@ from ..models.puzzle_loss import IGNORE_INDEX
 from .running import evaluation_mode
 
 
-# rows of a table of difficulties
+# most rows of a table of difficulties
 MAX_GROUPS = 12
 
 
 @dataclass
 class SegmentRecord:
-    """What a model said after every segment.
+    """The answers of a model after every segment, compared with the right ones. `N` puzzles, `S` segments.
 
     Attributes:
-        solved: `[N, S]`, whether every labelled cell of a row was right.
-        cells: `[N, S]`, the share of labelled cells that were.
-        changed: `[N, S]`, whether any answer differed from the segment before; true for the first.
-        halts: `[N, S]`, whether the halting head said that the row is done.
-        confidence: `[N, S]`, how likely it held that; `None` for a model without a head.
+        solved (`torch.Tensor`): `[N, S]`, whether every labelled cell of a puzzle was right.
+        cells (`torch.Tensor`): `[N, S]`, the share of labelled cells that were right.
+        changed (`torch.Tensor`): `[N, S]`, whether any answer differed from the segment before; true for the first.
+        halts (`torch.Tensor`): `[N, S]`, whether the model would halt.
+        confidence (`torch.Tensor`, *optional*): `[N, S]`, the halting head's probability that the puzzle is solved;
+            `None` for a model without a halting head.
     """
 
     solved: torch.Tensor
@@ -43,12 +44,14 @@ class FailureChecks:
     """Ways in which HRM was found to fail (https://huggingface.co/papers/2601.10679).
 
     Attributes:
-        num_rows: Rows that were run.
-        num_segments: Segments of each.
-        exact_accuracy: Share of rows that are solved after the last segment.
-        ever_solved: Share that was solved after any segment.
-        stays_solved: Of the rows that were ever solved, the share that stayed so to the end; `None` where none was.
-        wrong_fixed_points: Share of rows that ended wrong and did not change any more over the last quarter.
+        num_rows (`int`): puzzles that were run.
+        num_segments (`int`): segments of each.
+        exact_accuracy (`float`): share of puzzles that are solved after the last segment.
+        ever_solved (`float`): share of puzzles that were solved after at least one segment.
+        stays_solved (`float`, *optional*): of the puzzles that were ever solved, the share that stayed solved to the
+            end; `None` where none was solved.
+        wrong_fixed_points (`float`): share of puzzles that ended wrong and did not change over the last quarter of the
+            segments.
     """
 
     num_rows: int
@@ -65,20 +68,21 @@ class FailureChecks:
 
 @dataclass
 class HaltingQuality:
-    """What the halting head is worth.
+    """What halting saves and costs, and how well the halting head is calibrated.
 
     Attributes:
-        exact_accuracy: Share of rows that are solved after the last segment.
-        halted_accuracy: The same, read where each row halts.
-        accuracy_lost: The first less the second.
-        oracle_accuracy: Share that a reader who knows the answer would read solved: solved after any segment.
-        mean_segments: Segments until a row halts.
-        calibration: By tenths of what the head says, after every segment: how likely it holds a row to be solved in
-            the mean, how often it is, and how many times it was asked. Empty where there is no such head.
-        calibration_error: Mean difference between the two (https://huggingface.co/papers/1706.04599); `None` where
-            there is no such head.
-        segments_by_difficulty: Mean segments until halting, exact accuracy there and rows, by difficulty: a number, or
-            a range such as `"4-7"` where there are many.
+        exact_accuracy (`float`): share of puzzles that are solved after the last segment.
+        halted_accuracy (`float`): share of puzzles that are solved where they halt.
+        accuracy_lost (`float`): `exact_accuracy - halted_accuracy`.
+        oracle_accuracy (`float`): accuracy with an oracle stopping rule: solved after at least one segment.
+        mean_segments (`float`): mean segments until a puzzle halts.
+        calibration (`list[tuple[float, float, int]]`): reliability diagram in ten bins of the halting probability,
+            over all segments: mean predicted probability, fraction solved, count. Empty without a halting head.
+        calibration_error (`float`, *optional*): expected calibration error
+            (https://huggingface.co/papers/1706.04599); `None` without a halting head.
+        segments_by_difficulty (`dict[str, tuple[float, float, int]]`): mean segments until halting, exact accuracy
+            where they halt, and count of puzzles, by difficulty: a number, or a range such as `"4-7"` where there are
+            many.
     """
 
     exact_accuracy: float
@@ -98,16 +102,16 @@ class HaltingQuality:
 def record_segments(
     model: Any, input_ids: torch.Tensor, labels: torch.Tensor, num_segments: int, *, batch_size: int = 256
 ) -> SegmentRecord:
-    """Runs `num_segments` segments on every row and notes what the model says after each.
+    """Run `num_segments` segments on every puzzle and record the answers after each.
 
     Args:
-        model: A [`HierarchicalForPuzzle`].
-        input_ids, labels (`torch.LongTensor` of shape `[N, T]`): Puzzles and answers; -100 is not scored.
-        num_segments: Segments to run, which may be more than in training.
-        batch_size: Rows in one forward pass.
+        model (`Any`): a [`HierarchicalForPuzzle`].
+        input_ids, labels (`torch.LongTensor` of shape `[N, T]`): puzzles and answers; -100 is not scored.
+        num_segments (`int`): segments to run, which may be more than in training.
+        batch_size (`int`): rows in one forward pass.
 
     Raises:
-        ValueError: A number is no positive integer, or there are no rows.
+        ValueError: if a number is no positive integer, or there are no rows.
     """
     num_segments = check_positive_int("num_segments", num_segments)
     batch_size = check_positive_int("batch_size", batch_size)
@@ -146,10 +150,10 @@ def _record(model: Any, ids: torch.Tensor, answers: torch.Tensor, num_segments: 
 
 
 def segment_accuracy(record: SegmentRecord, segments: Sequence[int]) -> dict[int, tuple[float, float]]:
-    """Exact accuracy, then cell accuracy, after each of the numbers of segments.
+    """Return exact accuracy and cell accuracy after each of the numbers of segments.
 
     Raises:
-        ValueError: The record has fewer segments.
+        ValueError: if the record has fewer segments.
     """
     longest = record.solved.shape[1]
     if not segments or not all(0 < count <= longest for count in segments):
@@ -161,7 +165,7 @@ def segment_accuracy(record: SegmentRecord, segments: Sequence[int]) -> dict[int
 
 
 def failure_checks(record: SegmentRecord) -> FailureChecks:
-    """Whether solved boards stay solved, and how often a model settles on a wrong answer."""
+    """Measure whether solved puzzles stay solved, and how often a model settles on a wrong answer."""
     solved = record.solved
     num_rows, num_segments = solved.shape
     ever = solved.any(1)
@@ -183,18 +187,18 @@ def failure_checks(record: SegmentRecord) -> FailureChecks:
 def with_one_blank(
     input_ids: torch.Tensor, labels: torch.Tensor, blank: int = 1, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The easiest puzzles there are: solutions with one cell left out, the same for puzzle and answer.
+    """Make the easiest puzzles: solutions in which one cell that was blank is left out.
 
     Args:
-        input_ids, labels (`torch.LongTensor` of shape `[N, T]`): Puzzles and answers.
-        blank: The token of a blank.
-        seed: Seed of the draw of a cell for each row, one that was blank.
+        input_ids, labels (`torch.LongTensor` of shape `[N, T]`): puzzles and answers.
+        blank (`int`): the token of a blank.
+        seed (`int`): seed of the draw of one of each puzzle's blanks.
 
     Returns:
-        Puzzles and answers, each `[N, T]`. Rows without a blank are left out.
+        `tuple[torch.Tensor, torch.Tensor]`: puzzles and answers, each `[N, T]`, without puzzles that had no blank.
 
     Raises:
-        ValueError: No row has a blank.
+        ValueError: if no puzzle has a blank.
     """
     is_blank = input_ids == blank
     has_blank = is_blank.any(1)
@@ -206,16 +210,16 @@ def with_one_blank(
 
 
 def halting_quality(record: SegmentRecord, difficulty: Sequence[int], max_segments: int) -> HaltingQuality:
-    """What halting costs and saves.
+    """Measure what halting costs and saves.
 
     Args:
-        record: What the model said, for at least `max_segments` segments.
-        difficulty: A number for every row, such as its blanks or dead ends; neighbouring numbers are taken
-            together where there are more than twelve.
-        max_segments: Segments after which a row is read in any case.
+        record (`SegmentRecord`): the record of at least `max_segments` segments.
+        difficulty (`Sequence[int]`): a number for every puzzle, such as its blanks or dead ends; neighbouring numbers
+            are taken together where there are more than twelve.
+        max_segments (`int`): segments after which every puzzle halts.
 
     Raises:
-        ValueError: The record has fewer segments, or not as many rows as there are difficulties.
+        ValueError: if the record has fewer segments, or not as many puzzles as there are difficulties.
     """
     num_rows, recorded = record.solved.shape
     if not 0 < max_segments <= recorded:
@@ -249,7 +253,7 @@ def halting_quality(record: SegmentRecord, difficulty: Sequence[int], max_segmen
 
 
 def _ranges(numbers: list[int]) -> list[tuple[int, int]]:
-    """Every number by itself, or, of more than `MAX_GROUPS`, ranges that hold at least their share of the rows."""
+    """Group numbers: each by itself, or in ranges of at least `1 / MAX_GROUPS` of the puzzles if there are many."""
     counts = Counter(numbers)
     least = 1 if len(counts) <= MAX_GROUPS else len(numbers) / MAX_GROUPS
     ranges, start, rows = [], None, 0
@@ -264,7 +268,7 @@ def _ranges(numbers: list[int]) -> list[tuple[int, int]]:
 
 
 def _calibration(record: SegmentRecord, max_segments: int) -> list[tuple[float, float, int]]:
-    """Means of what the head says and of what is so, and how many, in each of ten bins that is not empty."""
+    """Compute the reliability diagram: mean probability, fraction solved and count of each bin that is not empty."""
     if record.confidence is None:
         return []
     said = record.confidence[:, :max_segments].flatten()

@@ -1,4 +1,4 @@
-"""`results.json`: what was measured on a model, and how to measure it again."""
+"""`results.json`: the measurements of a model, and how to repeat them."""
 
 import importlib.metadata
 import json
@@ -15,7 +15,7 @@ RESULTS_FILE = "results.json"
 
 
 def package_versions() -> dict[str, str]:
-    """The versions of Python, hf_loop and the libraries that results depend on."""
+    """Return the versions of Python, hf_loop and the libraries that results depend on."""
     versions = {"python": platform.python_version()}
     for name in ("hf-loop", "torch", "transformers", "datasets"):
         try:
@@ -30,20 +30,20 @@ class Results:
     """Measurements of a model and the facts needed to repeat them, stored beside it as `results.json`.
 
     Args:
-        curves (`list[LoopCurve]`): Measured curves. Of each metric, the first one is the model in the folder and the
+        curves (`list[LoopCurve]`): measured curves. Of each metric, the first one is the model in the folder and the
             others are comparisons.
-        command (`str`, *optional*): The command that produced the model or the measurement.
-        seed (`int`, *optional*): Its seed.
-        datasets (`list[str]`): Names of the data used.
-        base_model (`str`, *optional*): The pretrained checkpoint that the model came from.
-        license (`str`, *optional*): The licence of the weights, as the Hub spells it.
-        loop_sampling (`str`, *optional*): How the depth was chosen in training, in words.
-        prompt (`str`, *optional*): An example prompt for the model card.
-        notes (`list[str]`): Further sentences for the model card.
-        versions (`dict[str, str]`): Package versions; by default those of the running process.
+        command (`str`, *optional*): the command that produced the model or the measurement.
+        seed (`int`, *optional*): its seed.
+        datasets (`list[str]`): names of the data used.
+        base_model (`str`, *optional*): the pretrained checkpoint that the model came from.
+        license (`str`, *optional*): the licence of the weights, as the Hub spells it.
+        loop_sampling (`str`, *optional*): how the depth was chosen in training, in words.
+        prompt (`str`, *optional*): an example prompt for the model card.
+        notes (`list[str]`): further sentences for the model card.
+        versions (`dict[str, str]`): package versions; by default those of the running process.
 
     Raises:
-        ValueError: If a field has another type.
+        ValueError: if a field has another type.
     """
 
     curves: list[LoopCurve] = field(default_factory=list)
@@ -65,11 +65,11 @@ class Results:
             raise ValueError("curves must hold LoopCurve objects.")
 
     def curves_of(self, metric: str) -> list[LoopCurve]:
-        """The curves of one metric, the model's own first."""
+        """Return the curves of one metric, the model's own first."""
         return [curve for curve in self.curves if curve.metric == metric]
 
     def add_curve(self, curve: LoopCurve) -> None:
-        """Adds a curve, in place of an earlier one of the same metric and label."""
+        """Add a curve, in place of an earlier one of the same metric and label."""
         for index, other in enumerate(self.curves):
             if (other.metric, other.label) == (curve.metric, curve.label):
                 self.curves[index] = curve
@@ -77,7 +77,7 @@ class Results:
         self.curves.append(curve)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes `folder/results.json`, whole or not at all, and returns its path."""
+        """Write `folder/results.json`, whole or not at all, and return its path."""
         path = Path(folder) / RESULTS_FILE
         data = asdict(self) | {"curves": [curve.to_dict() for curve in self.curves]}
         write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
@@ -85,11 +85,11 @@ class Results:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Results":
-        """Reads `folder/results.json`.
+        """Read `folder/results.json`.
 
         Raises:
-            OSError: If the file cannot be read.
-            ValueError: If it is not JSON, or has unknown fields.
+            OSError: if the file cannot be read.
+            ValueError: if it is not JSON, or has unknown fields.
         """
         path = Path(folder) / RESULTS_FILE
         try:

@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Generator[None]:
-    """Puts the model in evaluation mode without gradients, and back in the mode it was in."""
+    """Put the model in evaluation mode without gradients, and back in the mode it was in."""
     was_training = model.training
     model.eval()
     try:

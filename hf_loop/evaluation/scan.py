@@ -60,34 +60,34 @@ def scan_layer_ranges(
     label: str | None = None,
     progress: bool = False,
 ) -> LayerScan:
-    """Measures the perplexity of a text with each range of a pretrained model's layers looped, without training.
+    """Measure the perplexity of a text with each range of a pretrained model's layers looped, without training.
 
     Windows and perplexity are those of [`perplexity_over_loops`], and each number is the one it gives for
     `retrofit(model, num_prelude_layers=first, num_coda_layers=L - 1 - last, loop_update=update)`, up to rounding. The
     damped update, `s + (core(s) - s) / num_loops`, is that of https://huggingface.co/papers/2605.23872.
 
     Args:
-        model (`PreTrainedModel`): A causal language model of a supported architecture that is not looped, or one
-            that has such a part. It is not changed.
-        input_ids (`torch.Tensor` of shape `[1, T]` or `[T]`, or a sequence of tensors `[T_i]`): The text's tokens, or
+        model (`PreTrainedModel`): a causal language model of a supported architecture that is not looped, or one that
+            has such a part. It is not changed.
+        input_ids (`torch.Tensor` of shape `[1, T]` or `[T]`, or a sequence of tensors `[T_i]`): the text's tokens, or
             windows that are already cut (`window` then does not matter).
         ranges (`Sequence[tuple[int, int]]`): `(first, last)` layers to loop, both included; see [`layer_ranges`].
-        loops (`Sequence[int]`, *optional*, defaults to `(2,)`): The loop counts, each at least 2.
-        updates (`Sequence[str]`, *optional*, defaults to `("replace",)`): What a loop does with the core's result,
+        loops (`Sequence[int]`, *optional*, defaults to `(2,)`): the loop counts, each at least 2.
+        updates (`Sequence[str]`, *optional*, defaults to `("replace",)`): what a loop does with the core's result,
             `"replace"`, `"damped"` or both.
-        window (`int`, *optional*, defaults to 512): Tokens in a window.
-        batch_size (`int`, *optional*, defaults to 1): Windows of equal length in one pass.
-        path (`str` or `Path`, *optional*): A JSON file, written after every range. If it exists the scan goes on from
+        window (`int`, *optional*, defaults to 512): tokens in a window.
+        batch_size (`int`, *optional*, defaults to 1): windows of equal length in one pass.
+        path (`str` or `Path`, *optional*): a JSON file, written after every range. If it exists the scan goes on from
             it: what it holds is not measured again, and other ranges, loop counts and updates join it.
-        label (`str`, *optional*): The name of the scan, by default the model's.
-        progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar with the time left and the
+        label (`str`, *optional*): the name of the scan, by default the model's.
+        progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar with the time left and the
             best cell so far.
 
     Returns:
-        `LayerScan`: All cells of `path`, which may be more than were asked for now.
+        `LayerScan`: all cells of `path`, which may be more than were asked for now.
 
     Raises:
-        ValueError: If the model carries an adapter, is looped already, has no language-model head or an unsupported
+        ValueError: if the model carries an adapter, is looped already, has no language-model head or an unsupported
             architecture; if a range, a loop count or an update is not as described; if there are fewer than two
             tokens; if `path` was measured with other weights, another text or another window; if the model's own
             perplexity is not finite.
@@ -134,10 +134,10 @@ def scan_layer_ranges(
 
 
 def check_scannable(config: PreTrainedConfig) -> int:
-    """Checks by its configuration that a model can be scanned, and returns its number of layers.
+    """Check by its configuration that a model can be scanned, and return its number of layers.
 
     Raises:
-        ValueError: If the model is looped already or its architecture is not supported.
+        ValueError: if the model is looped already or its architecture is not supported.
     """
     if hasattr(config, "num_loops"):
         raise ValueError(f"model must be a plain checkpoint; {config.model_type} is looped already, sweep it instead.")
@@ -146,10 +146,10 @@ def check_scannable(config: PreTrainedConfig) -> int:
 
 
 def check_scan_loops(loops: Sequence[int]) -> list[int]:
-    """Returns loop counts ascending after checking them.
+    """Return loop counts ascending after checking them.
 
     Raises:
-        ValueError: If one is not an integer of at least 2, or is named twice.
+        ValueError: if one is not an integer of at least 2, or is named twice.
     """
     loops = check_loops(loops)
     if 1 in loops:
@@ -158,7 +158,7 @@ def check_scan_loops(loops: Sequence[int]) -> list[int]:
 
 
 def text_settings(windows: Sequence[torch.Tensor], window: int) -> dict[str, Any]:
-    """The part of a scan's settings that the text decides, from its windows of token ids."""
+    """Return the part of a scan's settings that depends on the text, from its windows of token ids."""
     digest = hashlib.sha256()
     for tokens in windows:
         digest.update(len(tokens).to_bytes(8, "little") + tokens.long().cpu().numpy().tobytes())
@@ -166,7 +166,7 @@ def text_settings(windows: Sequence[torch.Tensor], window: int) -> dict[str, Any
 
 
 def model_settings(model: PreTrainedModel) -> dict[str, Any]:
-    """The part of a scan's settings that the model decides: its type and digests of its configuration and weights.
+    """Return the part of a scan's settings that depends on the model: its type, digests of configuration and weights.
 
     Of every weight the name, the shape and a few hundred values spread over it are read, so that a large model takes
     no longer than a small one. Of weights that a quantizer packed, only the name and the shape.
@@ -197,7 +197,7 @@ def _sample(weight: torch.Tensor) -> torch.Tensor:
 def _missing_counts(
     scan: LayerScan | None, ranges: Sequence[tuple[int, int]], loops: list[int], updates: Sequence[str]
 ) -> dict[tuple[int, int], Counts]:
-    """The loop counts still to be measured, by range and update."""
+    """Return the loop counts still to be measured, by range and update."""
     measured = {cell.key for cell in scan.cells} if scan is not None else set()
     missing = {}
     for first, last in ranges:
@@ -237,13 +237,13 @@ class _Bar:
         self.bar.close()
 
     def announce(self) -> None:
-        """Says how long the scan will take, once the base model's pass has shown how long a layer takes."""
+        """Set the expected time, once the base model's pass has shown how long a layer takes."""
         if not self.bar.disable:
             seconds = (time.monotonic() - self.start) * self.total / self.bar.n
             self.bar.write(f"{self.num_ranges} ranges to measure, about {_duration(seconds)}", file=sys.stderr)
 
     def show_best(self, scan: LayerScan) -> None:
-        """Counts a range as done."""
+        """Count a range as done."""
         self.num_done += 1
         best = scan.best(1)[0]
         self.bar.set_postfix_str(

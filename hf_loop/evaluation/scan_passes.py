@@ -1,4 +1,4 @@
-"""The passes of a layer scan: what ranges share is run once. How many layer calls that saves is told in `scan.py`."""
+"""The passes of a layer scan, which run once what ranges share. `scan.py` says how many layer calls that saves."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +18,13 @@ LOGITS_PER_CHUNK = 2**24
 
 
 def count_layer_calls(first: int, last: int, counts: dict[str, list[int]], num_layers: int, calls_of_head: int) -> int:
-    """Layer calls for one window and one range, with each reading of the logits counted as `calls_of_head`.
+    """Count the layer calls for one window and one range; the head counts as `calls_of_head` each time it runs.
 
     Args:
         first, last (`int`): The range.
-        counts (`dict[str, list[int]]`): The loop counts by update.
-        num_layers (`int`): Layers of the model.
-        calls_of_head (`int`): What the head costs, in layer calls.
+        counts (`dict[str, list[int]]`): the loop counts by update.
+        num_layers (`int`): layers of the model.
+        calls_of_head (`int`): what the head costs, in layer calls.
     """
     num_core, num_coda = last - first + 1, num_layers - 1 - last
     readouts = sum(len(loops) for loops in counts.values())
@@ -38,10 +38,10 @@ class ScanPasses:
     Making one runs the base model once over all batches. The model must be in evaluation mode, without gradients.
 
     Args:
-        model (`PreTrainedModel`): A causal language model of a supported architecture.
-        batches (`Sequence[torch.Tensor]`): Token ids, `[B, T]` each.
-        boundaries (`set[int]`): The layers whose input is kept; the number of layers stands for the last one's output.
-        on_calls (`Callable[[int], object]`): Told of layer calls as they are made.
+        model (`PreTrainedModel`): a causal language model of a supported architecture.
+        batches (`Sequence[torch.Tensor]`): token ids, `[B, T]` each.
+        boundaries (`set[int]`): the layers whose input is kept; the number of layers stands for the last one's output.
+        on_calls (`Callable[[int], object]`): told of layer calls as they are made.
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class ScanPasses:
 
     @property
     def base_perplexity(self) -> float:
-        """Perplexity of the model as it is."""
+        """Return the perplexity of the model as it is."""
         return exp_or_infinity(float(torch.cat(self.base_losses).double().mean()))
 
     def measure(self, first: int, last: int, counts: dict[str, list[int]]) -> list[ScanCell]:
-        """The cells of one range, whose ends must be among the boundaries.
+        """Measure the cells of one range, whose ends must be among the boundaries.
 
         Args:
             first, last (`int`): The range.
-            counts (`dict[str, list[int]]`): The loop counts by update, ascending.
+            counts (`dict[str, list[int]]`): the loop counts by update, ascending.
         """
         losses: dict[tuple[str, int], list[torch.Tensor]] = {}
         for batch, states in zip(self.batches, self.states, strict=True):
@@ -148,7 +148,7 @@ class ScanPasses:
 
 
 def calls_of_head(model: PreTrainedModel) -> int:
-    """What the head costs, in calls of an average layer, by its number of weights; for estimates of time."""
+    """Estimate the cost of the head in calls of an average layer, by its number of weights."""
     layers = _backbone(model).layers
     per_layer = sum(parameter.numel() for layer in layers for parameter in layer.parameters()) / len(layers)
     head: Any = model.get_output_embeddings()

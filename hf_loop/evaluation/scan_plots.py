@@ -27,7 +27,7 @@ UPDATE_NAMES = {"replace": "plain repetition", "damped": "damped"}
 
 
 def plot_layer_scan(scan: LayerScan, path: str | Path, *, title: str | None = None) -> None:
-    """Draws a layer scan as heat maps into an image file, one panel for each update and loop count.
+    """Draw a layer scan as heat maps into an image file, one panel for each update and loop count.
 
     A panel's columns are the last looped layer, its rows the first one; so short ranges lie along the diagonal and
     long ones in the lower right corner. The colour is the perplexity over the base model's, on a logarithmic scale
@@ -35,12 +35,12 @@ def plot_layer_scan(scan: LayerScan, path: str | Path, *, title: str | None = No
     measured are grey.
 
     Args:
-        scan (`LayerScan`): The measurement.
-        path (`str` or `Path`): The file; its ending picks the format (`.png`, `.svg`, `.pdf`).
-        title (`str`, *optional*): The figure's title, by default the scan's label and the base perplexity.
+        scan (`LayerScan`): the measurement.
+        path (`str` or `Path`): the file; its ending picks the format (`.png`, `.svg`, `.pdf`).
+        title (`str`, *optional*): the figure's title, by default the scan's label and the base perplexity.
 
     Raises:
-        ValueError: If the scan holds no cell.
+        ValueError: if the scan holds no cell.
     """
     if not scan.cells:
         raise ValueError("scan holds no cells; there is nothing to draw.")
@@ -74,7 +74,7 @@ def plot_layer_scan(scan: LayerScan, path: str | Path, *, title: str | None = No
 
 
 def _norm(scan: LayerScan) -> "LogNorm":
-    """Colours symmetric about 1, as wide as most cells need."""
+    """Return a colour scale that is symmetric about 1 and wide enough for most cells."""
     from matplotlib.colors import LogNorm
 
     distances = sorted(abs(math.log(scan.ratio(cell))) for cell in scan.cells if math.isfinite(cell.perplexity))
@@ -88,14 +88,14 @@ def _draw_panel(
 ) -> None:
     columns = sorted({cell.last for cell in cells})
     rows = sorted({cell.first for cell in cells})
-    # what was not measured is grey, what runs backwards is no range and stays white
+    # ranges that were not measured are grey; pairs that are no range (last < first) stay white
     for y, first in enumerate(rows):
         for x, last in enumerate(columns):
             if first <= last:
                 _fill(axes, x, y, NOT_MEASURED)
     for cell in cells:
         x, y, ratio = columns.index(cell.last), rows.index(cell.first), scan.ratio(cell)
-        # an infinite ratio has no place on the scale; it is drawn as the scale's end
+        # draw an infinite ratio as the end of the scale
         shade = float(norm(min(ratio, WIDEST_RATIO)))
         _fill(axes, x, y, colormap(shade))
         if len(columns) <= MAX_COLUMNS_WITH_NUMBERS:
@@ -104,7 +104,7 @@ def _draw_panel(
             axes.text(x, y, text, color=color, fontsize=6, horizontalalignment="center", verticalalignment="center")
     best = min(cells, key=lambda cell: cell.perplexity)
     x, y = columns.index(best.last), rows.index(best.first)
-    # black on white, to be seen on pale and on dark cells
+    # black on white is visible on pale and on dark cells
     _fill(axes, x, y, "none", edgecolor="white", linewidth=4)
     _fill(axes, x, y, "none", edgecolor="black", linewidth=1.8)
     caption = f"best: {best.first}-{best.last}, {scan.ratio(best):.3f} of the base"

@@ -1,4 +1,4 @@
-"""What a scan over layer ranges measured, and the file that lets it go on after an interruption."""
+"""The results of a scan over layer ranges, in a file from which an interrupted scan goes on."""
 
 import csv
 import io
@@ -22,14 +22,15 @@ class ScanCell:
     """The perplexity with one range of layers looped.
 
     Args:
-        first (`int`): The first looped layer, counted from 0.
-        last (`int`): The last looped layer; the range includes it.
-        num_loops (`int`): How often the range ran.
+        first (`int`): the first looped layer, counted from 0.
+        last (`int`): the last looped layer; the range includes it.
+        num_loops (`int`): how often the range ran.
         update (`str`): `"replace"` or `"damped"`, as `loop_update` of [`LoopedConfig`].
-        perplexity (`float`): On all predicted tokens.
-        standard_error (`float`): Standard error of the mean difference between this cell's and the base model's
-            negative log-likelihood of a token, as if tokens were independent. Times the ratio it is the uncertainty of
-            the ratio, which is much smaller than that of either perplexity: both are of the same tokens.
+        perplexity (`float`): on all predicted tokens.
+        standard_error (`float`): standard error of the mean difference between this cell's and the base model's
+            negative log-likelihood of a token, as if tokens were independent. Times the ratio, it is the uncertainty
+            of the ratio. That is much smaller than the uncertainty of either perplexity, since both are measured on
+            the same tokens.
     """
 
     first: int
@@ -50,14 +51,14 @@ class LayerScan:
     """Perplexities of one pretrained model on one text with different ranges of its layers looped.
 
     Args:
-        label (`str`): What was measured, as the figure names it.
-        num_layers (`int`): Layers of the model.
-        num_tokens (`int`): Predicted tokens.
-        base_perplexity (`float`): Perplexity of the model as it is, which is what one loop of any range gives.
-        settings (`dict`): What the numbers depend on besides the range: digests of the weights, the configuration
-            and the text, the type of the weights, the window. Cells under other settings cannot be compared.
-        cells (`list[ScanCell]`): What was measured.
-        versions (`dict[str, str]`): Package versions; by default those of the running process.
+        label (`str`): what was measured, as the figure names it.
+        num_layers (`int`): layers of the model.
+        num_tokens (`int`): predicted tokens.
+        base_perplexity (`float`): perplexity of the model as it is, which is what one loop of any range gives.
+        settings (`dict`): what the numbers depend on besides the range: digests of the weights, the configuration and
+            the text, the type of the weights, the window. Cells under other settings cannot be compared.
+        cells (`list[ScanCell]`): what was measured.
+        versions (`dict[str, str]`): package versions; by default those of the running process.
     """
 
     label: str
@@ -73,11 +74,11 @@ class LayerScan:
         return cell.perplexity / self.base_perplexity
 
     def best(self, count: int | None = None) -> list[ScanCell]:
-        """Cells by ascending perplexity, the first `count` of them or all."""
+        """Return the cells by ascending perplexity, the first `count` of them or all."""
         return sorted(self.cells, key=lambda cell: (cell.perplexity, cell.key))[:count]
 
     def panels(self) -> dict[tuple[str, int], list[ScanCell]]:
-        """The cells by `(update, num_loops)`, plain repetition first, then by loop count."""
+        """Group the cells by `(update, num_loops)`, plain repetition first, then by loop count."""
         keys = sorted({(UPDATES.index(cell.update), cell.num_loops) for cell in self.cells})
         panels: dict[tuple[str, int], list[ScanCell]] = {(UPDATES[index], count): [] for index, count in keys}
         for cell in self.cells:
@@ -85,7 +86,7 @@ class LayerScan:
         return panels
 
     def to_csv(self) -> str:
-        """A table of all cells with their ratio to the base, best first; it ends every line with a line feed."""
+        """Return a table of all cells with their ratio to the base, best first; lines end with a line feed."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*(item.name for item in fields(ScanCell)), "ratio"])
@@ -94,7 +95,7 @@ class LayerScan:
         return text.getvalue()
 
     def save(self, path: str | Path) -> None:
-        """Writes the scan to a JSON file, whole or not at all; numbers that are not finite become `null`."""
+        """Write the scan to a JSON file, whole or not at all; numbers that are not finite become `null`."""
         cells = [
             asdict(cell) | {name: _finite(getattr(cell, name)) for name in ("perplexity", "standard_error")}
             for cell in self.cells
@@ -104,11 +105,11 @@ class LayerScan:
 
     @classmethod
     def load(cls, path: str | Path) -> "LayerScan":
-        """Reads a scan written by [`~LayerScan.save`].
+        """Read a scan written by [`~LayerScan.save`].
 
         Raises:
-            OSError: If the file cannot be read.
-            ValueError: If it does not hold a scan.
+            OSError: if the file cannot be read.
+            ValueError: if it does not hold a scan.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -123,10 +124,10 @@ class LayerScan:
             raise ValueError(f"{path} does not hold a layer scan ({error}); use another folder.") from error
 
     def check_settings(self, settings: dict[str, Any], path: str | Path) -> None:
-        """Checks that this scan, read from `path`, was measured under `settings` (some or all of them).
+        """Check that this scan, read from `path`, was measured under `settings` (some or all of them).
 
         Raises:
-            ValueError: If not; the message names what differs.
+            ValueError: if not; the message names what differs.
         """
         differences = [
             f"{name} {self.settings.get(name)} there, {value} here"
@@ -147,21 +148,21 @@ def layer_ranges(
     max_length: int | None = None,
     within: tuple[int, int] | None = None,
 ) -> list[tuple[int, int]]:
-    """Ranges of layers to try, as a regular grid over the first layer and the length.
+    """Make the ranges of layers to try, a regular grid over the first layer and the length.
 
     Args:
-        num_layers (`int`): Layers of the model.
-        stride (`int`, *optional*, defaults to 1): The step of the first layer and of the length; a stride of `n` makes
+        num_layers (`int`): layers of the model.
+        stride (`int`, *optional*, defaults to 1): the step of the first layer and of the length; a stride of `n` makes
             about `n * n` times fewer ranges.
-        min_length (`int`, *optional*, defaults to 1): The smallest number of layers in a range.
-        max_length (`int`, *optional*): The largest number of layers in a range, by default no limit.
-        within (`tuple[int, int]`, *optional*): The first and the last layer that a range may hold, by default all.
+        min_length (`int`, *optional*, defaults to 1): the smallest number of layers in a range.
+        max_length (`int`, *optional*): the largest number of layers in a range, by default no limit.
+        within (`tuple[int, int]`, *optional*): the first and the last layer that a range may hold, by default all.
 
     Returns:
         `list[tuple[int, int]]`: `(first, last)` of every range, both included, counted from 0, ascending.
 
     Raises:
-        ValueError: If an argument is out of range, or no range is left.
+        ValueError: if an argument is out of range, or no range is left.
     """
     ((low, high),) = check_ranges([within or (0, num_layers - 1)], num_layers)
     stride = check_positive_int("stride", stride)
@@ -176,10 +177,10 @@ def layer_ranges(
 
 
 def check_ranges(ranges: Sequence[tuple[int, int]], num_layers: int) -> list[tuple[int, int]]:
-    """Returns `ranges` as a list after checking it against a model of `num_layers` layers.
+    """Return `ranges` as a list after checking it against a model of `num_layers` layers.
 
     Raises:
-        ValueError: If there are none, or one runs backwards, passes the end, or is named twice.
+        ValueError: if there are none, or one runs backwards, passes the end, or is named twice.
     """
     if len(ranges) == 0:
         raise ValueError("ranges is empty; give at least one (first, last).")

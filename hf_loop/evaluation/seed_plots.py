@@ -25,19 +25,19 @@ def plot_seeds(
     trained: int | None = None,
     guessing: float | None = None,
 ) -> None:
-    """Draws the mean over seeds, in a band from the lowest to the highest, into an image file.
+    """Draw the mean over seeds, in a band from the lowest to the highest, into an image file.
 
     Args:
-        runs (`Mapping[str, Sequence[Sequence[float]]]`): For each variant, the shares of every seed at every count.
-        counts (`Sequence[int]`): The counts, which the x axis, logarithmic in base 2, has as ticks.
-        path (`str` or `Path`): The file; its ending picks the format (`.png`, `.svg`, `.pdf`).
-        x_label (`str`): What is counted.
-        y_label (`str`): What the shares are of.
-        trained (`int`, *optional*): The highest count in training, marked by a dashed line.
-        guessing (`float`, *optional*): What guessing gives, marked by a dotted line.
+        runs (`Mapping[str, Sequence[Sequence[float]]]`): for each variant, the shares of every seed at every count.
+        counts (`Sequence[int]`): the counts, which the x axis, logarithmic in base 2, has as ticks.
+        path (`str` or `Path`): the file; its ending picks the format (`.png`, `.svg`, `.pdf`).
+        x_label (`str`): what is counted.
+        y_label (`str`): what the shares are of.
+        trained (`int`, *optional*): the highest count in training, marked by a dashed line.
+        guessing (`float`, *optional*): what guessing gives, marked by a dotted line.
 
     Raises:
-        ValueError: If there are no runs, or one has not a share for every count.
+        ValueError: if there are no runs, or one lacks a share for a count.
     """
     if not runs or any(len(shares) != len(counts) for seeds in runs.values() for shares in seeds):
         raise ValueError(f"every run must have {len(counts)} shares, one for each count, and there must be runs.")

@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from hf_loop import DeepSupervisionArguments, DeepSupervisionTrainer, HierarchicalForPuzzle, HierarchicalPuzzleConfig
 from hf_loop.evaluation import measure_puzzles
-from hf_loop.evaluation.figures import clear_axes, color_of, legend_beside, new_figure, save_figure
+from hf_loop.evaluation.figures import COLORS, clear_axes, color_of, legend_beside, new_figure, save_figure
 from hf_loop.evaluation.seed_plots import plot_seeds
 from hf_loop.tasks import sudoku
 
@@ -221,6 +221,7 @@ def draw_halting(results: list[dict[str, Any]], path: Path) -> None:
             for said, share, count in run["calibration"]
         )
         style = {"marker": "o", "markersize": 3, "color": color_of(index), "label": variant}
+        style["linestyle"] = "-" if index < len(COLORS) else "--"
         by_difficulty.plot(list(segments), [mean for (mean,) in segments.values()], **style)
         calibration.plot(*zip(*shares.values()), **style)
     ticks = range(MOST_DEAD_ENDS + 1)
