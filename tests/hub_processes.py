@@ -31,7 +31,7 @@ else:
 
 
 def run_python(code: str, hub: HubServer, home: Path, expect_failure: bool = False) -> str:
-    """Runs code in a fresh process that talks to `hub`; returns its stdout, or its stderr if it should fail."""
+    """Run code in a fresh process that talks to `hub` and return its stdout, or its stderr if it should fail."""
     environment = hub.environment(HF_HOME=str(home), OMP_NUM_THREADS="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],

@@ -235,13 +235,13 @@ ROUTES: tuple[tuple[str, Callable[..., Response]], ...] = (
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """Reads a request, has the server answer it, and writes the response."""
+    """Read a request, have the server answer it, and write the response."""
 
     protocol_version = "HTTP/1.1"
     hub: HubServer
 
     def log_message(self, format: str, *args: object) -> None:
-        """Keeps the test output clean."""
+        """Keep the test output clean."""
 
     def respond(self) -> None:
         path = self.path.partition("?")[0]

@@ -70,7 +70,7 @@ def install(release: str) -> Path:
 
 
 def run_marked_tests(python: Path, report: Path) -> tuple[str, list[str]]:
-    """Counts of the marked tests, and the names of those that failed."""
+    """Return the counts of the marked tests, and the names of those that failed."""
     command = [str(python), "-m", "pytest", "-q", "-n", "2", "-m", "release and not slow", f"--junitxml={report}"]
     code = subprocess.run([*command, "tests"], cwd=ROOT).returncode
     if not report.exists():

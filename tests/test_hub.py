@@ -101,7 +101,7 @@ LoopedForCausalLM(config).push_to_hub("large")
 
 @pytest.fixture(scope="module")
 def read(hub, pushed, reader):
-    """Loads all of it in a process without hf_loop; returns what the models answer there, then pushes again."""
+    """Load all of it in a process without hf_loop, return what the models answer there, and push again."""
     output = run_python(
         BLOCK_HF_LOOP
         + ANSWER

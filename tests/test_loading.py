@@ -112,7 +112,7 @@ def whole_folders(tmp_path_factory):
 
 @pytest.fixture
 def damaged(whole_folders, tmp_path):
-    """Makes a damaged copy of a folder; returns it and the name of the tensor that is not what it was."""
+    """Make a damaged copy of a folder and return it and the name of the tensor that is not what it was."""
 
     def make(kind: str, damage: str) -> tuple[Path, str]:
         folder = tmp_path / kind
@@ -141,7 +141,7 @@ def damage_weights(file: Path, damage: str) -> str:
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-    """Runs a command on a folder, sees that it writes nothing, and returns its exit code and stderr."""
+    """Run a command on a folder, check that it writes nothing, and return its exit code and stderr."""
 
     def request_made(*arguments, **options):
         raise AssertionError("a request was made")
@@ -217,7 +217,7 @@ def test_a_whole_folder_passes(kind, whole_folders):
 
 
 def shards(folder: Path) -> Path:
-    """Stores a model in several files, and returns their index."""
+    """Store a model in several files, and return their index."""
     LlamaForCausalLM(backbone()).save_pretrained(folder, max_shard_size="60KB")
     TOKENIZER.save_pretrained(folder)
     return folder / "model.safetensors.index.json"

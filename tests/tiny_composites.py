@@ -34,9 +34,9 @@ def tiny_composite(model_type: str, seed: int = 0, **text: Any) -> PreTrainedMod
     """A model of `model_type` in evaluation mode, whose weights are large enough that computations differ visibly.
 
     Args:
-        model_type: That of the whole.
-        seed: Of the weights.
-        text: Fields of the text part.
+        model_type (`str`): that of the whole.
+        seed (`int`): of the weights.
+        text: fields of the text part.
     """
     config: Any = CONFIG_MAPPING[model_type]()
     _shrink(config)

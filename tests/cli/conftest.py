@@ -12,7 +12,7 @@ from hf_loop.tasks import shell_game
 
 @pytest.fixture
 def hf_loop(monkeypatch, capsys):
-    """Runs a command as the console script does; returns its exit code, stdout and stderr."""
+    """Run a command as the console script does and return its exit code, stdout and stderr."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["hf-loop", *map(str, arguments)])

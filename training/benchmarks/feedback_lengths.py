@@ -38,7 +38,7 @@ class Reader:
     """A model, the cache it reads into, and the processor time it has taken.
 
     Args:
-        name: One of `NAMES`.
+        name: one of `NAMES`.
     """
 
     def __init__(self, name: str) -> None:

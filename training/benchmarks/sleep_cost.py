@@ -77,7 +77,7 @@ def write_tokens(model, cache, tokens: torch.Tensor, **kwargs) -> None:
 
 
 def compare_wake_steps(model: SleepForCausalLM, plain, rounds: int) -> None:
-    """Steps in the middle of a window, at every N and of the plain model."""
+    """Time steps in the middle of a window, at every N and of the plain model."""
     start, steps = random_ids(WINDOW + NUM_OPEN), random_ids(NUM_STEPS)
     caches = {n: model(start, use_cache=True, num_sleep_passes=n).cache for n in PASSES}
     plain_cache = cache_of(plain(start[:, -NUM_OPEN:], use_cache=True))

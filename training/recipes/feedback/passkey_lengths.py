@@ -56,7 +56,7 @@ EVAL_TOKENS = 2**19
 
 
 def main() -> None:
-    """Runs what has not been run, or draws what has."""
+    """Run what has not been run, or draw what has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where results.jsonl is, or will be")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))

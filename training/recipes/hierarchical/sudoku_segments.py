@@ -52,7 +52,7 @@ SEGMENTS = (1, 2, 4, 8, 16, 32)
 
 
 def main() -> None:
-    """Runs what has not been run, or draws what has."""
+    """Run what has not been run, or draw what has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where results.jsonl is, or will be")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def plot(results: list[dict[str, Any]], folder: Path) -> None:
-    """Writes the tables and the figures of runs of the same options."""
+    """Write the tables and the figures of runs of the same options."""
     # several processes write their lines in any order
     results = sorted(results, key=lambda result: (list(VARIANTS).index(result["variant"]), result["seed"]))
     if not results:

@@ -23,7 +23,7 @@ WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDe
 
 
 def main(folder: Path) -> None:
-    """Writes the files into `folder`."""
+    """Write the files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     reference = "\n\n".join(topics[name] for name in sorted(topics))
     (folder / "topics.txt").write_text(reference, encoding="utf-8")

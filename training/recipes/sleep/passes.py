@@ -55,7 +55,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Runs what has not been run, or draws what has."""
+    """Run what has not been run, or draw what has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("folder", type=Path, help="where results.jsonl is, or will be")

@@ -34,7 +34,7 @@ TASK: dict[str, Any] = {"block_size": WINDOW, "pairs_per_block": 2, "num_queries
 
 
 def main() -> None:
-    """Runs what has not been run, or draws what has."""
+    """Run what has not been run, or draw what has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where results.jsonl is, or will be")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))

@@ -20,9 +20,9 @@ def finish_runs(path: Path, runs: Iterable[dict[str, Any]], make: Callable[[dict
     """Make every run that has no line in `path` yet, and write its line.
 
     Args:
-        path: The file of finished runs, one JSON object a line.
-        runs: What is chosen in each run.
-        make: Makes a run and returns what it came to.
+        path (`Path`): the file of finished runs, one JSON object a line.
+        runs (`Iterable[dict[str, Any]]`): what is chosen in each run.
+        make (`Callable`): makes a run and returns what it came to.
     """
     for run in runs:
         if any(run.items() <= result.items() for result in read_results(path)):
