@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..models.checks import check_positive_int
+from ..models.puzzle_loss import IGNORE_INDEX
 from .curves import LoopCurve, check_loops
 from .running import evaluation_mode
 
@@ -80,13 +81,13 @@ def _padded_batches(
         ]
         for index, row_labels in enumerate(labels, start):
             # the first token has nothing before it to be predicted from
-            if not (row_labels[1:] != -100).any():
+            if not (row_labels[1:] != IGNORE_INDEX).any():
                 raise ValueError(f"Row {index} of dataset has no labelled token after the first; nothing to score.")
         pad = torch.nn.utils.rnn.pad_sequence
         yield {
             "input_ids": pad(input_ids, batch_first=True),
             "attention_mask": pad(masks, batch_first=True),
-            "labels": pad(labels, batch_first=True, padding_value=-100),
+            "labels": pad(labels, batch_first=True, padding_value=IGNORE_INDEX),
         }
 
 
@@ -97,7 +98,7 @@ def _count_correct(model: PreTrainedModel, batch: dict[str, torch.Tensor], num_l
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], num_loops=num_loops, use_cache=False
     ).logits
     labels = batch["labels"][:, 1:]
-    scored = labels != -100
+    scored = labels != IGNORE_INDEX
     correct = (logits[:, :-1].argmax(-1) == labels) | ~scored
     last_scored = scored.shape[1] - 1 - scored.flip(1).int().argmax(1)
     last = correct.gather(1, last_scored[:, None])

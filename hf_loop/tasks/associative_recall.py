@@ -17,21 +17,12 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerFast
 
-from .blocks import (
-    IGNORE_INDEX,
-    check_integers,
-    check_share,
-    draw_split,
-    ragged_dataset,
-    row_lengths,
-    stretches,
-)
+from .blocks import check_integers, check_share, draw_split, ragged_dataset, row_lengths, stretches
 from .counts import plain_counts
-from .tokenizer import BOS_TOKEN, SPECIAL_TOKENS, word_tokenizer
+from .tokenizer import BOS_ID, IGNORE_INDEX, SPECIAL_TOKENS, word_tokenizer
 
 
 FILL, QUESTION = ".", "?"
-BOS_ID = list(SPECIAL_TOKENS.values()).index(BOS_TOKEN)
 # words follow the special tokens in the order that `word_tokenizer` is given them
 FILL_ID, QUESTION_ID = len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + 1
 FIRST_KEY_ID = QUESTION_ID + 1

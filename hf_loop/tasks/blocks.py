@@ -9,7 +9,6 @@ from datasets import Dataset
 from .counts import whole_number
 
 
-IGNORE_INDEX = -100
 # one row in so many is a test row
 TEST_SHARE = 8
 MANY_CODES = 1_000_000

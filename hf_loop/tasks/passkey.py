@@ -16,16 +16,15 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerFast
 
-from .blocks import IGNORE_INDEX, check_integers, check_share, draw_codes, ragged_dataset, row_lengths, stretches
+from .blocks import check_integers, check_share, draw_codes, ragged_dataset, row_lengths, stretches
 from .counts import plain_counts
-from .tokenizer import SPECIAL_TOKENS, word_tokenizer
+from .tokenizer import BOS_ID, IGNORE_INDEX, SPECIAL_TOKENS, word_tokenizer
 
 
 KEY_MARK, QUESTION_MARK = "!", "?"
 # the id of the word that follows the special tokens, which is the first that `word_tokenizer` is given
 KEY_ID, QUESTION_ID = len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + 1
 FIRST_SYMBOL_ID = QUESTION_ID + 1
-BOS_ID = list(SPECIAL_TOKENS).index("bos_token")
 
 
 @plain_counts

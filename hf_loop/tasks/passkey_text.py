@@ -10,15 +10,9 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from .blocks import (
-    IGNORE_INDEX,
-    check_integers,
-    check_share,
-    draw_codes,
-    ragged_dataset,
-    row_lengths,
-)
+from .blocks import check_integers, check_share, draw_codes, ragged_dataset, row_lengths
 from .counts import plain_counts
+from .tokenizer import IGNORE_INDEX
 
 
 INTRODUCTION = (

@@ -17,9 +17,9 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerFast
 
-from .blocks import IGNORE_INDEX, check_integers, draw_split, ragged_dataset
+from .blocks import check_integers, draw_split, ragged_dataset
 from .counts import plain_counts
-from .tokenizer import SPECIAL_TOKENS, word_tokenizer
+from .tokenizer import IGNORE_INDEX, SPECIAL_TOKENS, word_tokenizer
 
 
 # words follow the special tokens in the order that `word_tokenizer` is given them

@@ -24,10 +24,9 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerFast
 
 from .counts import plain_counts, whole_number
-from .tokenizer import BOS_TOKEN, word_tokenizer
+from .tokenizer import BOS_TOKEN, IGNORE_INDEX, word_tokenizer
 
 
-IGNORE_INDEX = -100
 # one game in so many is a test game
 TEST_SHARE = 8
 MANY_GAMES = 10_000

@@ -11,6 +11,10 @@ from transformers import PreTrainedTokenizerFast
 
 BOS_TOKEN, UNK_TOKEN = "<bos>", "<unk>"
 SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": BOS_TOKEN, "eos_token": "<eos>", "unk_token": UNK_TOKEN}
+# of a tokenizer that `word_tokenizer` built
+BOS_ID = list(SPECIAL_TOKENS.values()).index(BOS_TOKEN)
+# the label of a token that is not scored, as everywhere in transformers
+IGNORE_INDEX = -100
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:

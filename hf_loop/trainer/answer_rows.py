@@ -14,9 +14,9 @@ from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from ..models.checks import check_positive_int
+from ..models.puzzle_loss import IGNORE_INDEX
 
 
-IGNORE_INDEX = -100
 SEGMENT_MARK = "[repeat random segment]:"
 
 

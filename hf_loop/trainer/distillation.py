@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch.nn.functional import log_softmax
 
+from ..models.puzzle_loss import IGNORE_INDEX
+
 
 # logits of so many tokens are in float32 at once
 TOKENS_PER_CHUNK = 256
@@ -45,7 +47,7 @@ def distillation_loss(
             f"got {list(teacher_logits.shape)}"
         )
     scored = torch.zeros_like(labels, dtype=torch.bool)
-    scored[:, :-1] = labels[:, 1:] != -100
+    scored[:, :-1] = labels[:, 1:] != IGNORE_INDEX
     rows = scored.flatten().nonzero().squeeze(1)
     total = _Divergence.apply(student_logits.flatten(0, 1), teacher_logits.flatten(0, 1), rows, temperature)
     count = rows.numel() if num_items_in_batch is None else num_items_in_batch

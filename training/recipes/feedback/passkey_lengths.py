@@ -23,6 +23,7 @@ from hf_loop import FeedbackConfig, FeedbackForCausalLM
 from hf_loop.evaluation.seed_plots import plot_seeds
 from hf_loop.loading import load_pretrained
 from hf_loop.tasks import passkey
+from hf_loop.tasks.tokenizer import IGNORE_INDEX
 from hf_loop.trainer import RandomStatePassing
 
 
@@ -139,7 +140,7 @@ def exact_accuracy(model: FeedbackForCausalLM, rows: Dataset) -> float:
     """Share of rows of one length whose whole key is the model's most probable answer, symbol by symbol."""
     model.eval()
     input_ids, labels = torch.tensor(rows["input_ids"]), torch.tensor(rows["labels"])
-    answers = int((labels[0] != -100).sum())
+    answers = int((labels[0] != IGNORE_INDEX).sum())
     num_right = 0
     for ids in input_ids.split(max(1, EVAL_TOKENS // input_ids.shape[1])):
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=answers + 1).logits

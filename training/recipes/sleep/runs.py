@@ -11,6 +11,8 @@ import torch
 from datasets import Dataset
 from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
+from hf_loop.tasks.tokenizer import IGNORE_INDEX
+
 
 # tokens of a batch in evaluation
 EVAL_TOKENS = 2**14
@@ -81,7 +83,7 @@ def answers(model: PreTrainedModel, rows: Dataset) -> np.ndarray:
     size = max(1, EVAL_TOKENS // input_ids.shape[1])
     for ids, row_labels in zip(input_ids.split(size), labels.split(size)):
         best = model(input_ids=ids, use_cache=False).logits[:, :-1].argmax(-1)
-        predicted.append(best[row_labels[:, 1:] != -100].view(len(ids), -1))
+        predicted.append(best[row_labels[:, 1:] != IGNORE_INDEX].view(len(ids), -1))
     return torch.cat(predicted).numpy()
 
 
