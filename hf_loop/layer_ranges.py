@@ -23,7 +23,7 @@ class LayerPlan:
         return [*self.prelude, *self.core, *self.coda]
 
 
-def parse_layer_range(text: str, name: str = "core_layers") -> range:
+def parse_layer_range(text: str | int, name: str = "core_layers") -> range:
     """Read a layer range such as `10-19` or `15` (counted from 0, both ends included).
 
     Args:
@@ -44,7 +44,7 @@ def parse_layer_range(text: str, name: str = "core_layers") -> range:
 def plan_layers(
     num_layers: int,
     num_prelude_layers: int | None = None,
-    core_layers: str | None = None,
+    core_layers: str | int | None = None,
     num_coda_layers: int | None = None,
 ) -> LayerPlan:
     """Split the layers of a decoder.

@@ -1,12 +1,13 @@
 """`hf-loop convert`: a published looped checkpoint as a model folder of this library."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..field_values import parse_field_values
+from .options import FieldValues
 from .save import check_new_folder, size_on_disk, whole_folder
 
 
@@ -17,18 +18,16 @@ if TYPE_CHECKING:
 def convert(
     source: Annotated[str, typer.Argument(help="The published checkpoint: a folder, or a repository on the Hub.")],
     output_dir: Annotated[Path, typer.Argument(help="Where the converted model goes; new or empty.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="FIELD=VALUE", help="A field of the configuration to set otherwise; may be repeated."
-        ),
-    ] = None,
+    set_: FieldValues = None,
     dtype: Annotated[
         str | None, typer.Option(help="Type of the weights, such as bfloat16; by default as they are stored.")
     ] = None,
 ) -> None:
     """Convert Huginn, Ouro, looped Nanbeige, Parcae, HRM, TRM, HRM-Text or retrofitted recurrence."""
-    overrides = parse_overrides(set_ or [])
+    overrides = parse_field_values(set_ or [])
+    # `dtype` is a field like others, but what it means is the type of the weights
+    if "dtype" in overrides:
+        raise ValueError("--set: give the type of the weights as --dtype.")
     check_new_folder(output_dir)
 
     from rich.console import Console
@@ -50,29 +49,6 @@ def convert(
     print_facts(console, model, output_dir)
 
 
-def parse_overrides(texts: list[str]) -> dict[str, Any]:
-    """Reads `FIELD=VALUE` pairs; a value is JSON where it can be read as such, and otherwise text.
-
-    Raises:
-        ValueError: If an entry is no pair, or names a field again.
-    """
-    overrides: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise ValueError(f"--set: {text!r} is not a setting; give FIELD=VALUE, as in num_loops=8.")
-        if name in overrides:
-            raise ValueError(f"--set: {name} is set twice.")
-        try:
-            overrides[name] = json.loads(value)
-        except ValueError:
-            overrides[name] = value
-    # `dtype` is a field like others, but what it means is the type of the weights
-    if "dtype" in overrides:
-        raise ValueError("--set: give the type of the weights as --dtype.")
-    return overrides
-
-
 def parse_dtype(name: str | None) -> Any:
     """The floating-point type of a name, as torch has it.
 
@@ -89,22 +65,16 @@ def parse_dtype(name: str | None) -> Any:
     return dtype
 
 
-def describe_schedule(config: Any) -> str:
-    """The layers of a model and how often they run."""
-    if hasattr(config, "num_stack_layers"):
-        cycles = f"{config.num_loops} slow cycles of {config.low_cycles} fast ones"
-        return f"{config.num_stack_layers} in each stack, {cycles}"
-    layers = f"{config.num_prelude_layers}+{config.num_core_layers}+{config.num_coda_layers}"
-    return f"{layers} (prelude, core, coda), {config.num_loops} loops"
-
-
 def print_facts(console: Any, model: "PreTrainedModel", output_dir: Path) -> None:
     """What the model is, how large it is, and what to run next."""
-    config = model.config
+    from ..models import family_of
+
+    config: Any = model.config
+    family: Any = family_of(config)
     lines = [
         f"model type  {config.model_type} over {config.backbone_config.model_type}",
         f"parameters  {model.num_parameters():,} in {str(model.dtype).removeprefix('torch.')}",
-        f"layers      {describe_schedule(config)}",
+        f"schedule    {family.describe(config)}",
         f"size        {size_on_disk(output_dir)} in {output_dir}",
     ]
     if not model.can_generate():

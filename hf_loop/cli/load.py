@@ -105,8 +105,12 @@ def load_recurrent_model(name: str, layers: LayerRange | None = None) -> "PreTra
     # refuse a range that does not fit before the weights are read
     layers.plan(config.num_hidden_layers)
     base = load_plain_model(name)
-    looped = retrofit(base, num_prelude_layers=layers.prelude, core_layers=layers.core, num_coda_layers=layers.coda)
-    return looped.eval()
+    given: dict[str, Any] = {
+        "num_prelude_layers": layers.prelude,
+        "core_layers": layers.core,
+        "num_coda_layers": layers.coda,
+    }
+    return retrofit(base, num_loops=1, **given).eval()
 
 
 def load_config(name: str) -> "PreTrainedConfig":

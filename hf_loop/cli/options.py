@@ -21,6 +21,11 @@ Core = Annotated[
     ),
 ]
 
+FieldValues = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="A field of the configuration; may be repeated."),
+]
+
 
 def parse_loops(text: str) -> list[int]:
     """Read a list of loop counts such as `1,2,4,8`.

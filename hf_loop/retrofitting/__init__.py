@@ -2,21 +2,8 @@
 
 from .conversion import convert
 from .families import retrofit
-from .feedback import retrofit_feedback
 from .loop_adapter import add_loop_lora, load_loop_adapter, save_loop_adapter
-from .looped import retrofit_looped
-from .sleep import retrofit_sleep
 from .unrolling import unroll
 
 
-__all__ = [
-    "add_loop_lora",
-    "convert",
-    "load_loop_adapter",
-    "retrofit",
-    "retrofit_feedback",
-    "retrofit_looped",
-    "retrofit_sleep",
-    "save_loop_adapter",
-    "unroll",
-]
+__all__ = ["add_loop_lora", "convert", "load_loop_adapter", "retrofit", "save_loop_adapter", "unroll"]

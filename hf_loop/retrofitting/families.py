@@ -1,69 +1,50 @@
 """The one entrance to every way of making a recurrent model out of a pretrained one."""
 
+import copy
 import inspect
 import os
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, overload
+from collections.abc import Callable
+from dataclasses import fields as dataclass_fields
+from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..models import FeedbackForCausalLM, LoopedForCausalLM, SleepForCausalLM
+from ..field_values import check_names, check_types, field_types
+from ..models import FAMILIES, Family, family_of
 from .feedback import retrofit_feedback
-from .looped import retrofit_looped
-from .moving import open_base
-from .sleep import retrofit_sleep
+from .looped import looped_config, retrofit_looped
+from .moving import move_into, open_base
 
 
-FAMILIES: dict[str, Callable[..., Any]] = {
-    "looped": retrofit_looped,
-    "feedback": retrofit_feedback,
-    "sleep": retrofit_sleep,
-}
+# what makes the model, for families where that is more than to move the modules of the original
+MAKERS: dict[str, Callable[..., Any]] = {"looped": retrofit_looped, "feedback": retrofit_feedback}
+# what makes the configuration out of the original's, where that is more than to put it inside. The arguments by
+# keyword that it names are given as fields are, whether the family's configuration has them or not
+CONFIGURATIONS: dict[str, Callable[..., Any]] = {"looped": looped_config}
 
 
-@overload
-def retrofit(
-    model_or_path: PreTrainedModel | str | os.PathLike, family: Literal["looped"] = "looped", **options: Any
-) -> LoopedForCausalLM: ...
-@overload
-def retrofit(
-    model_or_path: PreTrainedModel | str | os.PathLike, family: Literal["feedback"], **options: Any
-) -> FeedbackForCausalLM: ...
-@overload
-def retrofit(
-    model_or_path: PreTrainedModel | str | os.PathLike, family: Literal["sleep"], **options: Any
-) -> SleepForCausalLM: ...
-def retrofit(
-    model_or_path: PreTrainedModel | str | os.PathLike, family: str = "looped", **options: Any
-) -> PreTrainedModel:
+def retrofit(model_or_path: PreTrainedModel | str | os.PathLike, family: str = "looped", **fields: Any) -> Any:
     """Run the layers of a pretrained causal model on the schedule of another family.
 
-    The modules move: no weight is copied, and the model passed in should not be used afterwards.
+    The modules move: no weight is copied, and the model passed in should not be used afterwards. A looped model at one
+    loop is the original, a feedback model without a memory and with all segments, and a sleep model in its first
+    window; what is special about a family is in its module of `hf_loop.retrofitting`.
 
     Args:
         model_or_path (`PreTrainedModel` or `str`): a causal model of a supported backbone, quantized or not, or where
             to load one from.
-        family (`str`): the kind of recurrent model.
-        options: what the family takes, each with a default; `retrofit_looped`, `retrofit_feedback` and
-            `retrofit_sleep` in `hf_loop.retrofitting` say what they mean.
-
-            - `"looped"`: `num_prelude_layers`, `num_coda_layers`, `core_layers`, `num_loops`, `injection`,
-              `state_init`, `loop_update`, `loop_norm`, `fold`, `loop_lora_rank`, `loop_lora_beyond`,
-              `loop_lora_target_modules`, `loop_lora_vectors`. At one loop it is the original.
-            - `"feedback"`: `block_size`, `num_memory_segments`, `feedback_length`, `feedback_source`,
-              `feedback_init`, `zero_first_residual`, `stop_gradient`, `random_state_passing`,
-              `random_position_offset`. Without a memory and with all segments it is the original.
-            - `"sleep"`: `sleep_window`, `num_sleep_passes`, `eviction`, `sleep_layers`, `reset_conv`,
-              `position_mode`, `fast_weight_layers`, `fast_weight_rule`, `fast_weight_num_heads`,
-              `fast_weight_head_dim`, `num_backprop_windows`, `sleep_over_labels`. In one window it is the original.
+        family (`str`): the kind of recurrent model, by the name that its record has (`hf_loop.models.FAMILIES`).
+        fields: fields of the family's configuration, such as [`FeedbackConfig`]; those that are not given have the
+            configuration's defaults. For `"looped"` also which layers loop, see
+            [`looped_config`](hf_loop.retrofitting.looped.looped_config).
 
     Returns:
-        `LoopedForCausalLM`, `FeedbackForCausalLM` or `SleepForCausalLM`, on the device and in the dtype of the
-        original.
+        `PreTrainedModel`: the family's causal language model, such as [`LoopedForCausalLM`], on the device and in the
+        dtype of the original.
 
     Raises:
-        ValueError: there is no such family, an option is not the family's or is refused by it, the model is recurrent
-            already, or its architecture is not supported.
+        ValueError: there is no such family, a field is not the family's, of another type or refused by its
+            configuration, the model is recurrent already, or its architecture is not supported.
 
     Example:
 
@@ -75,31 +56,62 @@ def retrofit(
     >>> sleeper = hf_loop.retrofit("path/or/repository", "sleep", sleep_window=512, num_sleep_passes=2)
     ```
     """
-    check_options(family, options)
-    return FAMILIES[family](open_base(model_or_path), **options)
+    check_fields(family, fields)
+    base = open_base(model_or_path)
+    make = MAKERS.get(family)
+    return move_into(FAMILIES[family].causal, base, fields) if make is None else make(base, **fields)
 
 
-def check_options(family: str, options: Iterable[str]) -> None:
-    """Refuse options that a family does not have, before anything is loaded.
+def check_fields(family: str, fields: dict[str, Any], config: PreTrainedConfig | None = None) -> None:
+    """Refuse what [`retrofit`] would refuse, before weights are read.
 
     Args:
         family (`str`): the kind of recurrent model.
-        options (`Iterable[str]`): the names of the options.
+        fields (`dict`): values by the names of their fields.
+        config (`PreTrainedConfig`, *optional*): the original's; with it the fields are held to one another, too.
 
     Raises:
-        ValueError: there is no such family, or an option is not the family's.
+        ValueError: there is no such family, a field is not the family's, of another type, or refused, or `config` is
+            of a recurrent model.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"`family` must be {' or '.join(map(repr, FAMILIES))}, got {family!r}")
-    for name in options:
-        owners = [owner for owner in FAMILIES if name in _option_names(owner)]
-        if family not in owners:
-            belongs = (
-                f"it belongs to {owners[0]!r}" if owners else f"its options are {', '.join(_option_names(family))}"
-            )
-            raise ValueError(f"`{name}` is no option of the family {family!r}: {belongs}")
+    record = find_family(family)
+    known = {name: hint for name, (hint, _) in retrofit_fields(record).items()}
+    for name in fields:
+        owners = [other for other in FAMILIES if name in retrofit_fields(FAMILIES[other])]
+        if name not in known and owners:
+            raise ValueError(f"`{name}` is no field of the family {family!r}: it belongs to {owners[0]!r}")
+    check_names(fields, known, f"the family {family!r}", "field")
+    check_types(fields, known)
+    if config is not None:
+        already = family_of(config)
+        if already is not None:
+            raise ValueError(f"`model_or_path` is a {already.name} model already")
+        make: Any = CONFIGURATIONS.get(family, record.config)
+        make(backbone_config=copy.deepcopy(config), **fields)
 
 
-def _option_names(family: str) -> list[str]:
-    # the first parameter is the model
-    return list(inspect.signature(FAMILIES[family]).parameters)[1:]
+def retrofit_fields(record: Family) -> dict[str, tuple[Any, Any]]:
+    """The fields that [`retrofit`] takes for a family, each with its type and its default.
+
+    Args:
+        record (`Family`): the record of the family.
+    """
+    types, defaults = field_types(record.config), {item.name: item.default for item in dataclass_fields(record.config)}
+    found = {name: (types[name], defaults[name]) for name in record.own_fields}
+    if record.name in CONFIGURATIONS:
+        for parameter in inspect.signature(CONFIGURATIONS[record.name]).parameters.values():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                found[parameter.name] = (parameter.annotation, parameter.default)
+    return found
+
+
+def find_family(family: str) -> Family:
+    """The record of a family of language models.
+
+    Raises:
+        ValueError: there is no such family.
+    """
+    names = [name for name, record in FAMILIES.items() if record.causal is not None]
+    if family not in names:
+        raise ValueError(f"`family` must be one of {', '.join(map(repr, names))}, got {family!r}")
+    return FAMILIES[family]

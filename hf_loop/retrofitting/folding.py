@@ -18,12 +18,25 @@ from ..models.loop_lora import LayerLoopLora, LoopLora, is_plain, parameter_key,
 from .layer_selection import first_difference
 
 
+def shared_core(core: range, num_loops: int) -> range:
+    """The layers of a core that remain when the others are folded into them.
+
+    Args:
+        core (`range`): the core's layers in the original.
+        num_loops (`int`): how many of them each shared layer stands for.
+
+    Raises:
+        ValueError: the layers do not divide into loops.
+    """
+    if num_loops < 2:
+        raise ValueError(f"`fold` needs `num_loops` of at least 2, got {num_loops}")
+    if len(core) % num_loops:
+        raise ValueError(f"`fold` cannot share the {len(core)} core layers evenly between num_loops={num_loops}")
+    return core[: len(core) // num_loops]
+
+
 def check_foldable(
-    layers: Sequence[nn.Module],
-    indices: Sequence[int],
-    layer_types: Sequence[str] | None,
-    num_loops: int,
-    fold: str,
+    layers: Sequence[nn.Module], indices: Sequence[int], layer_types: Sequence[str] | None, num_shared: int
 ) -> None:
     """Refuse core layers that cannot be folded, before anything is changed.
 
@@ -31,20 +44,12 @@ def check_foldable(
         layers (`Sequence[nn.Module]`): the core's layers.
         indices (`Sequence[int]`): where they are in the original.
         layer_types (`Sequence[str]`, *optional*): the type of every layer of the original, if it has several.
-        num_loops (`int`): how many of the core's layers each shared layer stands for.
-        fold (`str`): `"average"` or `"first"`.
+        num_shared (`int`): how many of them remain.
 
     Raises:
-        ValueError: the layers do not divide into loops, two that would share differ in kind, or they hold something
-            other than linear maps and vectors.
+        ValueError: two layers that would share differ in kind, or they hold something other than linear maps and
+            vectors.
     """
-    if fold not in ("average", "first"):
-        raise ValueError(f"`fold` must be 'average' or 'first', got {fold!r}")
-    if num_loops < 2:
-        raise ValueError(f"`fold` needs `num_loops` of at least 2, got {num_loops}")
-    if len(layers) % num_loops:
-        raise ValueError(f"`fold` cannot share the {len(layers)} core layers evenly between num_loops={num_loops}")
-    num_shared = len(layers) // num_loops
     for place, (layer, index) in enumerate(zip(layers, indices, strict=True)):
         first = indices[place % num_shared]
         difference = _difference(layers[place % num_shared], layer)

@@ -29,9 +29,12 @@ def select_layers(config: PreTrainedConfig, indices: Sequence[int]) -> PreTraine
         ValueError: the configuration cannot say so, because a rule by layer index would make another kind of layer.
     """
     selected: Any = copy.deepcopy(config)
+    if list(indices) == list(range(selected.num_hidden_layers)):
+        return selected
     for name in PER_LAYER_LISTS:
         values = getattr(config, name, None)
-        if values is not None:
+        # some follow from other fields
+        if values is not None and not isinstance(getattr(type(config), name, None), property):
             setattr(selected, name, [values[index] for index in indices])
     for name in INDEX_LISTS:
         chosen = getattr(config, name, None)

@@ -57,19 +57,15 @@ def _check_weights(base: Any) -> None:
         raise ValueError(f"`model_or_path` is a {base.config.model_type} model that cannot be opened: {difference}")
 
 
-def move_into(
-    model_class: type[PreTrainedModel], base: PreTrainedModel, fields: dict[str, Any], not_quantized: list[str]
-) -> PreTrainedModel:
+def move_into(model_class: Any, base: PreTrainedModel, fields: dict[str, Any]) -> Any:
     """A model of `model_class` around the modules of `base`, which is not changed where this is refused.
 
-    The parts that `base` does not have are still without memory (on the device "meta"), see [`materialize`].
+    The parts that `base` does not have start as those of a new model do, on its device and in its dtype.
 
     Args:
         model_class (`type`): a family's class with a language-model head.
         base (`PreTrainedModel`): the pretrained model, which should not be used afterwards.
         fields (`dict`): the fields of the family's configuration, beside the backbone's.
-        not_quantized (`list[str]`): names of the new parts with linear maps, which a quantized checkpoint holds as
-            they are.
 
     Raises:
         ValueError: `base` carries an adapter, or the configuration or the model refuses a field.
@@ -77,36 +73,45 @@ def move_into(
     refuse_adapter(base, "it is made recurrent")
     # a configuration that becomes part of another forgets which attention function was chosen
     attention = attention_function(base.config)
-    config_class: Any = model_class.config_class
-    config = config_class(backbone_config=base.config, dtype=base.dtype, **fields)
+    config = model_class.config_class(backbone_config=base.config, dtype=base.dtype, **fields)
     choose_attention_function(config, attention)
     with torch.device("meta"):
-        model: Any = model_class(config)
+        model = model_class(config)
     model.model.backbone = base.base_model
     model.lm_head = base.get_output_embeddings()
-    _stay_quantized(model, base, not_quantized)
+    _stay_quantized(model, base)
+    _fill_new_parts(model, base)
     model.generation_config = base.generation_config
     # not the base's: whoever loads what is named there, an adapter for instance, would get the base
     model.name_or_path = ""
     return model.train(base.training)
 
 
-def materialize(model: PreTrainedModel, module: nn.Module, base: PreTrainedModel, recurse: bool = True) -> None:
-    """Give a part of `model` that `base` does not have its initial weights, where those of `base` are.
-
-    Args:
-        model (`PreTrainedModel`): what [`move_into`] made.
-        module (`nn.Module`): the part.
-        base (`PreTrainedModel`): decides the device and the dtype.
-        recurse (`bool`): whether all of the part's own parts are new too.
-    """
-    module.to_empty(device=base.device, recurse=recurse)
-    for parameter in module.parameters(recurse=recurse):
-        parameter.data = parameter.data.to(base.dtype)
-    model._init_weights(module)
+def _fill_new_parts(model: Any, base: PreTrainedModel) -> None:
+    """Give what of `model` is still without memory (on the device "meta") its initial weights."""
+    # parts before the whole, as transformers initialises: a whole may set what its parts start from
+    for module in reversed([module for module in model.modules() if _is_new(module, any)]):
+        if _is_new(module, any, recurse=False):
+            module.to_empty(device=base.device, recurse=False)
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(base.dtype)
+        model._init_weights(module)
 
 
-def _stay_quantized(model: Any, base: Any, not_quantized: list[str]) -> None:
+def _is_new(module: nn.Module, of_tensors: Any, recurse: bool = True) -> bool:
+    """Whether `any` or `all` of a module's tensors are without memory."""
+    tensors = [*module.parameters(recurse), *module.buffers(recurse)]
+    return bool(tensors) and of_tensors(tensor.is_meta for tensor in tensors)
+
+
+def _new_parts(module: nn.Module, name: str = "") -> list[str]:
+    """The names of the outermost modules that hold nothing but new tensors."""
+    if _is_new(module, all):
+        return [name]
+    return [part for key, child in module.named_children() for part in _new_parts(child, f"{name}.{key}".lstrip("."))]
+
+
+def _stay_quantized(model: Any, base: Any) -> None:
     """Let a quantized original's model be saved, loaded and trained as the quantized model that it is."""
     carry_quantization(base, model)
     if getattr(base, "hf_quantizer", None) is None:
@@ -114,6 +119,7 @@ def _stay_quantized(model: Any, base: Any, not_quantized: list[str]) -> None:
     quantization_config = model.config.quantization_config
     # without this, loading would look for quantized weights of the new parts
     kept = list(getattr(base.hf_quantizer, "modules_to_not_convert", None) or [])
+    new = _new_parts(model)
     for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
-        if not_quantized and hasattr(quantization_config, name):
-            setattr(quantization_config, name, [*kept, *not_quantized])
+        if new and hasattr(quantization_config, name):
+            setattr(quantization_config, name, [*kept, *new])

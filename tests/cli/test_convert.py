@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, HrmTextForCausalLM
 
-from hf_loop.cli.convert import parse_overrides
+from hf_loop.field_values import parse_field_values
 
 from ..models.hierarchical_variants import tiny_hrm_text_config
 from ..retrofitting.converters import test_huginn as huginn
@@ -34,7 +34,7 @@ def test_convert_writes_a_folder_that_loads(hf_loop, source, tmp_path):
     )
     assert "looped_lm over huginn_backbone" in out
     assert f"{model.num_parameters():,} in bfloat16" in out
-    assert "2+3+1 (prelude, core, coda), 3 loops" in out
+    assert "2+3+1 layers (prelude, core, coda), 3 loops" in out
     assert f"Next: hf-loop generate {output} 'The capital of France is' --loops 1,3" in out
     # nothing is left beside the folder
     assert [path.name for path in output.parent.iterdir()] == ["converted"]
@@ -45,7 +45,7 @@ def test_a_native_hierarchical_model_is_converted(hf_loop, tmp_path):
     code, out, err = hf_loop("convert", tmp_path / "source", tmp_path / "converted", "--set", "num_loops=5")
     assert code == 0, err
     assert "hierarchical_lm over hrm_text" in out
-    assert "2 in each stack, 5 slow cycles of 3 fast ones" in out
+    assert "2 layers in each stack, 5 slow cycles of 3 fast ones" in out
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "converted").config.num_loops == 5
     code, _, err = hf_loop("card", tmp_path / "converted")
     assert code == 2
@@ -94,9 +94,12 @@ def test_a_folder_that_holds_something_is_left_as_it_is(hf_loop, source, tmp_pat
 
 
 def test_values_are_json_or_text():
-    assert parse_overrides(["num_loops=8", "coda_norm=true", "state_init=zeros", "eos_token_id=[1, 2]"]) == {
+    texts = ["num_loops=8", "coda_norm=true", "state_init=zeros", "eos_token_id=[1, 2]", "state_std=1e-4", "x=None"]
+    assert parse_field_values(texts) == {
         "num_loops": 8,
         "coda_norm": True,
         "state_init": "zeros",
         "eos_token_id": [1, 2],
+        "state_std": 1e-4,
+        "x": None,
     }

@@ -10,9 +10,14 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 PROMPT, MORE = "ball:2 1<->2 2<->3 1<->2", "1<->3 2<->3"
 
 
+def set_fields(*fields: str) -> list[str]:
+    """The options of a feedback model's fields."""
+    return ["--family", "feedback", *(part for field in fields for part in ("--set", field))]
+
+
 @pytest.fixture
 def feedback_folder(hf_loop, plain_folder, tmp_path):
-    arguments = ("--family", "feedback", "--block-size", 4, "--segments", 0, "--feedback-length", 2)
+    arguments = set_fields("block_size=4", "num_memory_segments=0", "feedback_length=2")
     code, output, error = hf_loop("retrofit", plain_folder, tmp_path / "feedback", *arguments)
     assert code == 0, error
     assert "blocks of 4 tokens, 0 segments, a memory of 2" in output
@@ -48,7 +53,7 @@ def memory_after_saving(model: Any, memory: Any, folder) -> Any:
 
 
 def test_all_segments_and_no_memory_are_the_original(hf_loop, plain_folder, tmp_path):
-    arguments = ("--family", "feedback", "--block-size", 3, "--segments", "all", "--feedback-length", 0)
+    arguments = set_fields("block_size=3", "num_memory_segments=null", "feedback_length=0")
     assert hf_loop("retrofit", plain_folder, tmp_path / "feedback", *arguments)[0] == 0
     model, original = map(AutoModelForCausalLM.from_pretrained, (tmp_path / "feedback", plain_folder))
     assert isinstance(original, LlamaForCausalLM)
@@ -57,14 +62,14 @@ def test_all_segments_and_no_memory_are_the_original(hf_loop, plain_folder, tmp_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
+    ("field", "reason"),
     [
-        (["--segments", "-1"], "--segments must be a number from 0, or all, got '-1'"),
-        (["--num-loops", 3], "num_loops is no option of the family 'feedback': it belongs to 'looped'"),
+        ("num_memory_segments=-1", "num_memory_segments must not be negative, got -1"),
+        ("num_loops=3", "num_loops is no field of the family 'feedback': it belongs to "),
     ],
 )
-def test_options_that_do_not_fit_write_nothing(hf_loop, plain_folder, tmp_path, arguments, reason):
-    code, _, error = hf_loop("retrofit", plain_folder, tmp_path / "new", "--family", "feedback", *arguments)
+def test_fields_that_do_not_fit_write_nothing(hf_loop, plain_folder, tmp_path, field, reason):
+    code, _, error = hf_loop("retrofit", plain_folder, tmp_path / "new", *set_fields(field))
     assert code != 0
     assert (reason in error.replace("`", ""), error.count("\n")) == (True, 1)
     assert not (tmp_path / "new").exists()

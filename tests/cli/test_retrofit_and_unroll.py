@@ -1,6 +1,10 @@
+import re
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from hf_loop.models import FAMILIES
 
 
 IDS = torch.tensor([[1, 4, 7, 5]])
@@ -8,7 +12,7 @@ IDS = torch.tensor([[1, 4, 7, 5]])
 
 @torch.no_grad()
 def test_there_and_back(hf_loop, plain_folder, tmp_path):
-    code, output, _ = hf_loop("retrofit", plain_folder, tmp_path / "looped", "--core", "1-1", "--num-loops", 3)
+    code, output, _ = hf_loop("retrofit", plain_folder, tmp_path / "looped", "--core", "1-1", "--set", "num_loops=3")
     assert code == 0
     assert "1+1+1 layers (prelude, core, coda), 3 loops" in output
     looped = AutoModelForCausalLM.from_pretrained(tmp_path / "looped")
@@ -29,7 +33,7 @@ def test_there_and_back(hf_loop, plain_folder, tmp_path):
 def test_layers_are_dropped_and_folded(hf_loop, plain_folder, tmp_path):
     code, output, _ = hf_loop("retrofit", plain_folder, tmp_path / "a", "--prelude", 1, "--core", "2-2", "--coda", 0)
     assert (code, "1+1+0 layers" in output) == (0, True)
-    arguments = ["--coda", 1, "--num-loops", 2, "--fold", "average", "--lora-rank", 4]
+    arguments = ["--coda", 1, "--set", "num_loops=2", "--set", "fold=average", "--set", "loop_lora_rank=4"]
     code, output, _ = hf_loop("retrofit", plain_folder, tmp_path / "b", *arguments)
     assert (code, "0+1+1 layers" in output) == (0, True)
 
@@ -41,6 +45,11 @@ def test_layers_are_dropped_and_folded(hf_loop, plain_folder, tmp_path):
         (["--core", "1-3"], "passes the end: the model has the layers 0 to 2"),
         (["--prelude", 2, "--core", "1-1"], "overlaps"),
         (["--prelude", 3], "leave no core layer"),
+        (["--prelude", 1, "--set", "num_prelude_layers=1"], "--set: num_prelude_layers is set twice"),
+        (["--set", "num_lops=3"], "unknown field 'num_lops' in the family 'looped'; did you mean 'num_loops'?"),
+        (["--set", "num_loops=three"], "num_loops must be int, got 'three'"),
+        (["--set", "sleep_window=3"], "sleep_window is no field of the family 'looped': it belongs to 'sleep'"),
+        (["--family", "puzzle"], "family must be one of 'feedback', "),
     ],
 )
 def test_nothing_is_written_for_a_range_that_does_not_fit(hf_loop, plain_folder, tmp_path, arguments, reason):
@@ -60,3 +69,19 @@ def test_a_folder_that_holds_something_is_kept(hf_loop, plain_folder, looped_fol
     assert code != 0
     assert "looped model already" in error
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("family", [name for name, record in FAMILIES.items() if record.causal is not None])
+def test_the_fields_of_a_family_are_listed(hf_loop, family):
+    code, output, _ = hf_loop("retrofit", "--fields", family)
+    assert code == 0
+    for name in FAMILIES[family].own_fields:
+        assert re.search(f"^{name}: .+ = .+\n    .+", output, re.MULTILINE), name
+
+
+def test_what_is_listed_says_type_default_and_meaning(hf_loop):
+    _, output, _ = hf_loop("retrofit", "--fields", "looped")
+    assert "num_loops: int = 4\n    Times the core runs, unless the call says otherwise.\n" in output
+    assert "fold: 'average' | 'first' | None = None\n    share the core's M layers" in output
+    code, _, error = hf_loop("retrofit", "--fields", "spiral")
+    assert code == 2 and "got 'spiral'" in error

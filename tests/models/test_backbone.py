@@ -33,7 +33,7 @@ def test_one_loop_is_the_base_model(base, model_type):
     attention_mask[1, :1] = 0
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     expected = base(**inputs, use_cache=False).logits
-    looped = retrofit(base, num_prelude_layers=1, num_coda_layers=1)
+    looped = retrofit(base, num_prelude_layers=1, num_coda_layers=1, num_loops=1)
     logits = looped(**inputs, use_cache=False).logits
     visible = attention_mask.bool()
     assert torch.equal(logits[visible], expected[visible])

@@ -85,7 +85,7 @@ def test_every_loop_stands_for_its_own_layers(schedule, overrides):
 @torch.no_grad()
 def test_dropped_layers_are_not_folded():
     base = distinct_decoder("llama", num_hidden_layers=8)
-    plain = retrofit(copy.deepcopy(base), num_prelude_layers=1, core_layers="3-6", num_coda_layers=1)
+    plain = retrofit(copy.deepcopy(base), num_prelude_layers=1, core_layers="3-6", num_coda_layers=1, num_loops=1)
     options = {"num_prelude_layers": 1, "core_layers": "3-6", "num_coda_layers": 1}
     looped = retrofit(base, num_loops=2, fold="first", loop_lora_rank=None, **options)
     torch.testing.assert_close(looped(INPUT_IDS).logits, plain(INPUT_IDS).logits, atol=1e-4, rtol=1e-4)
@@ -171,7 +171,7 @@ def test_zero_updates_without_folding():
     [
         ("llama", {"num_loops": 3}, "`fold` cannot share the 4 core layers evenly between num_loops=3"),
         ("llama", {"num_loops": 1}, "`fold` needs `num_loops` of at least 2, got 1"),
-        ("llama", {"fold": "last"}, "`fold` must be 'average' or 'first', got 'last'"),
+        ("llama", {"fold": "last"}, r"`fold` must be 'average' \| 'first' \| None, got 'last'"),
         ("llama", {"loop_lora_target_modules": ["c_attn"]}, "names 'c_attn', but the linear maps of the core are"),
         ("llama", {"fold": None, "loop_lora_rank": None}, "`loop_lora_rank` None .* needs `fold`"),
         ("llama", {"loop_lora_rank": -2}, "`loop_lora_rank` must be an integer of at least 1, got -2"),

@@ -25,7 +25,7 @@ def test_a_retrofit_with_dropped_layers_runs_the_ones_that_are_kept(model_type, 
             retrofit(base, num_prelude_layers=1, core_layers="2-2", num_coda_layers=1)
         return
     expected = without_layer(base, 1)
-    looped = retrofit(base, num_prelude_layers=1, core_layers="2-2", num_coda_layers=1)
+    looped = retrofit(base, num_prelude_layers=1, core_layers="2-2", num_coda_layers=1, num_loops=1)
     assert looped.config.backbone_config.num_hidden_layers == 3
     assert torch.equal(looped(INPUT_IDS, use_cache=False).logits, expected)
     looped.save_pretrained(tmp_path)

@@ -79,13 +79,13 @@ def test_every_new_parameter_is_initialised_and_trains(base):
 def test_a_path_is_loaded(base, tmp_path):
     expected = base(INPUT_IDS).logits
     base.save_pretrained(tmp_path)
-    assert torch.equal(retrofit(tmp_path)(INPUT_IDS).logits, expected)
+    assert torch.equal(retrofit(tmp_path)(INPUT_IDS, num_loops=1).logits, expected)
 
 
 def test_what_cannot_be_retrofitted_is_refused(base):
     with pytest.raises(ValueError, match="leave no core layer"):
         retrofit(base, num_prelude_layers=4)
-    with pytest.raises(ValueError, match="`family` must be 'looped' or 'feedback' or 'sleep', got 'spiral'"):
+    with pytest.raises(ValueError, match="`family` must be one of .*'looped'.*, got 'spiral'"):
         retrofit(base, "spiral")
     with pytest.raises(ValueError, match="looped model already"):
         retrofit(retrofit(base))

@@ -1,0 +1,123 @@
+"""Fields of configurations and recipes, given by name: their names and types are checked, their text is read."""
+
+import difflib
+import inspect
+import json
+import re
+import types
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def field_types(cls: Any) -> dict[str, Any]:
+    """The fields that a dataclass is made of, each with its type.
+
+    Args:
+        cls (`type`): a dataclass.
+    """
+    try:
+        hints = get_type_hints(cls)
+    except NameError:
+        # some annotations of transformers' configurations name what their modules do not import
+        hints = {item.name: item.type for item in fields(cls) if not isinstance(item.type, str)}
+    return {item.name: hints.get(item.name, Any) for item in fields(cls) if item.init}
+
+
+def check_names(names: Iterable[str], known: Collection[str], where: str, what: str = "key") -> None:
+    """Refuse a name that is not known.
+
+    Args:
+        names (`Iterable[str]`): the names that were given.
+        known (`Collection[str]`): the names there are.
+        where (`str`): what they belong to, for the message.
+        what (`str`, *optional*, defaults to `"key"`): what they are the names of, for the message.
+
+    Raises:
+        ValueError: names the first that is not known, and the nearest known one.
+    """
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
+            raise ValueError(f"unknown {what} '{name}' in {where}{hint}")
+
+
+def check_types(values: Mapping[str, Any], types_: Mapping[str, Any], label: str = "`{}`") -> None:
+    """Refuse a value that is not of its field's type.
+
+    Args:
+        values (`Mapping[str, Any]`): values by the names of their fields.
+        types_ (`Mapping[str, Any]`): the type of every field, as [`field_types`] gives them.
+        label (`str`, *optional*): how the message names a field.
+
+    Raises:
+        ValueError: names the field, its type and the value.
+    """
+    for name, value in values.items():
+        if not fits(value, types_[name]):
+            raise ValueError(f"{label.format(name)} must be {readable(types_[name])}, got {value!r}")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type `hint`; of a list or a dictionary, what is in it is not looked at."""
+    # here, because it needs torch
+    from .models.checks import whole_number
+
+    origin = get_origin(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(fits(value, member) for member in get_args(hint))
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in get_args(hint))
+    if origin is not None:
+        return isinstance(value, origin)
+    if hint in (int, float):
+        return whole_number(value) is not None or (hint is float and isinstance(value, float))
+    return isinstance(value, hint)
+
+
+def readable(hint: Any) -> str:
+    """A type as a person writes it: `int | None`, `'average' | 'first'`, `list[str]`."""
+    if hint is types.NoneType:
+        return "None"
+    if get_origin(hint) in (Union, types.UnionType):
+        return " | ".join(map(readable, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return " | ".join(map(repr, get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint).replace("typing.", "")
+
+
+def field_docs(documented: Any) -> dict[str, str]:
+    """What a docstring says of every argument.
+
+    Args:
+        documented (`type` or `Callable`): a class or a function with a docstring in transformers' style, or anything.
+    """
+    text = inspect.cleandoc(getattr(documented, "__doc__", None) or "")
+    arguments = re.findall(r"^ {4}(\w+) \([^)\n]*\):(.*(?:\n {8}.*)*)", text, re.MULTILINE)
+    return {name: " ".join(description.split()) for name, description in arguments}
+
+
+def parse_field_values(texts: Iterable[str]) -> dict[str, Any]:
+    """Read `FIELD=VALUE` pairs; a value is JSON or one of Python's constants, and otherwise text.
+
+    Args:
+        texts (`Iterable[str]`): what was given with `--set`.
+
+    Raises:
+        ValueError: an entry is no pair, or names a field again.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--set: {text!r} is not a setting; give FIELD=VALUE, as in num_loops=8.")
+        if name in values:
+            raise ValueError(f"--set: {name} is set twice.")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = {"None": None, "True": True, "False": False}.get(value, value)
+    return values
