@@ -43,8 +43,8 @@ def check_names(names: Iterable[str], known: Collection[str], where: str, what: 
             raise ValueError(f"unknown {what} '{name}' in {where}{hint}")
 
 
-def check_types(values: Mapping[str, Any], types_: Mapping[str, Any], label: str = "`{}`") -> None:
-    """Refuse a value that is not of its field's type.
+def check_types(values: Mapping[str, Any], types_: Mapping[str, Any], label: str = "`{}`") -> dict[str, Any]:
+    """Refuse a value that is not of its field's type, and return the values with the integers of floats as floats.
 
     Args:
         values (`Mapping[str, Any]`): values by the names of their fields.
@@ -54,9 +54,16 @@ def check_types(values: Mapping[str, Any], types_: Mapping[str, Any], label: str
     Raises:
         ValueError: names the field, its type and the value.
     """
+    checked: dict[str, Any] = dict(values)
     for name, value in values.items():
-        if not fits(value, types_[name]):
-            raise ValueError(f"{label.format(name)} must be {readable(types_[name])}, got {value!r}")
+        hint = types_[name]
+        if not fits(value, hint):
+            raise ValueError(f"{label.format(name)} must be {readable(hint)}, got {value!r}")
+        kinds = get_args(hint) or (hint,)
+        # a float to whoever writes it, and not to a configuration
+        if float in kinds and int not in kinds and value is not None:
+            checked[name] = float(value)
+    return checked
 
 
 def fits(value: Any, hint: Any) -> bool:

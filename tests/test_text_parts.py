@@ -64,7 +64,11 @@ def test_the_language_model_computes_what_the_whole_does(whole, family, tmp_path
     expected = whole(input_ids=INPUT_IDS).logits
     is_tied = whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
     whole.save_pretrained(tmp_path / "whole")
-    options = {"looped": {}, "feedback": {"feedback_length": 0, "num_memory_segments": None}, "sleep": {}}[family]
+    options = {
+        "looped": {"num_loops": 1},
+        "feedback": {"feedback_length": 0, "num_memory_segments": None},
+        "sleep": {},
+    }[family]
     layer_types = getattr(decoder_config(tmp_path / "whole"), "layer_types", None) or []
     if family == "feedback" and "linear_attention" in layer_types:
         pytest.skip("feedback needs attention in every layer")

@@ -56,14 +56,14 @@ def retrofit(model_or_path: PreTrainedModel | str | os.PathLike, family: str = "
     >>> sleeper = hf_loop.retrofit("path/or/repository", "sleep", sleep_window=512, num_sleep_passes=2)
     ```
     """
-    check_fields(family, fields)
+    fields = check_fields(family, fields)
     base = open_base(model_or_path)
     make = MAKERS.get(family)
     return move_into(FAMILIES[family].causal, base, fields) if make is None else make(base, **fields)
 
 
-def check_fields(family: str, fields: dict[str, Any], config: PreTrainedConfig | None = None) -> None:
-    """Refuse what [`retrofit`] would refuse, before weights are read.
+def check_fields(family: str, fields: dict[str, Any], config: PreTrainedConfig | None = None) -> dict[str, Any]:
+    """Refuse what [`retrofit`] would refuse, before weights are read, and return the fields as it takes them.
 
     Args:
         family (`str`): the kind of recurrent model.
@@ -81,13 +81,14 @@ def check_fields(family: str, fields: dict[str, Any], config: PreTrainedConfig |
         if name not in known and owners:
             raise ValueError(f"`{name}` is no field of the family {family!r}: it belongs to {owners[0]!r}")
     check_names(fields, known, f"the family {family!r}", "field")
-    check_types(fields, known)
+    fields = check_types(fields, known)
     if config is not None:
         already = family_of(config)
         if already is not None:
             raise ValueError(f"`model_or_path` is a {already.name} model already")
         make: Any = CONFIGURATIONS.get(family, record.config)
         make(backbone_config=copy.deepcopy(config), **fields)
+    return fields
 
 
 def retrofit_fields(record: Family) -> dict[str, tuple[Any, Any]]:
