@@ -1,6 +1,7 @@
 """The documents of this repository: their code blocks, links and headings."""
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ CARDS = sorted((ROOT / "model_cards").glob("**/README.md"))
 GUIDES = [README, *sorted((ROOT / "hf_loop").glob("**/README.md")), *sorted((ROOT / "training").glob("**/*.md"))]
 DOCUMENTS = [*GUIDES, *CARDS]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TABLE = re.compile(r"^\|([^|\n]*)\|.*\n\|[-:| ]+\|\n((?:\|.*\n)*)", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -36,10 +38,18 @@ def name_of(document: Path) -> str:
 
 
 def blocks(document: Path, language: str) -> list[Block]:
-    """The fenced blocks of a language, in order."""
+    """The fenced blocks of a language, in order; those without one have the language `""`."""
     text = document.read_text()
     found = [Block(match[1], text.count("\n", 0, match.start(2)) + 1, match[2]) for match in BLOCK.finditer(text)]
     return [block for block in found if block.language == language]
+
+
+def commands(document: Path) -> list[list[str]]:
+    """The command lines of a document, as words: those in its blocks and those in its sentences."""
+    found = [block for language in ("bash", "") for block in blocks(document, language)]
+    lines = [line for block in found for line in block.text.splitlines()]
+    lines += [code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", BLOCK.sub("", document.read_text()))]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(("hf-loop ", "python training/"))]
 
 
 def script(document: Path) -> str:
@@ -49,6 +59,15 @@ def script(document: Path) -> str:
         for offset, line in enumerate(block.text.splitlines()):
             lines[block.line - 1 + offset] = line
     return "\n".join(lines)
+
+
+def tables(document: Path) -> dict[str, set[str]]:
+    """The names in the first column of each table, by the column's heading."""
+    found: dict[str, set[str]] = {}
+    for heading, rows in TABLE.findall(document.read_text()):
+        names = {name for row in rows.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+        found.setdefault(heading.strip(), set()).update(names)
+    return found
 
 
 def links(document: Path) -> list[str]:

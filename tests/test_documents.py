@@ -2,16 +2,17 @@
 
 import re
 import runpy
-import shlex
+from dataclasses import fields
 
 import pytest
 import typer
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
+import hf_loop
 from hf_loop.cli.main import app
 from hf_loop.trainer.data import byte_tokenizer
 
-from .documents import DOCUMENTS, GUIDES, README, ROOT, anchors, blocks, links, name_of, script
+from .documents import DOCUMENTS, GUIDES, README, ROOT, anchors, blocks, commands, links, name_of, script, tables
 from .retrofitting.converters import test_huginn as huginn
 from .retrofitting.converters.recurrent_reference import write_checkpoint
 
@@ -69,15 +70,24 @@ def test_links_inside_the_repository_resolve(document):
 
 @parametrize(DOCUMENTS)
 def test_the_commands_and_their_options_exist(document):
-    commands = typer.main.get_command(app).commands
+    known = typer.main.get_command(app).commands
     for name in COMMAND.findall(document.read_text()):
-        assert name in commands, f"hf-loop {name}"
-    for block in blocks(document, "bash"):
-        for line in block.text.splitlines():
-            if line.startswith("hf-loop "):
-                _, name, *words = shlex.split(line, comments=True)
-                known = {option for parameter in commands[name].params for option in parameter.opts}
-                assert {word for word in words if word.startswith("--")} <= known | {"--help"}, line
+        assert name in known, f"hf-loop {name}"
+    for program, name, *words in commands(document):
+        options = {word.partition("=")[0] for word in words if word.startswith("--")}
+        if program == "hf-loop":
+            assert options <= {option for parameter in known[name].params for option in parameter.opts}, (name, words)
+        else:
+            source = (ROOT / name).read_text()
+            assert all(f'"{option}"' in source for option in options), (name, words)
+
+
+@parametrize([document for document in GUIDES if any("field of" in heading for heading in tables(document))])
+def test_the_fields_in_tables_exist(document):
+    for heading, names in tables(document).items():
+        if heading.startswith("field of "):
+            config_class = getattr(hf_loop, heading.removeprefix("field of ").strip("`"))
+            assert names <= {field.name for field in fields(config_class)}, heading
 
 
 @parametrize(GUIDES)
