@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from ..models.backbone import Backbone, LayerInputs, compute_logits
+from ..models.schedules import Call
 from .perplexity import exp_or_infinity
 from .scan_results import ScanCell
 
@@ -111,7 +112,7 @@ class ScanPasses:
     def _run(self, layers: range, state: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
         for index in layers:
             # without a cache the slot means nothing
-            state = self.backbone.run_layer(index, index, state, inputs)
+            state = self.backbone.run_call(Call(index, index), state, inputs)
         self.on_calls(len(layers))
         return state
 

@@ -11,7 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Opens a transformers decoder: its embedding, positions, masks, single layers, final norm and head.
+"""Opens a transformers decoder, or the one inside of a recurrent model: its embedding, positions, masks, layer calls,
+final norm and head.
 
 Together with `backbone_specs.py`, which says what a decoder's own forward does around its layers (scaling the
 embeddings, norms before the first layer, positions per layer type, capping the logits), this is the one place that
@@ -22,7 +23,7 @@ tests do not cover is held to the base model before it is used, see `backbone_ch
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,8 @@ from .backbone_specs import (
     set_part,
 )
 from .cache_views import CacheSlot
+from .configuration_recurrent import kind_of
+from .schedules import Call, Depth
 from .transformers_seams import (
     RELEASE,
     adopt_attention,
@@ -83,25 +86,40 @@ class LayerInputs:
 
 
 class Backbone:
-    """A transformers decoder taken apart. Made where it is used and thrown away: it owns no module.
+    """A model that makes passes over tokens, taken apart. Made where it is used and thrown away: it owns no module.
 
     Args:
-        model (`PreTrainedModel`): the base decoder (not the one with a head).
-        spec (`BackboneSpec`, *optional*): where its parts are; by default the entry of its model type, which was
-            checked when the model was made.
+        model (`PreTrainedModel`): a decoder of transformers (not the one with a head), whose passes run every layer
+            once; or a recurrent model over depth, whose passes are those of its schedule over the layers of the
+            decoder inside. That decoder is where embedding, positions, masks, norm and head come from.
+        spec (`BackboneSpec`, *optional*): where the decoder's parts are; by default the entry of its model type, which
+            was checked when the model was made.
+
+    Attributes:
+        depth (`Depth`): the schedule of one pass.
     """
 
     def __init__(self, model: PreTrainedModel, spec: BackboneSpec | None = None):
-        self.model = model
-        self.config = model.config
-        self.spec = find_spec(model.config) if spec is None else spec
+        # of a model over time, which makes no pass of its own
+        while kind_of(model.config) == "time":
+            model = model.backbone  # ty: ignore[invalid-assignment]
+        self.outer: Any = None if kind_of(model.config) is None else model
+        self.model: Any = model if self.outer is None else self.outer.backbone
+        self.config = self.model.config
+        if spec is None:
+            spec = find_spec(self.config) if self.outer is None else self.outer.spec
+        self.spec: Any = spec
         # looked up once: attributes of modules and configurations are slow to read for every layer of every token
-        self.layers: list[Any] = list(get_part(model, self.spec.layers))
+        self.layers: list[Any] = list(get_part(self.model, self.spec.layers))
         if self.spec.high_layers is not None:
-            self.layers += get_part(model, self.spec.high_layers)
-        self.final_norm = get_part(model, self.spec.norm)
-        self.layer_types: list[str] | None = getattr(model.config, "layer_types", None)
-        self.mask_config = _without_stateless_layers(model.config, self.layer_types)
+            self.layers += get_part(self.model, self.spec.high_layers)
+        self.final_norm = get_part(self.model, self.spec.norm)
+        self.layer_types: list[str] | None = getattr(self.config, "layer_types", None)
+        self.mask_config = _without_stateless_layers(self.config, self.layer_types)
+        if self.outer is None:
+            self.depth = Depth(len(self.layers), self.final_norm)
+        else:
+            self.depth = self.outer.config.depth(self.outer, self.final_norm)
 
     def embed_inputs(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings `[B, T, D]` of one of the two that a forward pass may be given.
@@ -121,7 +139,8 @@ class Backbone:
 
     def enter(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """The first layer's input `[B, T, D]` from token embeddings and their positions `[B, T]` or `[1, T]`."""
-        return self.spec.enter(self.model, inputs_embeds, position_ids)
+        hidden_states = self.spec.enter(self.model, inputs_embeds, position_ids)
+        return hidden_states if self.outer is None else self.outer.enter(hidden_states)
 
     def next_positions(
         self, hidden_states: torch.Tensor, cache: Cache | None, attention_mask: torch.Tensor | dict | None
@@ -219,20 +238,18 @@ class Backbone:
             position_ids = position_ids[None].expand(self.spec.position_rows, *position_ids.shape)
         return rotary_emb(hidden_states, position_ids)
 
-    def run_layer(
-        self,
-        index: int,
-        slot: int,
-        hidden_states: torch.Tensor,
-        inputs: LayerInputs,
-        layer: Any = None,
-        cache_view: Any = None,
+    def layer_of(self, call: Call) -> Any:
+        """The layer of a call, as it computes in the call's loop."""
+        layer = self.layers[call.layer]
+        return layer if self.outer is None else self.outer.layer_in_call(layer, call)
+
+    def run_call(
+        self, call: Call, hidden_states: torch.Tensor, inputs: LayerInputs, layer: Any = None, cache_view: Any = None
     ) -> torch.Tensor:
-        """One call of layer `index`, reading and writing cache slot `slot`.
+        """One layer call, which reads and writes its cache slot.
 
         Args:
-            index (`int`): the layer in the backbone.
-            slot (`int`): the cache slot of this call.
+            call (`Call`): the layer, and the cache slot of this call.
             hidden_states (`torch.Tensor` of shape `[B, T, D]`): the layer's input.
             inputs (`LayerInputs`): positions, masks and cache, from `prepare`.
             layer (`nn.Module`, *optional*): a view of the layer to call in its place.
@@ -241,7 +258,8 @@ class Backbone:
         Returns:
             `torch.Tensor` of shape `[B, T, D]`.
         """
-        layer = self.layers[index] if layer is None else layer
+        index, slot = call.layer, call.slot
+        layer = self.layer_of(call) if layer is None else layer
         layer_type = self.layer_types[index] if self.layer_types is not None else None
         if inputs.cache is None and ("cache" in inputs.kwargs or "attention_instances" in inputs.kwargs):
             # such paged caches (vLLM, and continuous batching up to 5.23) are not handed to the layer: they ask the
@@ -310,22 +328,30 @@ def compute_logits(
     return spec.finish_logits(config, lm_head(spec.enter_head(config, hidden_states)))
 
 
-def make_backbone(config: PreTrainedConfig, spec: BackboneSpec | None = None) -> PreTrainedModel:
-    """The base decoder of a backbone configuration, which stays an ordinary `PreTrainedModel`.
+def make_backbone(
+    config: PreTrainedConfig,
+    spec: BackboneSpec | None = None,
+    classes: Mapping[str, type[PreTrainedModel]] | None = None,
+) -> PreTrainedModel:
+    """The model of a backbone configuration, which stays an ordinary `PreTrainedModel`.
 
     Args:
-        config (`PreTrainedConfig`): its configuration.
-        spec (`BackboneSpec`, *optional*): where its parts are; by default the entry of its model type, checked.
+        config (`PreTrainedConfig`): its configuration, a decoder's or that of a recurrent model over depth.
+        spec (`BackboneSpec`, *optional*): where a decoder's parts are, by default the checked entry of its model type.
+        classes (`Mapping`, *optional*): the classes of recurrent models by model type, before those of `AutoModel`.
 
     Raises:
         ValueError: the architecture does not pass the check, or asks for a router loss.
     """
-    spec = backbone_spec(config) if spec is None else spec
     if getattr(config, "output_router_logits", False):
         raise ValueError(
             f"`output_router_logits` of a {config.model_type} backbone must be False: the router's auxiliary loss is "
             "not defined over loops"
         )
+    if kind_of(config) is not None:
+        model_class = (classes or {}).get(config.model_type)
+        return AutoModel.from_config(config) if model_class is None else make_model(model_class, config)
+    spec = backbone_spec(config) if spec is None else spec
     model = AutoModel.from_config(config) if spec.model_class is None else make_model(spec.model_class, config)
     missing = missing_parts(model, spec)
     if missing:

@@ -34,6 +34,7 @@ from .backbone_specs import (
     missing_parts,
 )
 from .backbone_twin import NoTwinError, fingerprint, make_twin, twin_context
+from .schedules import Call
 
 
 # of logits in single precision: what caching may change by rounding
@@ -216,7 +217,7 @@ def _run_loops(
     num_layers = len(backbone.layers)
     for loop in range(num_loops):
         for index in range(num_layers):
-            hidden_states = backbone.run_layer(index, loop * num_layers + index, hidden_states, inputs)
+            hidden_states = backbone.run_call(Call(index, loop * num_layers + index, loop), hidden_states, inputs)
     hidden_states = spec.enter_head(model.config, backbone.norm(hidden_states))
     return spec.finish_logits(model.config, model.get_output_embeddings()(hidden_states))
 

@@ -82,13 +82,13 @@ class CacheSlot:
         return getattr(self.cache, name)
 
 
-def check_num_slots(cache: Cache, num_slots: int, num_loops: int) -> None:
+def check_num_slots(cache: Cache, num_slots: int, num_loops: int | None) -> None:
     """Refuse a cache that was filled or sized for another number of loops.
 
     Args:
         cache (`Cache`): the cache handed to the forward pass.
         num_slots (`int`): layer calls of this forward pass.
-        num_loops (`int`): loops of this forward pass, for the message.
+        num_loops (`int`, *optional*): loops of this forward pass, for the message.
 
     Raises:
         ValueError: the cache has another number of slots.
@@ -98,6 +98,8 @@ def check_num_slots(cache: Cache, num_slots: int, num_loops: int) -> None:
         return
     grows = cache.layer_class_to_replicate is not None and len(cache.layers) == 0
     if not grows and len(cache.layers) != num_slots:
+        if num_loops is None:
+            raise ValueError(f"`cache` has {len(cache.layers)} slots but this model needs {num_slots}")
         raise ValueError(
             f"`cache` has {len(cache.layers)} slots but num_loops={num_loops} needs {num_slots}: a cache "
             "keeps the loop count it was started with"

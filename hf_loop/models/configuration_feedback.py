@@ -16,12 +16,13 @@
 from typing import Literal
 
 from .checks import check_positive_int, strict
-from .configuration_recurrent import RecurrentConfig
+from .configuration_recurrent import kind_of
+from .configuration_time import TimeConfig
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 @strict
-class FeedbackConfig(RecurrentConfig):
+class FeedbackConfig(TimeConfig):
     r"""
     A feedback language model (TransformerFAM, https://huggingface.co/papers/2404.09173) reads its input in blocks. A
     token sees its own block up to itself, the last `num_memory_segments` blocks whole, and in every layer a feedback
@@ -32,9 +33,9 @@ class FeedbackConfig(RecurrentConfig):
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the decoder whose layers are run; all of them must be attention layers. Defaults to
-            Llama's. Fields such as `vocab_size` or `hidden_size` may also be given directly when this is a dictionary
-            or left out; they are read and written through to it.
+            Configuration of the decoder whose layers are run, all of them attention layers, or of a looped or
+            hierarchical model over such a decoder. Defaults to Llama's. Fields such as `vocab_size` or `hidden_size`
+            may also be given directly when this is a dictionary or left out; they are read and written through to it.
         block_size (`int`, *optional*, defaults to 1024):
             Tokens in a block.
         num_memory_segments (`int`, *optional*, defaults to 3):
@@ -47,7 +48,8 @@ class FeedbackConfig(RecurrentConfig):
             https://huggingface.co/papers/2207.06881, as a baseline).
         feedback_init (`str`, *optional*, defaults to `"prompt"`):
             The memory before the first block: `"prompt"` (learned vectors enter the first layer and travel up while
-            they compress the first block, which does not see them) or `"prefix"` (learned vectors for every layer).
+            they compress the first block, which does not see them) or `"prefix"` (learned vectors for every layer of
+            a decoder).
         zero_first_residual (`bool`, *optional*, defaults to `True`):
             Whether the first update of the memory adds zero instead of the learned vectors to what they attend to.
         stop_gradient (`bool`, *optional*, defaults to `False`):
@@ -102,25 +104,23 @@ class FeedbackConfig(RecurrentConfig):
             raise ValueError(f"`random_state_passing` must be a probability, got {self.random_state_passing}")
         if self.feedback_source == "top" and self.feedback_init == "prefix":
             raise ValueError("`feedback_init` 'prefix' needs `feedback_source='layer'`: only then has every layer one")
-        layer_types = set(getattr(self.backbone_config, "layer_types", None) or [])
+        if kind_of(self.backbone_config) is not None and self.feedback_init == "prefix":
+            raise ValueError(
+                "`feedback_init` must be 'prompt' over a backbone with loops, whose number of layer calls is free, "
+                "got 'prefix'"
+            )
+        if getattr(self.backbone_config, "state_init", None) == "normal":
+            raise ValueError(
+                "`backbone_config.state_init` must not be 'normal' under a feedback memory, whose vectors have no "
+                "position that the noise could follow from"
+            )
+        layer_types = set(getattr(self.decoder_config, "layer_types", None) or [])
         others = layer_types - {"full_attention", "sliding_attention"}
         if others:
             raise ValueError(
                 f"`backbone_config.layer_types` must be attention layers, got {', '.join(sorted(others))} of a "
-                f"{self.backbone_config.model_type} backbone: their state has no blocks"
+                f"{self.decoder_config.model_type} backbone: their state has no blocks"
             )
-
-    def validate_layer_type(self):
-        """The backbone checks its own; ours name the kind of cache."""
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Layers of the backbone, which is also the number of cache slots."""
-        return self.backbone_config.num_hidden_layers
-
-    @num_hidden_layers.setter
-    def num_hidden_layers(self, value: int):
-        self.backbone_config.num_hidden_layers = value
 
     @property
     def layer_types(self) -> list[str]:

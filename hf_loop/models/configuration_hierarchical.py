@@ -13,11 +13,12 @@
 # limitations under the License.
 """Configuration of the hierarchical models, of language and of puzzles: stacks of backbone layers on two clocks."""
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from .checks import check_positive_int, strict
-from .configuration_recurrent import RecurrentConfig, cache_types
+from .configuration_recurrent import RecurrentConfig
 from .hierarchical_presets import preset_fields
+from .schedules import HierarchicalDepth
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
@@ -201,17 +202,8 @@ class HierarchicalConfig(RecurrentConfig):
         is_last_cycle = cycle == num_loops - 1
         return is_last_cycle and (gradient == "last_cycle" or call >= self.low_cycles - 1)
 
-    def num_slots(self, num_loops: int) -> int:
-        """Cache slots of a forward pass with `num_loops` slow cycles."""
-        return num_loops * self.num_calls * self.num_stack_layers
-
-    @property
-    def layer_types(self) -> list[str]:
-        """Cache type of every slot, for backbones that mix layer types."""
-        layer_types = cache_types(self.backbone_config)
-        low = layer_types[: self.num_stack_layers]
-        high = low if self.shared_stack else layer_types[self.num_stack_layers :]
-        return (low * self.low_cycles + high * (self.num_latent_states - 1)) * self.num_loops
+    def depth(self, model: Any = None, norm: Any = None) -> HierarchicalDepth:
+        return HierarchicalDepth(self, model, norm)
 
 
 # trf-ignore: TRF057 as above
@@ -256,6 +248,7 @@ class HierarchicalPuzzleConfig(HierarchicalConfig):
     """
 
     model_type = "hierarchical_puzzle"
+    kind: ClassVar[str] = "puzzle"
     keys_to_ignore_at_inference = ["num_loops", "carry"]
 
     halting: Literal["none", "q_learning", "binary", "fixed_point"] = "none"

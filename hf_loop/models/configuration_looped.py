@@ -13,10 +13,11 @@
 # limitations under the License.
 """Configuration of the looped language model: a transformers decoder and the schedule that runs its layers."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from .checks import check_positive_int, strict
-from .configuration_recurrent import RecurrentConfig, cache_types
+from .configuration_recurrent import RecurrentConfig
+from .schedules import LoopedDepth
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
@@ -144,17 +145,8 @@ class LoopedConfig(RecurrentConfig):
         """Backbone layers inside the loop."""
         return self.backbone_config.num_hidden_layers - self.num_prelude_layers - self.num_coda_layers
 
-    def num_slots(self, num_loops: int) -> int:
-        """Cache slots of a forward pass with `num_loops` loops."""
-        return self.num_prelude_layers + self.num_coda_layers + self.num_core_layers * num_loops
-
-    @property
-    def layer_types(self) -> list[str]:
-        """Cache type of every slot, for backbones that mix layer types; the slot order is `slot`'s."""
-        layer_types = cache_types(self.backbone_config)
-        coda_start = self.num_prelude_layers + self.num_core_layers
-        core = layer_types[self.num_prelude_layers : coda_start]
-        return layer_types[: self.num_prelude_layers] + layer_types[coda_start:] + core * self.num_loops
+    def depth(self, model: Any = None, norm: Any = None) -> LoopedDepth:
+        return LoopedDepth(self, model, norm)
 
 
 __all__ = ["LoopedConfig"]

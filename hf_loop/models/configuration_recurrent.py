@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """What the configurations of the families share: a backbone whose fields they pass on, and cache slots that follow
-from the loop count."""
+from the schedule."""
 
 import copy
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
@@ -24,6 +24,7 @@ from .configuration_hrm import HrmBackboneConfig
 from .configuration_huginn import HuginnBackboneConfig
 from .configuration_parcae import ParcaeBackboneConfig
 from .field_checks import check_attribute, check_backbone_fields, check_fields, check_unused
+from .schedules import Call, Depth
 
 
 # decoders that transformers does not have; here, so that a configuration finds them where hf_loop is not installed
@@ -73,7 +74,8 @@ def cache_types(backbone_config: PreTrainedConfig) -> list[str]:
 @strict
 class RecurrentConfig(PreTrainedConfig):
     r"""
-    A backbone and a number of loops. A family adds its schedule: `num_loops` with a default, and `num_slots`.
+    A backbone and a schedule. A family over depth says which layer calls make a pass (`depth`); one over time
+    ([`TimeConfig`]) says which tokens are passed when.
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
@@ -82,7 +84,8 @@ class RecurrentConfig(PreTrainedConfig):
             or left out; they are read and written through to it.
 
     Raises:
-        ValueError: the backbone is no configuration or of an unknown type, or the loop count is no positive integer.
+        ValueError: the backbone is no configuration, of an unknown type, or a recurrent model that this one cannot
+            run; or the loop count is no positive integer.
         TypeError: there is no field of a name that is given.
     """
 
@@ -92,6 +95,12 @@ class RecurrentConfig(PreTrainedConfig):
     base_model_tp_plan = {}
     # every Auto class that can open the remote code written beside the weights; a family's own
     remote_classes = {}
+    # what the family schedules: "depth", "time", or "puzzle", a depth whose states are carried from call to call
+    kind: ClassVar[str] = "depth"
+    # the kinds that its backbone may have, besides a decoder
+    backbone_kinds: ClassVar[tuple[str, ...]] = ()
+    # classes of recurrent backbones that may have to be found where hf_loop is not installed, by model type
+    backbone_config_classes: ClassVar[dict[str, Any]] = {}
 
     backbone_config: Any = None
     use_cache: bool = True
@@ -107,11 +116,13 @@ class RecurrentConfig(PreTrainedConfig):
             fields = dict(self.backbone_config or {})
             fields |= {name: plain_count(name, kwargs.pop(name)) for name in BACKBONE_FIELDS if name in kwargs}
             model_type = fields.pop("model_type", "llama")
-            if model_type not in CONFIG_MAPPING:
+            config_class = self.backbone_config_classes.get(model_type)
+            if config_class is None and model_type not in CONFIG_MAPPING:
                 raise ValueError(f"`backbone_config.model_type` {model_type!r} is not a transformers model type")
-            config_class = CONFIG_MAPPING[model_type]
+            config_class = config_class or CONFIG_MAPPING[model_type]
             check_backbone_fields(config_class, fields, self)
             self.backbone_config = config_class(**fields)
+        self._check_nesting()
         check_fields(self, kwargs, BACKBONE_FIELDS)
         for name in COPIED_FIELDS:
             if getattr(self, name) is None:
@@ -146,34 +157,159 @@ class RecurrentConfig(PreTrainedConfig):
     def validate_rope(self):
         self.backbone_config.validate_rope()
 
-    def num_slots(self, num_loops: int) -> int:
-        """Cache slots of a forward pass with `num_loops` loops; every family with loops defines it."""
-        # there is no count that would be right for a schedule nobody has written yet
-        raise NotImplementedError
+    def _check_nesting(self) -> None:
+        kind = kind_of(self.backbone_config)
+        if kind is not None and kind not in self.backbone_kinds:
+            inner = self.backbone_config.model_type
+            reason = (
+                f"{'an' if inner[0] in 'aeiou' else 'a'} {inner} model schedules {_KINDS[kind]}, and a "
+                f"{self.model_type} model {_KINDS[self.kind]}"
+            )
+            can = " and ".join(_KINDS[kind] for kind in self.backbone_kinds)
+            hint = f"a decoder, or a model that schedules {can}" if can else "a decoder"
+            raise ValueError(f"`backbone_config.model_type` {inner!r} must be that of {hint}: {reason}")
 
-    # one cache slot per layer call; derived, so that `from_pretrained(folder, num_loops=8)` sizes caches right
+    @property
+    def decoder_config(self) -> PreTrainedConfig:
+        """Configuration of the decoder whose layers are run in the end; the backbone's, unless that is recurrent."""
+        backbone_config = self.backbone_config
+        return backbone_config if kind_of(backbone_config) is None else backbone_config.decoder_config
+
+    def depth(self, model: Any = None, norm: Any = None) -> Depth:
+        """The depth schedule, which without a model counts layer calls only.
+
+        Args:
+            model (`PreTrainedModel`, *optional*): the model without its head, for what acts between the calls.
+            norm (`Callable`, *optional*): the decoder's final norm.
+        """
+        if kind_of(self.backbone_config) is not None:
+            return self.backbone_config.depth(model, norm)
+        return Depth(self.decoder_config.num_hidden_layers, norm)
+
+    def calls(self, **depth: Any) -> list[Call]:
+        """The layer calls of one pass over tokens.
+
+        Args:
+            depth: such as `num_loops`; what is not given is the configuration's own.
+        """
+        return self.depth().calls(**depth)
+
+    @property
+    def has_loops(self) -> bool:
+        """Whether its depth is a number of loops."""
+        return "num_loops" in self.depth_arguments
+
+    @property
+    def depth_arguments(self) -> tuple[str, ...]:
+        """The arguments that a forward pass takes for its depth."""
+        return self.depth().arguments
+
+    def num_slots(self, **depth: Any) -> int:
+        """Cache slots of a pass, one for every layer call.
+
+        Args:
+            depth: such as `num_loops`; what is not given is the configuration's own.
+        """
+        return len(self.calls(**depth))
+
+    # derived, so that `from_pretrained(folder, num_loops=8)` sizes caches right
     @property
     def num_hidden_layers(self) -> int:
-        """Layer calls of one forward pass, which is also the number of cache slots."""
-        return self.num_slots(self.num_loops)
+        """Cache slots."""
+        return self.num_slots()
 
     @num_hidden_layers.setter
     def num_hidden_layers(self, value: int):
         # `assistant_early_exit` and others shorten a model by assigning its depth: here that means fewer loops
-        fixed = self.num_slots(0)
-        per_loop = self.num_slots(1) - fixed
-        num_loops, rest = divmod(value - fixed, per_loop)
+        self.num_loops = self.loops_of(value)
+
+    def loops_of(self, num_slots: int) -> int:
+        """The number of loops that has so many cache slots.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not self.has_loops:
+            raise ValueError(f"`num_hidden_layers` follows from `backbone_config`, got {num_slots}")
+        fixed = self.num_slots(num_loops=0)
+        per_loop = self.num_slots(num_loops=1) - fixed
+        num_loops, rest = divmod(num_slots - fixed, per_loop)
         if rest:
             raise ValueError(
-                f"`num_hidden_layers` {value} is not {fixed} plus a multiple of the {per_loop} layer calls of a loop"
+                f"`num_hidden_layers` {num_slots} is not {fixed} plus a multiple of the {per_loop} layer calls of a "
+                "loop"
             )
-        self.num_loops = num_loops
+        return num_loops
+
+    @property
+    def layer_types(self) -> list[str]:
+        """Cache type of every slot, for backbones that mix layer types."""
+        layer_types = cache_types(self.decoder_config)
+        return [layer_types[call.layer] for call in sorted(self.calls(), key=lambda call: call.slot)]
 
     def with_num_loops(self, num_loops: int) -> Self:
-        """A shallow copy with another loop count, to size a cache for one call."""
+        """A shallow copy with another loop count, to size a cache for one call.
+
+        Raises:
+            ValueError: the model has no loops, or the number is not a positive integer.
+        """
+        self.check_has_loops(num_loops)
         config = copy.copy(self)
-        config.num_loops = num_loops
+        if kind_of(self.backbone_config) is None:
+            config.num_loops = num_loops
+        else:
+            # past the check of fields, for it is the same configuration with another number of loops
+            vars(config)["backbone_config"] = self.backbone_config.with_num_loops(num_loops)
         return config
+
+    def check_has_loops(self, num_loops: int) -> None:
+        """Refuse a number of loops for a model without.
+
+        Raises:
+            ValueError: as above.
+        """
+        if not self.has_loops:
+            raise ValueError(f"`num_loops` {num_loops} needs loops, and this {self.model_type} model has none")
+
+
+# trf-ignore: TRF057 as above
+@strict
+class TimeConfig(RecurrentConfig):
+    r"""
+    A schedule of tokens, whose passes are those of the backbone: a decoder's, or those of a model over depth.
+
+    Args:
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the model that makes a pass over tokens: a decoder, or a looped or hierarchical model.
+
+    Raises:
+        ValueError: as [`RecurrentConfig`]; or a number of loops is asked of a backbone without loops.
+    """
+
+    kind: ClassVar[str] = "time"
+    backbone_kinds: ClassVar[tuple[str, ...]] = ("depth",)
+
+    @property
+    def num_loops(self) -> int:
+        """Loops of the backbone."""
+        return self.backbone_config.num_loops
+
+    @num_loops.setter
+    def num_loops(self, value: int):
+        self.check_has_loops(value)
+        self.backbone_config.num_loops = value
+
+    def validate_layer_type(self):
+        """The backbone checks its own; those of models over time name the kind of cache."""
+
+
+_KINDS = {"depth": "layer calls", "time": "tokens", "puzzle": "the segments of a puzzle"}
+
+
+def kind_of(config: PreTrainedConfig) -> str | None:
+    """The kind of a recurrent model's configuration, `None` of a decoder's."""
+    # not by class: a local folder loads its classes twice
+    return getattr(config, "kind", None) if hasattr(config, "decoder_config") else None
 
 
 def _backbone_property(name: str) -> property:
@@ -189,4 +325,4 @@ def _backbone_property(name: str) -> property:
 for _name in (*BACKBONE_FIELDS, *HEAD_FIELDS):
     setattr(RecurrentConfig, _name, _backbone_property(_name))
 
-__all__ = ["RecurrentConfig", "cache_types"]
+__all__ = ["RecurrentConfig", "TimeConfig", "cache_types", "kind_of"]

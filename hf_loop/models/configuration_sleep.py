@@ -13,10 +13,12 @@
 # limitations under the License.
 """Configuration of the sleep language model: a transformers decoder that reads in windows and keeps fast weights."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from .checks import check_positive_int, strict
-from .configuration_recurrent import RecurrentConfig
+from .configuration_recurrent import kind_of
+from .configuration_time import TimeConfig
+from .schedules import Call
 
 
 # layers whose state is a fast weight, and layers with no state that would outlive a window
@@ -26,7 +28,7 @@ SUPPORTED_LAYER_TYPES = {FAST_WEIGHT_LAYER_TYPE, "full_attention", "sliding_atte
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 @strict
-class SleepConfig(RecurrentConfig):
+class SleepConfig(TimeConfig):
     r"""
     A sleep language model (https://huggingface.co/papers/2605.26099) reads its input in windows. A token attends to
     its own window alone. When a window is full the model sleeps: the window runs through the layers `num_sleep_passes`
@@ -38,8 +40,10 @@ class SleepConfig(RecurrentConfig):
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
             Configuration of the decoder whose layers are run: one with linear-attention layers that follow the gated
             delta rule (`qwen3_next`, `qwen3_5_text`, `olmo_hybrid`), or any other in the table of `README.md`,
-            which is then given fast-weight layers. Defaults to Llama's. Fields such as `vocab_size` or `hidden_size`
-            may also be given directly when this is a dictionary or left out; they are read and written through to it.
+            which is then given fast-weight layers; or of a looped or hierarchical model over one of these, each of
+            whose layer calls then has fast weights of its own. Defaults to Llama's. Fields such as `vocab_size` or
+            `hidden_size` may also be given directly when this is a dictionary or left out; they are read and written
+            through to it.
         sleep_window (`int`, *optional*, defaults to 1024):
             Tokens in a window.
         num_sleep_passes (`int`, *optional*, defaults to 2):
@@ -49,15 +53,16 @@ class SleepConfig(RecurrentConfig):
             `sleep_window - 1` tokens as the last pass left them; every token then sees `sleep_window` tokens).
         sleep_layers (`list[int]`, *optional*):
             `[start, end]`: the backbone layers from `start` up to, not including, `end` run in every pass; those
-            before run once and those after run once more on the result of the last pass. All layers by default.
+            before run once and those after run once more on the result of the last pass. All layers by default, and
+            always over a backbone with loops.
         reset_conv (`bool`, *optional*, defaults to `True`):
             Whether short convolutions start anew in every pass, so that the fast weights alone cross its border.
         position_mode (`str`, *optional*):
             Where positions are counted from: `"restart"` (the window) or `"absolute"` (the text). The first by default
             with hard eviction, the second with sliding eviction, which needs it.
         fast_weight_layers (`list[int]`, *optional*):
-            Backbone layers that a fast-weight layer is inserted after. None by default where the backbone has linear
-            attention, otherwise every fourth layer.
+            Layers of the decoder that a fast-weight layer is inserted after, wherever they are called. None by default
+            where the decoder has linear attention, otherwise every fourth layer.
         fast_weight_rule (`str`, *optional*, defaults to `"gated_delta"`):
             How inserted layers write: `"hebbian"`, `"delta"`, `"gated_delta"` or `"oja"`, see `fast_weights.py`.
         fast_weight_num_heads (`int`, *optional*):
@@ -112,12 +117,22 @@ class SleepConfig(RecurrentConfig):
 
     def validate_architecture(self):
         """Refuse layers that cannot sleep, ranges outside the backbone, and models that would keep nothing."""
-        num_layers = self.backbone_config.num_hidden_layers
-        others = set(self._backbone_layer_types) - SUPPORTED_LAYER_TYPES
+        num_layers = self.num_layers
+        others = set(self._decoder_layer_types) - SUPPORTED_LAYER_TYPES
         if others:
             raise ValueError(
                 f"`backbone_config.layer_types` must be among {', '.join(sorted(SUPPORTED_LAYER_TYPES))}, got "
-                f"{', '.join(sorted(others))} of a {self.backbone_config.model_type} backbone"
+                f"{', '.join(sorted(others))} of a {self.decoder_config.model_type} backbone"
+            )
+        if getattr(self.backbone_config, "state_init", None) == "normal":
+            raise ValueError(
+                "`backbone_config.state_init` must not be 'normal' under sleep, whose later passes would start from "
+                "the noise of the first"
+            )
+        if self.sleep_layers is not None and kind_of(self.backbone_config) is not None:
+            raise ValueError(
+                f"`sleep_layers` must be None over a {self.backbone_config.model_type} backbone, whose passes are "
+                f"whole, got {self.sleep_layers}"
             )
         if self.sleep_layers is not None:
             start, end = self.sleep_layers if len(self.sleep_layers) == 2 else (0, 0)
@@ -145,33 +160,40 @@ class SleepConfig(RecurrentConfig):
                 "its place relative to the next one, got 'restart'"
             )
 
-    def validate_layer_type(self):
-        """The backbone checks its own; ours name the kind of cache."""
+    @property
+    def num_layers(self) -> int:
+        """Layers of the decoder."""
+        return 1 + max(call.layer for call in self.calls())
 
     @property
-    def _backbone_layer_types(self) -> list[str]:
-        return getattr(self.backbone_config, "layer_types", None) or []
+    def _decoder_layer_types(self) -> list[str]:
+        return getattr(self.decoder_config, "layer_types", None) or []
 
     @property
     def _linear_layers(self) -> list[int]:
-        layer_types = self._backbone_layer_types
+        layer_types = self._decoder_layer_types
         return [index for index, layer_type in enumerate(layer_types) if layer_type == FAST_WEIGHT_LAYER_TYPE]
 
     @property
     def memory_layers(self) -> list[int]:
-        """Backbone layers that a fast-weight layer follows."""
+        """Layers of the decoder that a fast-weight layer follows."""
         if self.fast_weight_layers is not None:
             return self.fast_weight_layers
         if self._linear_layers:
             return []
-        num_layers = self.backbone_config.num_hidden_layers
-        return list(range(3, num_layers, 4)) or [num_layers - 1]
+        return list(range(3, self.num_layers, 4)) or [self.num_layers - 1]
+
+    def inserted_calls(self, **depth: Any) -> list[Call]:
+        """The layer calls of one pass that a fast-weight layer follows, by their slots."""
+        memory_layers = self.memory_layers
+        calls = [call for call in self.calls(**depth) if call.layer in memory_layers]
+        return sorted(calls, key=lambda call: call.slot)
 
     @property
     def sleep_range(self) -> tuple[int, int]:
         """The first backbone layer that runs in every pass, and the first after them."""
         if self.sleep_layers is None:
-            return 0, self.backbone_config.num_hidden_layers
+            return 0, self.num_layers
         return self.sleep_layers[0], self.sleep_layers[1]
 
     @property
@@ -179,15 +201,10 @@ class SleepConfig(RecurrentConfig):
         """Whether positions are counted from the start of the window."""
         return (self.position_mode or ("restart" if self.eviction == "hard" else "absolute")) == "restart"
 
-    # the passes thread their states through the same slots: one for the open window, then one per layer
-    @property
-    def num_hidden_layers(self) -> int:
-        """Cache slots: the open window, the backbone's layers, the inserted ones."""
-        return 1 + self.backbone_config.num_hidden_layers + len(self.memory_layers)
-
-    @num_hidden_layers.setter
-    def num_hidden_layers(self, value: int):
-        raise ValueError(f"`num_hidden_layers` follows from the backbone and the inserted layers, got {value}")
+    # the passes thread their states through the same slots: one for the open window, then one per layer call
+    def num_slots(self, **depth: Any) -> int:
+        """Cache slots: the open window, the layer calls of a pass, the calls of inserted layers."""
+        return 1 + len(self.calls(**depth)) + len(self.inserted_calls(**depth))
 
     @property
     def layer_types(self) -> list[str]:

@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig
 
+from .backbone import Backbone
 from .backbone_check import CACHE_TOLERANCE, describe
-from .backbone_specs import BackboneSpec, find_spec, get_part, is_tested
+from .backbone_specs import BackboneSpec, find_spec, is_tested
 from .backbone_twin import NoTwinError, fingerprint, make_twin, twin_context
 
 
@@ -38,32 +39,31 @@ VISIBLE = 1e-5
 _RESULTS: dict[Any, str | None] = {}
 
 
-def check_blocks(config: Any, backbone: PreTrainedModel, model_class: type[nn.Module]) -> None:
+def check_blocks(config: Any, backbone: Backbone, model_class: type[nn.Module]) -> None:
     """Refuse decoders that cannot be run in blocks, or that rows of memory cannot go through.
 
     Args:
         config (`FeedbackConfig`): the model's configuration.
-        backbone (`PreTrainedModel`): its decoder.
+        backbone (`Backbone`): its opened backbone.
         model_class (`type`): the class [`FeedbackModel`].
 
     Raises:
         ValueError: as above.
     """
-    decoder = config.backbone_config
-    spec = find_spec(decoder)
+    decoder, spec = config.decoder_config, backbone.spec
     if spec.counts_columns:
         raise ValueError(
             f"`backbone_config.model_type` {decoder.model_type!r} cannot have blocks: its layers count the columns of "
             "their cache, which is a ring buffer here"
         )
     if config.feedback_length:
-        _check_memory_rows(config, spec, get_part(backbone, spec.layers))
+        _check_memory_rows(config, spec, backbone.layers)
     if not is_tested(decoder):
         _try("have blocks", decoder, lambda twin: _blocks_difference(twin, model_class))
 
 
 def _check_memory_rows(config: Any, spec: BackboneSpec, layers: Any) -> None:
-    model_type = config.backbone_config.model_type
+    model_type = config.decoder_config.model_type
     if spec.layers_take_token_ids:
         raise ValueError(
             f"`feedback_length` must be 0 for a {model_type} backbone, got {config.feedback_length}: its layers embed "

@@ -45,14 +45,16 @@ class BlockView:
     Made for one layer call and thrown away; `keys` and `values` then are what the layer carries on.
 
     Args:
-        memory (`LayerMemory`): what the layer carries. Where gradient is recorded it is left as it is, since a block
-            that was run before may need it once more; otherwise it is written to.
+        memory (`LayerMemory`): what the layer carries.
         plan (`BlockPlan`): the round.
+        in_place (`bool`): whether `memory` is written to. Where gradient is recorded it must be left as it is, since a
+            block that was run before may need it once more.
     """
 
-    def __init__(self, memory: LayerMemory, plan: BlockPlan):
+    def __init__(self, memory: LayerMemory, plan: BlockPlan, in_place: bool):
         self.memory = memory
         self.plan = plan
+        self._write_tokens = _write_in_place if in_place else _write_copy
         self.keys: torch.Tensor | None = None
         self.values: torch.Tensor | None = None
         self.was_used = False
@@ -73,8 +75,7 @@ class BlockView:
         if missing > 0:
             room = tokens.new_zeros(*tokens.shape[:2], missing, tokens.shape[3])
             buffer = room if buffer is None else torch.cat([buffer, room], dim=2)
-        write = _write_copy if torch.is_grad_enabled() else _write_in_place
-        buffer = write(buffer, lead, tokens, plan)
+        buffer = self._write_tokens(buffer, lead, tokens, plan)
         return buffer, buffer if plan.num_tail == 0 else torch.cat([buffer, tail], dim=2)
 
 

@@ -11,57 +11,83 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Generation with a loop count: which calls run how many loops, and caches sized for them."""
+"""Generation with a depth: which calls run how many loops or passes, and caches sized for them."""
 
 import copy
+import inspect
 from typing import Any
 
 from transformers import GenerationConfig
 
-from .checks import check_positive_int
+from .checks import check_depth_names, check_positive_int
 from .transformers_seams import GenerationHooks, is_prompted, is_scored_by_trl, module_view
 
 
-class LoopedGenerationMixin(GenerationHooks):
-    """`generate(..., num_loops=n)`, from the call, a `GenerationConfig` or the model's own, in that order."""
+class RecurrentGenerationMixin(GenerationHooks):
+    """`generate(..., num_loops=n)`, from the call, a `GenerationConfig` or the model's own, in that order; and the
+    same for every other name in `depth_names`.
+
+    Of a model whose cache is a memory (`_is_stateful`), which no step back can undo, what needs one is refused.
+    """
 
     config: Any
+    _is_stateful: bool
     # of a view, the depth that its `generate` keeps to
     pinned_num_loops: int | None = None
 
+    @property
+    def depth_names(self) -> tuple[str, ...]:
+        """The arguments of `generate` that set a depth."""
+        return ("num_loops",) if self.config.has_loops else ()
+
     def generation_settings(self: Any, generation_config, **kwargs):
-        num_loops = kwargs.pop("num_loops", None)
+        depth = {name: kwargs.pop(name, None) for name in self.depth_names}
         generation_config, model_kwargs = super().generation_settings(generation_config, **kwargs)
-        # `GenerationConfig.update` keeps an argument it has a field for: hand it back to the forward pass
-        if num_loops is None:
-            num_loops = getattr(generation_config, "num_loops", None)
-        if self.pinned_num_loops is not None:
-            num_loops = self.pinned_num_loops
-        if num_loops is not None:
-            model_kwargs["num_loops"] = check_positive_int("num_loops", num_loops)
-            if self.training and num_loops != self.config.num_loops and is_scored_by_trl(self):
-                raise ValueError(
-                    f"`num_loops` must be that of the model's configuration, {self.config.num_loops}, while TRL "
-                    f"trains it, got {num_loops}: the trainer would score what it samples at another depth. Load the "
-                    f"model with `num_loops={num_loops}` (`model_init_kwargs`, which the reference model takes too)"
-                )
+        keywords = set(inspect.signature(self.forward).parameters) - ({"num_loops"} - set(self.depth_names))
+        check_depth_names(vars(generation_config), keywords, "generation configuration")
+        if self._is_stateful and generation_config.is_assistant:
+            # of the model that verifies, transformers checks this itself
+            raise ValueError(
+                f"`assistant_model` must not be a {self.config.model_type} model: its memory cannot take back the "
+                "tokens that the other model refuses"
+            )
+        for name, value in depth.items():
+            # `GenerationConfig.update` keeps an argument it has a field for: hand it back to the forward pass
+            value = getattr(generation_config, name, None) if value is None else value
+            if name == "num_loops" and self.pinned_num_loops is not None:
+                value = self.pinned_num_loops
+            if value is not None:
+                model_kwargs[name] = check_positive_int(name, value)
+        num_loops = model_kwargs.get("num_loops")
+        if num_loops is not None and self.training and num_loops != self.config.num_loops and is_scored_by_trl(self):
+            raise ValueError(
+                f"`num_loops` must be that of the model's configuration, {self.config.num_loops}, while TRL "
+                f"trains it, got {num_loops}: the trainer would score what it samples at another depth. Load the "
+                f"model with `num_loops={num_loops}` (`model_init_kwargs`, which the reference model takes too)"
+            )
         return generation_config, model_kwargs
 
     def make_generation_cache(self: Any, generation_config, model_kwargs, *args, **kwargs):
-        num_loops = model_kwargs.get("num_loops")
-        if num_loops is None or num_loops == self.config.num_loops:
-            return super().make_generation_cache(generation_config, model_kwargs, *args, **kwargs)
-        view = self.with_num_loops(num_loops)
-        return super(LoopedGenerationMixin, view).make_generation_cache(
+        implementation = generation_config.cache_implementation
+        if self._is_stateful and implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"`cache_implementation` must be 'dynamic' for a {self.config.model_type} model, whose memory has a "
+                f"form of its own and does not grow, got {implementation!r}"
+            )
+        view, num_loops = self, model_kwargs.get("num_loops")
+        if num_loops is not None and num_loops != self.config.num_loops:
+            view = self.with_num_loops(num_loops)
+        return super(RecurrentGenerationMixin, view).make_generation_cache(
             generation_config, model_kwargs, *args, **kwargs
         )
 
     def make_candidate_generator(self: Any, generation_config, model_kwargs, **kwargs):
         # whoever drafts has a depth of its own, or none: a plain decoder refuses `num_loops`
-        model_kwargs = {name: value for name, value in model_kwargs.items() if name != "num_loops"}
-        if hasattr(generation_config, "num_loops"):
-            generation_config = copy.deepcopy(generation_config)
-            del generation_config.num_loops
+        model_kwargs = {name: value for name, value in model_kwargs.items() if name not in self.depth_names}
+        for name in self.depth_names:
+            if hasattr(generation_config, name):
+                generation_config = copy.deepcopy(generation_config)
+                delattr(generation_config, name)
         if generation_config.assistant_early_exit is not None:
             check_early_exit(self.config, generation_config.assistant_early_exit)
         return super().make_candidate_generator(generation_config, model_kwargs, **kwargs)
@@ -94,12 +120,21 @@ class LoopedGenerationMixin(GenerationHooks):
         return view
 
     def init_continuous_batching(self, generation_config: GenerationConfig | None = None, *args, **kwargs):
-        """As transformers', with the loop count of `generation_config` or of the model's own."""
+        """As transformers', with the loop count of `generation_config` or of the model's own.
+
+        Raises:
+            ValueError: the model's cache is a memory, of which a paged cache has none.
+        """
+        if self._is_stateful:
+            raise ValueError(
+                f"`generate_batch` (continuous batching) does not work with a {self.config.model_type} model: its "
+                "paged cache has no place for a memory. `generate` takes batches too."
+            )
         num_loops = getattr(generation_config or self.generation_config, "num_loops", None)
-        if num_loops is None or num_loops == self.config.num_loops:
+        if num_loops is None or not self.config.has_loops or num_loops == self.config.num_loops:
             return super().init_continuous_batching(generation_config, *args, **kwargs)
         view = self.with_num_loops(check_positive_int("num_loops", num_loops))
-        return super(LoopedGenerationMixin, view).init_continuous_batching(generation_config, *args, **kwargs)
+        return super(RecurrentGenerationMixin, view).init_continuous_batching(generation_config, *args, **kwargs)
 
     def generate_batch(self, inputs, generation_config: GenerationConfig | None = None, *args, **kwargs):
         """As transformers' continuous batching, with `num_loops` as a further keyword argument."""
@@ -126,4 +161,4 @@ def check_early_exit(config: Any, num_slots: int) -> None:
         ) from error
 
 
-__all__ = ["LoopedGenerationMixin"]
+__all__ = ["RecurrentGenerationMixin"]

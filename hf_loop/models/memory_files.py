@@ -118,7 +118,12 @@ class MemoryMixin:
                     f"{str(path)!r} is no memory of this model: its {name} is {metadata.get(name)!r}, and must be "
                     f"{value!r}"
                 )
-        cache = DynamicCache(config=self.config)
+        num_slots = 1 + max(int(name.split(".")[1]) for name in tensors)
+        config = self.config
+        if config.has_loops and num_slots != config.num_hidden_layers:
+            # filled at another number of loops than the model's own
+            config = config.with_num_loops(config.loops_of(num_slots))
+        cache = DynamicCache(config=config)
         layers: Any = cache.layers
         for index, layer in enumerate(layers):
             prefix = f"layers.{index}."

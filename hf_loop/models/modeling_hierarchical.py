@@ -22,40 +22,25 @@
 `hf_loop.convert` makes, this is `HrmTextModel`, bit for bit, at any number of cycles.
 """
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers import Cache
 from transformers.utils import auto_docstring, can_return_tuple, logging
 
-from .backbone import (
-    PUZZLE_BACKBONES,
-    TWO_STACK_BACKBONES,
-    Backbone,
-    BackboneSpec,
-    LayerInputs,
-    adopt_backbone,
-    backbone_spec,
-    compute_logits,
-    make_backbone,
-)
-from .cache_views import check_num_slots
-from .checks import check_positive_int
+from .backbone import TWO_STACK_BACKBONES
 from .configuration_hierarchical import HierarchicalConfig
 from .family import Family, text_classes
-from .generation import LoopedGenerationMixin
 from .keyword_checks import check_keywords
 from .layer_views import read_weight
 from .modeling_classification import SequenceClassifier, TokenClassifier
 from .modeling_hrm import truncated_normal_
-from .modeling_recurrent import RecurrentPreTrainedModel
+from .modeling_recurrent import RecurrentForCausalLM, RecurrentModel, RecurrentPreTrainedModel
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
 from .transformers_seams import (
     capture_outputs,
     create_masks_for_generate,
-    keep_logits,
     merge_with_config_defaults,
     named_cache,
     takes_cache,
@@ -87,16 +72,6 @@ class HierarchicalPreTrainedModel(RecurrentPreTrainedModel):
                 state.requires_grad_(False)
 
 
-def stack_spec(config: PreTrainedConfig, bidirectional: bool = False) -> BackboneSpec:
-    """Where the parts of a backbone are, which may have two stacks of its own, or layers that are never causal.
-
-    Raises:
-        ValueError: the architecture is not supported.
-    """
-    special = TWO_STACK_BACKBONES | PUZZLE_BACKBONES if bidirectional else TWO_STACK_BACKBONES
-    return special.get(config.model_type) or backbone_spec(config)
-
-
 def prefix_blocks(config: HierarchicalConfig, token_type_ids: torch.Tensor | None) -> torch.Tensor | None:
     """Block of every token `[B, T]`: tokens of type 1 form block 0, others (-1) see the past alone."""
     if token_type_ids is None:
@@ -110,22 +85,18 @@ def prefix_blocks(config: HierarchicalConfig, token_type_ids: torch.Tensor | Non
 
 # trf-ignore: TRF057 as above
 # trf-ignore: TRF013 the classes below call `post_init` once they are complete
-class HierarchicalStacks(HierarchicalPreTrainedModel):
+class HierarchicalStacks(HierarchicalPreTrainedModel, RecurrentModel):
     """The backbone and what runs its layers on the hierarchical schedule, in one direction or in both.
 
     Args:
         config (`HierarchicalConfig`): the backbone and the schedule.
     """
 
-    # whether positions see each other in both directions
-    is_bidirectional = False
-    # set by transformers on whatever has it; a call that is checkpointed makes no cache
-    gradient_checkpointing = False
+    special_specs = TWO_STACK_BACKBONES
+    output_class = LoopedModelOutputWithPast
 
     def __init__(self, config: HierarchicalConfig):
         super().__init__(config)
-        self.backbone = make_backbone(config.backbone_config, self.spec)
-        adopt_backbone(self, self.backbone)
         # CODEPATH: HRM and its puzzle successors start at vectors that were drawn once; others need none
         if config.state_init == "random":
             self.initial_states = nn.Buffer(torch.empty(config.num_latent_states, config.hidden_size))
@@ -134,10 +105,9 @@ class HierarchicalStacks(HierarchicalPreTrainedModel):
             eps = getattr(config.backbone_config, "rms_norm_eps", 1e-6)
             self.stack_norm = nn.RMSNorm(config.hidden_size, eps=eps, elementwise_affine=False)
 
-    @property
-    def spec(self) -> BackboneSpec:
-        """Where the parts of the backbone are."""
-        return stack_spec(self.config.backbone_config, self.is_bidirectional)
+    def enter(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        scale = self.config.embedding_scale
+        return hidden_states if scale == 1 else hidden_states * scale
 
     def init_parallel_plans(self):
         super().init_parallel_plans()
@@ -148,12 +118,6 @@ class HierarchicalStacks(HierarchicalPreTrainedModel):
             if f"backbone.{layers}.*" in plan:
                 plan[f"backbone.{layers}.*"] = "keep_full_weight"
         self._fsdp_plan = plan
-
-    def get_input_embeddings(self):
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.backbone.set_input_embeddings(value)
 
     def low_state_parameter(self) -> torch.Tensor | None:
         """The backbone's own start of the fast state, `[D]`."""
@@ -173,67 +137,6 @@ class HierarchicalStacks(HierarchicalPreTrainedModel):
         # CODEPATH: as above
         high = encoded if self.config.state_init == "input" else zeros
         return high, low if has_low else None
-
-    def run_cycles(
-        self,
-        backbone: Backbone,
-        states: tuple[torch.Tensor, torch.Tensor | None],
-        encoded: torch.Tensor,
-        inputs: LayerInputs,
-        num_loops: int,
-        num_backprop_loops: int | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """All slow cycles.
-
-        Args:
-            backbone (`Backbone`): the opened backbone.
-            states (`tuple`): the slow and the fast state, each `[B, T, D]`; of one state, `None` for the second.
-            encoded (`torch.Tensor` of shape `[B, T, D]`): the first layers' input.
-            inputs (`LayerInputs`): positions, masks and cache.
-            num_loops (`int`): slow cycles to run.
-            num_backprop_loops (`int`, *optional*): how many of the last ones gradient may reach.
-
-        Returns:
-            `tuple`: the states after the last cycle.
-        """
-        # slots: fast call l of cycle h, layer i -> (h * num_calls + l) * n + i; the slow call follows the last fast
-        # one. They grow at the end with the number of cycles
-        config = self.config
-        num_layers, low_cycles, num_calls = config.num_stack_layers, config.low_cycles, config.num_calls
-        is_shared = config.shared_stack
-        first_high_layer = 0 if is_shared else num_layers
-        is_injected = config.injection == "add"
-        high, low = states
-        for cycle in range(num_loops):
-            for call in range(num_calls):
-                slot = (cycle * num_calls + call) * num_layers
-                carries = config.carries_gradient(num_loops, cycle, call, num_backprop_loops)
-                with nullcontext() if carries else torch.no_grad():
-                    # the stacks may be on two devices
-                    state = high if low is None else low.to(high.device) + high
-                    if call == low_cycles:
-                        high = self.run_stack(backbone, first_high_layer, slot, state, inputs)
-                        continue
-                    state = state + encoded.to(state.device) if is_injected else state
-                    updated = self.run_stack(backbone, 0, slot, state, inputs)
-                    high, low = (updated, None) if low is None else (high, updated)
-        return high, low
-
-    def run_stack(
-        self, backbone: Backbone, first_layer: int, first_slot: int, state: torch.Tensor, inputs: LayerInputs
-    ) -> torch.Tensor:
-        """One call of the stack that begins with `first_layer`, `[B, T, D]`."""
-        for index in range(self.config.num_stack_layers):
-            state = backbone.run_layer(first_layer + index, first_slot + index, state, inputs)
-        stack_norm = self.config.stack_norm
-        if stack_norm == "weightless":
-            return self.stack_norm(state)
-        return backbone.norm(state) if stack_norm == "final" else state
-
-    def finish(self, backbone: Backbone, high: torch.Tensor) -> torch.Tensor:
-        """What the head reads of the slow state: through the final norm, unless every stack call ended with it."""
-        is_normed = self.config.stack_norm == "final"
-        return high if is_normed else backbone.norm(high)
 
 
 # trf-ignore: TRF057 as above
@@ -280,47 +183,20 @@ class HierarchicalModel(HierarchicalStacks):
             ValueError: a loop count is not a positive integer, or the cache was made for another loop count.
         """
         check_keywords(self, kwargs)
-        config = self.config
-        num_loops = config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
-        if num_backprop_loops is not None:
-            num_backprop_loops = check_positive_int("num_backprop_loops", num_backprop_loops)
-
-        backbone = Backbone(self.backbone, self.spec)
-        inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
-        if cache is not None:
-            check_num_slots(cache, config.num_slots(num_loops), num_loops)
-        elif use_cache:
-            cache = DynamicCache(config=config.with_num_loops(num_loops))
-        if position_ids is None:
-            position_ids = backbone.next_positions(inputs_embeds, cache, attention_mask)
         # a paged cache does not say; prompts with a prefix are not sent with one
         is_prefill = not isinstance(cache, Cache) or not cache.is_initialized
-        inputs = backbone.prepare(
-            inputs_embeds,
-            attention_mask,
-            position_ids,
-            cache,
-            bool(use_cache),
-            input_ids,
-            block_sequence_ids=prefix_blocks(config, token_type_ids) if is_prefill else None,
-            **kwargs,
-        )
-
-        encoded = backbone.enter(inputs_embeds, position_ids)
-        scale = config.embedding_scale
-        if scale != 1:
-            encoded = encoded * scale
-        states = self.make_initial_states(encoded)
-        high, _ = self.run_cycles(backbone, states, encoded, inputs, num_loops, num_backprop_loops)
-        return LoopedModelOutputWithPast(
-            last_hidden_state=self.finish(backbone, high),
-            **named_cache(cache),
-            num_loops=torch.full((inputs_embeds.shape[0],), num_loops, device=inputs_embeds.device),
+        return self.run_pass(
+            self.start_pass(
+                *(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache),
+                self.depth_arguments(num_loops=num_loops, num_backprop_loops=num_backprop_loops),
+                block_sequence_ids=prefix_blocks(self.config, token_type_ids) if is_prefill else None,
+                **kwargs,
+            )
         )
 
 
 # trf-ignore: TRF057 as above
-class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin):
+class HierarchicalForCausalLM(HierarchicalPreTrainedModel, RecurrentForCausalLM):
     """The hierarchical model with the backbone's language-model head.
 
     Args:
@@ -336,17 +212,8 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin
     ```
     """
 
-    _tp_plan = {"lm_head": "colwise_gather_output"}
-    _fsdp_plan = {"lm_head": "keep_full_weight"}
-
-    def __init__(self, config: HierarchicalConfig):
-        super().__init__(config)
-        self.model = HierarchicalModel(config)
-        adopt_backbone(self, self.model.backbone)
-        spec = stack_spec(config.backbone_config)
-        self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{spec.embed_tokens}.weight"}
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=spec.head_bias)
-        self.post_init()
+    model_class = HierarchicalModel
+    output_class = LoopedCausalLMOutputWithPast
 
     @staticmethod
     @takes_cache
@@ -411,33 +278,18 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, LoopedGenerationMixin
         Raises:
             ValueError: a loop count is not a positive integer, or the cache was made for another loop count.
         """
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=cache,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            num_loops=self.config.num_loops if num_loops is None else num_loops,
-            num_backprop_loops=num_backprop_loops,
-            **kwargs,
-        )
-        backbone_config = self.model.backbone.config
-        hidden_states = keep_logits(outputs.last_hidden_state, logits_to_keep)
-        logits = compute_logits(backbone_config, self.lm_head, hidden_states, self.model.spec)
-
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return LoopedCausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            **named_cache(outputs.cache),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            num_loops=outputs.num_loops,
-        )
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "cache": cache,
+            "token_type_ids": token_type_ids,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
+            "num_loops": num_loops,
+            "num_backprop_loops": num_backprop_loops,
+        }
+        return self.predict(inputs, labels, logits_to_keep, kwargs)
 
 
 # trf-ignore: TRF057 as above

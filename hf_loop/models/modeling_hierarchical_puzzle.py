@@ -18,6 +18,7 @@ carry, are where the next one starts, without gradient: training makes a step af
 `hf_loop.trainer.DeepSupervisionTrainer`). A head on the first position says whether the row is done.
 """
 
+import functools
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
@@ -28,7 +29,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import auto_docstring, can_return_tuple
 
-from .backbone import PUZZLE_BACKBONES, Backbone, LayerInputs, adopt_backbone, compute_logits
+from .backbone import PUZZLE_BACKBONES, TWO_STACK_BACKBONES, Backbone, LayerInputs, compute_logits
 from .checks import check_positive_int
 from .configuration_hierarchical import HierarchicalPuzzleConfig
 from .family import Family
@@ -37,7 +38,9 @@ from .generation_puzzle import PuzzleSolvingMixin
 from .keyword_checks import ENGINE_KEYWORDS, check_keywords
 from .modeling_hierarchical import HierarchicalPreTrainedModel, HierarchicalStacks, describe_cycles
 from .modeling_hrm import truncated_normal_
+from .modeling_recurrent import make_head
 from .puzzle_loss import puzzle_loss
+from .schedules import HierarchicalDepth
 from .transformers_seams import capture_outputs, merge_with_config_defaults
 
 
@@ -131,7 +134,7 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
     """
 
     config_class = HierarchicalPuzzleConfig
-    is_bidirectional = True
+    special_specs = TWO_STACK_BACKBONES | PUZZLE_BACKBONES
     no_prompt_learning = "its positions are the cells of a puzzle"
     refused_keywords = {
         **dict.fromkeys(ENGINE_KEYWORDS, "a puzzle is solved by `solve`, and not one token after another"),
@@ -213,24 +216,24 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
             ValueError: a loop count is not a positive integer, or the carry does not fit the batch.
         """
         check_keywords(self, kwargs)
-        num_loops = self.config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
-        if num_backprop_loops is not None:
-            num_backprop_loops = check_positive_int("num_backprop_loops", num_backprop_loops)
-        backbone = Backbone(self.backbone, self.spec)
+        depth = self.depth_arguments(num_loops=num_loops, num_backprop_loops=num_backprop_loops)
+        backbone = Backbone(self)
         encoded = self.embed_puzzle(backbone.embed(input_ids), puzzle_ids)
         positions = torch.arange(encoded.shape[1], device=encoded.device)[None]
-        encoded = backbone.enter(encoded, positions) * self.config.embedding_scale
+        encoded = backbone.enter(encoded, positions)
         # every position sees every other: no mask, and no causal order where there is none
         kwargs |= {"is_causal": False} | backbone.layer_arguments(encoded)
         kwargs.pop("use_cache", None)
         inputs = LayerInputs(positions, backbone.rotate(encoded, positions), None, None, False, kwargs)
 
         states = self.start_states(encoded, carry)
-        high, low = self.run_cycles(backbone, states, encoded, inputs, num_loops, num_backprop_loops)
+        schedule: HierarchicalDepth = backbone.depth
+        run_call = functools.partial(backbone.run_call, inputs=inputs)
+        high, low = schedule.run_cycles(states, encoded, run_call, **depth)
         start = states[0].detach()
         steps = torch.zeros(len(encoded), dtype=torch.long, device=encoded.device) if carry is None else carry.steps
         return HierarchicalSegmentOutput(
-            last_hidden_state=self.finish(backbone, high),
+            last_hidden_state=schedule.finish(high),
             carry=HierarchicalCarry(high=high.detach(), steps=steps + 1, low=None if low is None else low.detach()),
             change=(high.detach() - start).flatten(1).norm(dim=1) / start.flatten(1).norm(dim=1).clamp(min=1e-12),
         )
@@ -262,10 +265,8 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
     def __init__(self, config: HierarchicalPuzzleConfig):
         super().__init__(config)
         self.model = HierarchicalPuzzleModel(config)
-        adopt_backbone(self, self.model.backbone)
-        spec = self.model.spec
-        self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{spec.embed_tokens}.weight"}
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=spec.head_bias)
+        self.adopt(self.model.backbone)
+        self.lm_head = make_head(self)
         # CODEPATH: a fixed point is measured, and without halting nothing is asked
         if config.halting in ("q_learning", "binary"):
             # CODEPATH: HRM values going on, too
@@ -365,9 +366,8 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
 
     def read_cells(self, outputs: Any) -> torch.Tensor:
         """Logits of the cells, `[B, T, V]`."""
-        backbone_config = self.model.backbone.config
         hidden_states = outputs.last_hidden_state[:, self.config.num_puzzle_tokens :]
-        return compute_logits(backbone_config, self.lm_head, hidden_states, self.model.spec)
+        return compute_logits(self.config.backbone_config, self.lm_head, hidden_states, self.model.spec)
 
     def read_halting(self, outputs: Any) -> torch.Tensor | None:
         """`halt_logits` in single precision, `[B, 1]` or `[B, 2]`."""

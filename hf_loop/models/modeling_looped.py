@@ -20,36 +20,26 @@
 With one loop, no injection and the state starting at `e`, this is the backbone itself, bit for bit.
 """
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache
+from transformers import Cache
 from transformers import initialization as init
 from transformers.utils import auto_docstring, can_return_tuple
 
-from .backbone import (
-    Backbone,
-    LayerInputs,
-    adopt_backbone,
-    backbone_spec,
-    compute_logits,
-    make_backbone,
-)
-from .cache_views import check_num_slots
-from .checks import check_positive_int
+from .backbone import Backbone
 from .configuration_looped import LoopedConfig
 from .family import Family, text_classes
-from .generation import LoopedGenerationMixin
 from .injection import ConcatInjection, DiagonalInjection, make_injection
 from .keyword_checks import check_keywords
 from .loop_lora import LayerLoopLora, LoopLora
 from .modeling_classification import SequenceClassifier, TokenClassifier
-from .modeling_recurrent import RecurrentPreTrainedModel
+from .modeling_recurrent import RecurrentForCausalLM, RecurrentModel, RecurrentPreTrainedModel
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
+from .schedules import Call, LoopedDepth, run_calls
 from .state_noise import example_seeds, truncated_normal
-from .transformers_seams import capture_outputs, keep_logits, merge_with_config_defaults, named_cache, takes_cache
+from .transformers_seams import capture_outputs, merge_with_config_defaults, named_cache, takes_cache
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
@@ -81,20 +71,17 @@ def state_std(config: LoopedConfig) -> float:
 
 
 # trf-ignore: TRF057 as above
-class LoopedModel(LoopedPreTrainedModel):
+class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
     """The backbone's layers on a looped schedule, without a head.
 
     Args:
         config (`LoopedConfig`): the backbone and the schedule.
     """
 
-    # set by transformers on whatever has it; a call that is checkpointed makes no cache
-    gradient_checkpointing = False
+    output_class = LoopedModelOutputWithPast
 
     def __init__(self, config: LoopedConfig):
         super().__init__(config)
-        self.backbone = make_backbone(config.backbone_config)
-        adopt_backbone(self, self.backbone)
         self.injection = make_injection(config)
         # CODEPATH: learned states are for models trained from scratch; Huginn's is noise, Ouro's is the input
         if config.state_init == "learned":
@@ -112,7 +99,7 @@ class LoopedModel(LoopedPreTrainedModel):
     def init_parallel_plans(self):
         super().init_parallel_plans()
         # FSDP would gather the weights of a core layer again in every loop: keep them
-        layers = f"backbone.{backbone_spec(self.config.backbone_config).layers}"
+        layers = f"backbone.{self.spec.layers}"
         plan = dict(self._fsdp_plan or {})
         strategy = plan.pop(f"{layers}.*", None)
         if strategy is not None:
@@ -124,12 +111,6 @@ class LoopedModel(LoopedPreTrainedModel):
             # splits the embeddings and the head only
             plan = self._tp_plan or {}
             self._tp_plan = {name: plan[name] for name in plan if not name.startswith(f"{layers}.")}
-
-    def get_input_embeddings(self):
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.backbone.set_input_embeddings(value)
 
     @takes_cache
     @merge_with_config_defaults
@@ -172,70 +153,38 @@ class LoopedModel(LoopedPreTrainedModel):
                 states after every loop are asked for together with a cache.
         """
         check_keywords(self, kwargs)
-        num_loops = self.config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
-        if num_backprop_loops is not None:
-            num_backprop_loops = check_positive_int("num_backprop_loops", num_backprop_loops)
+        depth = self.depth_arguments(num_loops=num_loops, num_backprop_loops=num_backprop_loops)
         if output_loop_hidden_states:
             if cache is not None:
                 raise ValueError("`output_loop_hidden_states` and `output_loop_logits` need `cache=None`")
             use_cache = False
-
-        # slots: prelude layer i -> i; coda layer j -> P + j; core layer l in loop r -> P + C + r * n + l.
-        # the coda comes before the core so that its slots stay put when the loop count changes
-        num_prelude, num_core, num_coda = self.layer_counts()
-        backbone = Backbone(self.backbone)
-        inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
         if noise_per_example is None:
             is_cached = cache is not None or "paged_cache" in kwargs
             noise_per_example = self.config.state_init == "normal" and self.training and not is_cached
-        if cache is not None:
-            check_num_slots(cache, num_prelude + num_coda + num_core * num_loops, num_loops)
-        elif use_cache and not noise_per_example:
-            # a call that went on would meet other noise than the tokens before it
-            cache = DynamicCache(config=self.config.with_num_loops(num_loops))
-        if position_ids is None:
-            position_ids = backbone.next_positions(inputs_embeds, cache, attention_mask)
-        use_cache = bool(use_cache)
-        inputs = backbone.prepare(inputs_embeds, attention_mask, position_ids, cache, use_cache, input_ids, **kwargs)
-
-        is_damped = self.config.loop_update == "damped"
-        hidden_states = backbone.enter(inputs_embeds, position_ids)
-        for index in range(num_prelude):
-            hidden_states = backbone.run_layer(index, index, hidden_states, inputs)
-
-        encoded = hidden_states
-        state = self.make_initial_state(encoded, position_ids, input_ids if noise_per_example else None)
-        loop_states = []
-        for loop in range(num_loops):
-            carries_gradient = num_backprop_loops is None or loop >= num_loops - num_backprop_loops
-            with nullcontext() if carries_gradient else torch.no_grad():
-                previous = state
-                state = self.injection(state, encoded)
-                for index in range(num_core):
-                    slot = num_prelude + num_coda + loop * num_core + index
-                    layer = backbone.layers[num_prelude + index]
-                    if self.loop_lora is not None:
-                        layer = self.loop_lora.layer_in_loop(layer, index, loop)
-                    state = backbone.run_layer(num_prelude + index, slot, state, inputs, layer)
-                # with one loop the damped step is a whole one: not spelt as s + (f(s) - s), which would round
-                if is_damped and num_loops > 1:
-                    state = previous + (state - previous) / num_loops
-                state = self.norm_loop(backbone, state)
-            if output_loop_states or output_loop_hidden_states:
-                loop_states.append(state)
-
+        # with a cache a call that went on would meet other noise than the tokens before it
+        forward_pass = self.start_pass(
+            *(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, depth),
+            makes_cache=not noise_per_example,
+            **kwargs,
+        )
+        schedule: LoopedDepth = forward_pass.backbone.depth
+        run_call = forward_pass.run_call
+        encoded = run_calls(forward_pass.hidden_states, run_call, schedule.prelude_calls())
+        state = self.make_initial_state(
+            encoded, forward_pass.inputs.position_ids, input_ids if noise_per_example else None
+        )
+        loop_states = [] if output_loop_states or output_loop_hidden_states else None
+        state = schedule.run_loops(state, encoded, run_call, **depth, loop_states=loop_states)
         loop_hidden_states = None
         if output_loop_hidden_states:
-            loop_hidden_states = tuple(
-                self.read_out(backbone, state, inputs, num_prelude, num_coda) for state in loop_states
-            )
+            loop_hidden_states = tuple(schedule.finish(schedule.run_coda(state, run_call)) for state in loop_states)
             last_hidden_state = loop_hidden_states[-1]
         else:
-            last_hidden_state = self.read_out(backbone, state, inputs, num_prelude, num_coda)
+            last_hidden_state = schedule.finish(schedule.run_coda(state, run_call))
         return LoopedModelOutputWithPast(
             last_hidden_state=last_hidden_state,
-            **named_cache(cache),
-            num_loops=torch.full((inputs_embeds.shape[0],), num_loops, device=inputs_embeds.device),
+            **named_cache(forward_pass.inputs.cache),
+            **self.loops_run(forward_pass),
             loop_states=tuple(loop_states) if output_loop_states else None,
             loop_hidden_states=loop_hidden_states,
         )
@@ -249,12 +198,18 @@ class LoopedModel(LoopedPreTrainedModel):
         num_prelude, num_core, _ = self.layer_counts()
         return Backbone(self.backbone).layers[num_prelude : num_prelude + num_core]
 
+    def layer_in_call(self, layer: nn.Module, call: Call) -> nn.Module:
+        if self.loop_lora is None or call.loop is None:
+            return layer
+        return self.loop_lora.layer_in_loop(layer, call.layer - self.config.num_prelude_layers, call.loop)
+
     def make_initial_state(
-        self, encoded: torch.Tensor, position_ids: torch.Tensor, input_ids: torch.Tensor | None
+        self, encoded: torch.Tensor, position_ids: torch.Tensor | None = None, input_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The state before the first loop, `[B, T, D]`.
 
-        Normal noise differs between examples, whose tokens are `input_ids`, and is the same for all of them without.
+        Normal noise follows from the positions. It differs between examples, whose tokens are `input_ids`, and is the
+        same for all of them without.
         """
         state_init = self.config.state_init
         if state_init == "input":
@@ -263,40 +218,17 @@ class LoopedModel(LoopedPreTrainedModel):
             return torch.zeros_like(encoded)
         if state_init == "learned":
             return self.initial_state.to(encoded.dtype).expand_as(encoded)
+        if position_ids is None:
+            raise ValueError("`state_init='normal'` needs `position_ids`, which its noise follows from")
         seeds = position_ids.new_zeros(1)
         if input_ids is not None:
             seeds = example_seeds(input_ids)
         noise = truncated_normal(seeds, position_ids, encoded.shape[-1], state_std(self.config), encoded.dtype)
         return noise.expand_as(encoded)
 
-    def norm_loop(self, backbone: Backbone, state: torch.Tensor) -> torch.Tensor:
-        """The norm at a loop's end, `[B, T, D]`."""
-        loop_norm = self.config.loop_norm
-        if loop_norm == "none":
-            return state
-        return self.loop_norm(state) if loop_norm == "own" else backbone.norm(state)
-
-    def read_out(
-        self, backbone: Backbone, state: torch.Tensor, inputs: LayerInputs, num_prelude: int, num_coda: int
-    ) -> torch.Tensor:
-        """The state through what lies between the last loop and the head, `[B, T, D]`."""
-        config = self.config
-        # CODEPATH: Huginn applies its final norm before the coda too; its retrofits do not
-        if config.coda_norm:
-            state = backbone.norm(state)
-        # CODEPATH: Parcae maps the state before its coda
-        if config.state_projection:
-            state = self.state_projection(state)
-        first = len(backbone.layers) - num_coda
-        for index in range(num_coda):
-            state = backbone.run_layer(first + index, num_prelude + index, state, inputs)
-        # the last loop may have ended with the final norm already
-        is_normed = config.loop_norm == "final" and num_coda == 0 and not config.state_projection
-        return state if is_normed else backbone.norm(state)
-
 
 # trf-ignore: TRF057 as above
-class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
+class LoopedForCausalLM(LoopedPreTrainedModel, RecurrentForCausalLM):
     """The looped model with the backbone's language-model head.
 
     Args:
@@ -313,17 +245,8 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
     ```
     """
 
-    _tp_plan = {"lm_head": "colwise_gather_output"}
-    _fsdp_plan = {"lm_head": "keep_full_weight"}
-
-    def __init__(self, config: LoopedConfig):
-        super().__init__(config)
-        self.model = LoopedModel(config)
-        adopt_backbone(self, self.model.backbone)
-        spec = backbone_spec(config.backbone_config)
-        self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{spec.embed_tokens}.weight"}
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=spec.head_bias)
-        self.post_init()
+    model_class = LoopedModel
+    output_class = LoopedCausalLMOutputWithPast
 
     def prepare_inputs_for_generation(self, *args, **kwargs):
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
@@ -367,43 +290,24 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin):
             ValueError: a loop count is not a positive integer, the cache was made for another loop count, or logits
                 after every loop are asked for together with a cache.
         """
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            num_loops=self.config.num_loops if num_loops is None else num_loops,
-            num_backprop_loops=num_backprop_loops,
-            output_loop_states=output_loop_states,
-            output_loop_hidden_states=output_loop_logits,
-            **kwargs,
-        )
-        backbone_config = self.model.backbone.config
-        hidden_states = keep_logits(outputs.last_hidden_state, logits_to_keep)
-        logits = compute_logits(backbone_config, self.lm_head, hidden_states)
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "cache": cache,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
+            "num_loops": num_loops,
+            "num_backprop_loops": num_backprop_loops,
+            "output_loop_states": output_loop_states,
+            "output_loop_hidden_states": output_loop_logits,
+        }
+        return self.predict(inputs, labels, logits_to_keep, kwargs)
 
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-
-        loop_logits = None
-        if output_loop_logits:
-            loop_logits = tuple(
-                compute_logits(backbone_config, self.lm_head, keep_logits(states, logits_to_keep))
-                for states in outputs.loop_hidden_states
-            )
-        return LoopedCausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            **named_cache(outputs.cache),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            num_loops=outputs.num_loops,
-            loop_states=outputs.loop_states,
-            loop_logits=loop_logits,
-        )
+    def read_outputs(self, outputs: Any, logits_to_keep: int | torch.Tensor) -> dict[str, Any]:
+        if outputs.loop_hidden_states is None:
+            return {}
+        return {"loop_logits": tuple(self.read_logits(state, logits_to_keep) for state in outputs.loop_hidden_states)}
 
 
 # trf-ignore: TRF057 as above

@@ -1,132 +1,325 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-"""What the models of the families share."""
+# SPDX-License-Identifier: Apache-2.0
+"""What the models of the families share: the backbone, one forward pass, the language-model head."""
 
-import os
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, ClassVar, NamedTuple
 
-from transformers import PreTrainedModel
-from transformers.utils import logging
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.utils import auto_docstring, can_return_tuple
 
-from .adapters import complete_adapter_config, refuse_adapter
-from .backbone import adopt_backbone
-from .configuration_recurrent import RecurrentConfig
-from .keyword_checks import known_keywords
-from .offloading import check_weights_are_here, is_saved_offloaded
-from .transformers_seams import BeforeUpload, auto_class_of, recordable, saves_adapter_only
+from .backbone import Backbone, BackboneSpec, LayerInputs, backbone_spec, compute_logits, make_backbone
+from .cache_views import check_num_slots
+from .checks import check_positive_int
+from .configuration_recurrent import kind_of
+from .generation import RecurrentGenerationMixin
+from .keyword_checks import check_keywords
+from .outputs import RecurrentCausalLMOutputWithPast, RecurrentModelOutputWithPast
+from .pretrained_model import RecurrentPreTrainedModel
+from .schedules import Call, Depth
+from .transformers_seams import (
+    capture_outputs,
+    keep_logits,
+    merge_with_config_defaults,
+    named_cache,
+    takes_cache,
+)
+from .weighted_loss import weighted_causal_lm_loss
 
 
-logger = logging.get_logger(__name__)
+class ForwardPass(NamedTuple):
+    """One pass over tokens, ready to run.
+
+    Args:
+        backbone (`Backbone`): the opened backbone.
+        hidden_states (`torch.Tensor` of shape `[B, T, D]`): the first layer's input.
+        inputs (`LayerInputs`): what every layer call shares.
+        depth (`dict[str, int]`): the arguments of the depth schedule.
+    """
+
+    backbone: Backbone
+    hidden_states: torch.Tensor
+    inputs: LayerInputs
+    depth: dict[str, Any]
+
+    def run_call(self, call: Call, hidden_states: torch.Tensor) -> torch.Tensor:
+        """One layer call on hidden states `[B, T, D]`."""
+        return self.backbone.run_call(call, hidden_states, self.inputs)
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
-class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TRF013 subclasses call `post_init`
-    """A model that runs a backbone on a schedule, with or without a head."""
+class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classes below call `post_init` once complete
+    """A backbone whose layers are run on the depth schedule of the configuration, without a head.
 
-    config_class = RecurrentConfig
-    config: Any
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["cache", "past_key_values"]
-    # what a backbone does not support it refuses itself, when it is made
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _can_record_outputs = recordable("hidden_states", "attentions", "router_logits")
-    # tags of the family on the Hub, besides the library's and the model type
-    family_tags: tuple[str, ...] = ()
-    # why a prompt or a prefix of PEFT cannot stand before the tokens, where it cannot
-    no_prompt_learning: str | None = None
-    # where this model was last written to, as long as it was not loaded from anywhere
-    saved_in: str | None = None
-    # what `check_keywords` says of a number of loops under another name, and of keywords that a family cannot take
-    about_loops = "; did you mean `num_loops`?"
-    refused_keywords: dict[str, str] = {}
-    # what it lets through; of a model with a backbone
-    known_keywords: frozenset[str] = frozenset()
-    # set where hf_loop is installed; code that came with a checkpoint pushes transformers' own card
-    write_model_card: Any = None
+    A family adds the modules that act between the calls, and a forward pass where it has arguments of its own.
 
-    def __init__(self, config: Any, *args, **kwargs):
-        expected: Any = self.config_class
-        # by model type: a local folder loads its classes twice
-        if config.model_type != expected.model_type:
-            raise ValueError(
-                f"`config` of a {type(self).__name__} must be a {expected.__name__}, got a {type(config).__name__}"
-            )
-        super().__init__(config, *args, **kwargs)
+    Args:
+        config (`RecurrentConfig`): the backbone and the schedule.
+    """
 
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        """Whether weights are drawn past `transformers.initialization`, which leaves alone what was loaded: never.
+    # set by transformers on whatever has it; a call that is checkpointed makes no cache
+    gradient_checkpointing = False
+    # the classes of recurrent backbones by model type, for where hf_loop is not installed
+    backbone_classes: ClassVar[Mapping[str, type[PreTrainedModel]]] = {}
+    # entries of decoders that no other family runs, by model type
+    special_specs: ClassVar[Mapping[str, BackboneSpec]] = {}
+    output_class: ClassVar[type[RecurrentModelOutputWithPast]] = RecurrentModelOutputWithPast
 
-        transformers takes it for granted of code that is not its own, and then skips modules without tensors: a
-        backbone that fills its layers' buffers from outside would be loaded with whatever was in the memory.
-        """
-        return False
+    def __init__(self, config: Any):
+        super().__init__(config)
+        is_recurrent = kind_of(config.backbone_config) is not None
+        self.backbone: Any = make_backbone(
+            config.backbone_config, None if is_recurrent else self.spec, self.backbone_classes
+        )
+        self.adopt(self.backbone)
 
-    def post_init(self):
-        super().post_init()
-        backbone: Any = getattr(self.base_model, "backbone", None)
-        if backbone is not None:
-            self.known_keywords = known_keywords(backbone, self.refused_keywords)
-            # the class says what some backbone may record, and this is what ours does
-            recorded, recorders = backbone._can_record_outputs or {}, self._can_record_outputs or {}
-            self._can_record_outputs = {name: recorders[name] for name in recorders if name in recorded}
-        self.add_model_tags(["hf_loop", *self.family_tags, self.config.model_type])
+    @property
+    def spec(self) -> BackboneSpec:
+        """Where the decoder's parts are."""
+        decoder_config = self.config.decoder_config
+        if self.backbone_is_recurrent:
+            return self.backbone.spec
+        return self.special_specs.get(decoder_config.model_type) or backbone_spec(decoder_config)
 
-    def adopt(self, backbone: PreTrainedModel) -> None:
-        """Compile, and choose attention functions, wherever the backbone can."""
-        adopt_backbone(self, backbone)
+    @property
+    def backbone_is_recurrent(self) -> bool:
+        """Whether the backbone is a recurrent model itself."""
+        return kind_of(self.config.backbone_config) is not None
 
-    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs):
-        """As transformers', and an adapter that is made later names `save_directory` as its base.
+    @property
+    def embeddings_name(self) -> str:
+        """The name of the token embeddings in this model."""
+        inner = self.backbone.embeddings_name if self.backbone_is_recurrent else self.spec.embed_tokens
+        return f"backbone.{inner}"
+
+    def get_input_embeddings(self):
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.backbone.set_input_embeddings(value)
+
+    def enter(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The first layer's input `[B, T, D]` from what the decoder alone would give it."""
+        return hidden_states
+
+    def layer_in_call(self, layer: nn.Module, call: Call) -> nn.Module:
+        """The layer as it computes in a call."""
+        return layer
+
+    def depth_arguments(self, **depth: Any) -> dict[str, Any]:
+        """The arguments of the depth schedule, checked.
+
+        Args:
+            depth: the number of loops, and how many of them carry gradient; `None` is the configuration's own.
 
         Raises:
-            ValueError: the model is inside a `PeftModel`, which writes the adapter: weights saved from here would not
-                load. Or they are offloaded, in a way that leaves nothing here to be written.
+            ValueError: a count is not a positive integer.
+            TypeError: the schedule has no such count.
         """
-        is_adapter = saves_adapter_only(self)
-        if not is_adapter:
-            refuse_adapter(self, "saving the whole model (`PeftModel.save_pretrained` writes the adapter)")
-            if kwargs.get("state_dict") is None and not is_saved_offloaded(self):
-                check_weights_are_here(self, "model")
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        if is_adapter and is_main_process:
-            peft_config: Any = self.peft_config[self.active_adapters()[0]]
-            auto_class = auto_class_of(self) if peft_config.task_type is None else None
-            complete_adapter_config(save_directory, self.config, auto_class)
-        elif not is_adapter and (not self.name_or_path or self.name_or_path == self.saved_in):
-            self.name_or_path = self.saved_in = str(save_directory)
+        given = {name: value for name, value in depth.items() if value is not None}
+        known = self.config.depth_arguments
+        for name in given:
+            if name not in known:
+                raise TypeError(f"`{name}` is no keyword of a {self.config.model_type} model{self.about_loops}")
+        if "num_loops" in known:
+            # here, once: a view of this model may have another number than its backbone
+            given.setdefault("num_loops", self.config.num_loops)
+        return {name: check_positive_int(name, value) for name, value in given.items()}
 
-    def before_upload(self, folder: str, repo_id: str) -> None:
-        if self.name_or_path == str(folder):
-            # a folder for the time of the upload
-            self.name_or_path = self.saved_in = repo_id
-        self.write_card(folder, repo_id)
+    def sized_config(self, depth: dict[str, Any]) -> Any:
+        """The configuration that a cache for these arguments of the schedule is made of."""
+        num_loops = depth.get("num_loops")
+        return self.config if num_loops is None else self.config.with_num_loops(num_loops)
 
-    def write_card(self, folder: str, repo_id: str) -> None:
-        """Write hf_loop's model card into a folder that is pushed. A card that cannot be written is not worth a push:
-        what is wrong is logged, and the card that is there stays."""
-        if self.write_model_card is None:
-            return
-        try:
-            self.write_model_card(folder, repo_id)
-        except Exception as error:
-            logger.warning(f"hf_loop's model card of {repo_id} is not written: {error}")
+    def start_pass(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache: Cache | None,
+        inputs_embeds: torch.Tensor | None,
+        use_cache: bool | None,
+        depth: dict[str, Any],
+        makes_cache: bool = True,
+        **kwargs,
+    ) -> ForwardPass:
+        """Embeddings, positions, masks and cache of one pass over all tokens.
+
+        Args:
+            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache: those of `forward`.
+            depth (`dict`): the arguments of the depth schedule.
+            makes_cache (`bool`, *optional*, defaults to `True`): whether `use_cache` makes a cache.
+            kwargs: goes on to `Backbone.prepare`.
+
+        Raises:
+            ValueError: the cache was made for another number of loops, or there are no tokens.
+        """
+        backbone = Backbone(self)  # ty: ignore[invalid-argument-type]
+        inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
+        if cache is not None:
+            num_calls = len(backbone.depth.calls(**_counts(depth)))
+            check_num_slots(cache, num_calls, depth.get("num_loops"))
+        elif use_cache and makes_cache:
+            cache = DynamicCache(config=self.sized_config(depth))
+        if position_ids is None:
+            position_ids = backbone.next_positions(inputs_embeds, cache, attention_mask)
+        inputs = backbone.prepare(
+            inputs_embeds, attention_mask, position_ids, cache, bool(use_cache), input_ids, **kwargs
+        )
+        return ForwardPass(backbone, backbone.enter(inputs_embeds, position_ids), inputs, depth)
+
+    @takes_cache
+    @merge_with_config_defaults
+    @capture_outputs
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> RecurrentModelOutputWithPast:
+        r"""
+        cache (`Cache`, *optional*):
+            What earlier calls have left for this one; `past_key_values` is its older name.
+        """
+        check_keywords(self, kwargs)
+        depth = self.depth_arguments()
+        return self.run_pass(
+            self.start_pass(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, depth, **kwargs)
+        )
+
+    def run_pass(self, forward_pass: ForwardPass) -> Any:
+        """The outputs of one pass on the depth schedule."""
+        depth: Depth = forward_pass.backbone.depth
+        hidden_states = depth.run(forward_pass.hidden_states, forward_pass.run_call, **forward_pass.depth)
+        return self.output_class(
+            last_hidden_state=depth.finish(hidden_states),
+            **named_cache(forward_pass.inputs.cache),
+            **self.loops_run(forward_pass),
+        )
+
+    def loops_run(self, forward_pass: ForwardPass) -> dict[str, Any]:
+        """The output `num_loops`, where the schedule has loops."""
+        if not self.config.has_loops:
+            return {}
+        num_loops = forward_pass.depth["num_loops"]
+        hidden_states = forward_pass.hidden_states
+        return {"num_loops": torch.full((hidden_states.shape[0],), num_loops, device=hidden_states.device)}
 
 
-__all__ = ["RecurrentPreTrainedModel"]
+def _counts(depth: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments of a depth schedule that change the number of its calls."""
+    return {name: value for name, value in depth.items() if name != "num_backprop_loops"}
+
+
+# trf-ignore: TRF057 as above
+class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
+    """A recurrent model with the decoder's language-model head.
+
+    A family sets `model_class` and `output_class`; where its forward pass has arguments of its own, it names them in
+    one that calls `predict`.
+
+    Args:
+        config (`RecurrentConfig`): the backbone and the schedule.
+    """
+
+    model_class: ClassVar[type[RecurrentModel]] = RecurrentModel
+    output_class: ClassVar[Any] = RecurrentCausalLMOutputWithPast
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.model: Any = self.model_class(config)
+        self.adopt(self.model.backbone)
+        self.lm_head = make_head(self)
+        self.post_init()
+
+    @takes_cache
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> RecurrentCausalLMOutputWithPast:
+        r"""
+        cache (`Cache`, *optional*):
+            What earlier calls have left for this one; `past_key_values` is its older name.
+        """
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "cache": cache,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
+        }
+        return self.predict(inputs, labels, logits_to_keep, kwargs)
+
+    def predict(
+        self,
+        inputs: dict[str, Any],
+        labels: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+        kwargs: dict[str, Any],
+        loss_weights: torch.Tensor | None = None,
+    ) -> Any:
+        """Logits, and with labels the loss.
+
+        Args:
+            inputs (`dict[str, Any]`): the arguments of the model without its head.
+            labels (`torch.Tensor` of shape `[B, T]`, *optional*): the tokens to be predicted.
+            logits_to_keep (`int` or `torch.Tensor`): how many of the last logits are computed (0 for all), or which.
+            kwargs (`dict[str, Any]`): further keywords, which go to the model and to the loss.
+            loss_weights (`torch.Tensor` of shape `[B, T]`, *optional*): the weight of every label.
+        """
+        outputs = self.model(**inputs, **kwargs)
+        logits = self.read_logits(outputs.last_hidden_state, logits_to_keep)
+        loss = None
+        if labels is not None:
+            vocab_size = self.config.vocab_size
+            if loss_weights is None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+            else:
+                loss = weighted_causal_lm_loss(logits, labels, loss_weights, vocab_size=vocab_size, **kwargs)
+        names = [field.name for field in fields(self.output_class) if outputs.get(field.name) is not None]
+        return self.output_class(
+            loss=loss,
+            logits=logits,
+            **{name: outputs[name] for name in names},
+            **self.read_outputs(outputs, logits_to_keep),
+        )
+
+    def read_outputs(self, outputs: Any, logits_to_keep: int | torch.Tensor) -> dict[str, Any]:
+        """What a family's output has besides logits and what the model without its head gives."""
+        return {}
+
+    def read_logits(self, hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor = 0) -> torch.Tensor:
+        """Logits `[B, T, V]` of what the model without its head gives, `[B, T, D]`."""
+        hidden_states = keep_logits(hidden_states, logits_to_keep)
+        return compute_logits(self.config.decoder_config, self.lm_head, hidden_states, self.model.spec)
+
+
+def make_head(outer: Any) -> nn.Linear:
+    """The head of a model whose model without it is `outer.model`, tied to the embeddings where they are."""
+    config = outer.config
+    outer._tied_weights_keys = {"lm_head.weight": f"model.{outer.model.embeddings_name}.weight"}
+    return nn.Linear(config.hidden_size, config.vocab_size, bias=outer.model.spec.head_bias)
+
+
+__all__ = ["ForwardPass", "RecurrentForCausalLM", "RecurrentModel", "RecurrentPreTrainedModel", "make_head"]

@@ -25,40 +25,28 @@ the result of the last pass; since they have seen the first one already, they st
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from .backbone import Backbone, LayerInputs
 from .configuration_sleep import SleepConfig
-from .sleep_states import LayerState, PassStates
+from .schedules import Call, run_calls
+from .sleep_states import LayerState, PassStates, WindowPosition
 from .transformers_seams import attention_function, sliding_window_overlay
 
 
-class Place(NamedTuple):
-    """Where the rows of a batch are before a pass; see `SleepWindowLayer`.
-
-    Args:
-        filled (`list[int]`): tokens in each row's open window.
-        kept (`list[int]`): tokens before the window whose keys and values each row still has.
-        seen (`list[int]`): tokens each row has had in all.
-    """
-
-    filled: list[int]
-    kept: list[int]
-    seen: list[int]
-
-
 class SleepPasses:
-    """The layers of a sleep model, run over windows. Made where it is used and thrown away: it owns no module.
+    """The passes of a sleep model over windows. Made where it is used and thrown away: it owns no module.
 
     Args:
         config (`SleepConfig`): the schedule.
-        backbone (`Backbone`): the decoder.
-        memory_layers (`nn.ModuleList`): the inserted layers.
-        all_layers (`bool`): whether `wake` gives the output of every layer.
-        kwargs (`dict`): whatever else the layers are to be given.
+        backbone (`Backbone`): makes the passes.
+        memory_layers (`nn.ModuleList`): the inserted layers, one for each of `config.memory_layers`.
+        all_layers (`bool`): whether `wake` gives the output of every layer call.
+        keywords (`dict`): whatever else the layers are to be given.
+        depth (`dict`): the arguments of the depth schedule.
     """
 
     def __init__(
@@ -67,57 +55,59 @@ class SleepPasses:
         backbone: Backbone,
         memory_layers: nn.ModuleList,
         all_layers: bool,
-        kwargs: dict[str, Any],
+        keywords: dict[str, Any],
+        depth: dict[str, Any],
     ):
         self.config = config
         self.all_layers = all_layers
         self.backbone = backbone
-        self.kwargs = kwargs
-        self.core_start, self.core_end = config.sleep_range
-        self.num_layers = len(backbone.layers)
-        # states are ordered as the layers of the backbone, then the inserted ones
+        self.keywords = keywords
+        self.depth = depth
+        calls = config.calls()
+        inserted_calls = config.inserted_calls()
+        # states are ordered as the slots of a pass, then the calls of inserted layers
+        modules = dict(zip(config.memory_layers, memory_layers))
         self.inserted = {
-            index: (self.num_layers + number, layer)
-            for number, (index, layer) in enumerate(zip(config.memory_layers, memory_layers))
+            call.slot: (len(calls) + number, modules[call.layer]) for number, call in enumerate(inserted_calls)
         }
-        self.layer_of_state = [*range(self.num_layers), *config.memory_layers]
+        self.layer_of_state = [call.layer for call in [*sorted(calls, key=lambda call: call.slot), *inserted_calls]]
+        self.core_start, self.core_end = config.sleep_range
 
     def empty_states(self) -> list[LayerState]:
         """The states before the first token."""
         return [LayerState()] * len(self.layer_of_state)
 
     def wake(
-        self, hidden_states: torch.Tensor, states: Sequence[LayerState], place: Place
+        self, hidden_states: torch.Tensor, states: Sequence[LayerState], position: WindowPosition
     ) -> tuple[list[torch.Tensor], torch.Tensor, list[LayerState]]:
         """Read tokens of open windows, as the backbone would.
 
         Args:
             hidden_states (`torch.Tensor` of shape `[B, T, D]`): the first layer's input.
             states (`Sequence[LayerState]`): what the layers carry.
-            place (`Place`): where the rows are.
+            position (`WindowPosition`): where the sequences are.
 
         Returns:
             `tuple`: the last layer's output (with `all_layers` every layer's, after the input), the output of the core
             (which sleep goes on from), and the states.
         """
         view = PassStates(states)
-        lengths = [kept + filled for kept, filled in zip(place.kept, place.filled)]
-        starts = place.filled if self.config.restarts_positions else place.seen
-        inputs = self._prepare(hidden_states, view, lengths, starts)
+        starts = position.filled if self.config.restarts_positions else position.seen
+        inputs = self._prepare(hidden_states, view, position.lengths(), starts)
         outputs = [hidden_states]
         core_output = self._run(0, self.core_end, hidden_states, inputs, view, outputs)
-        self._run(self.core_end, self.num_layers, core_output, inputs, view, outputs)
-        return outputs if self.all_layers else outputs[-1:], core_output, view.states
+        last_output = self._run(self.core_end, None, core_output, inputs, view, outputs)
+        return [*outputs[:-1], last_output] if self.all_layers else [last_output], core_output, view.states
 
     def sleep(
-        self, core_output: torch.Tensor, states: Sequence[LayerState], place: Place, num_passes: int
+        self, core_output: torch.Tensor, states: Sequence[LayerState], position: WindowPosition, num_passes: int
     ) -> list[LayerState]:
         """Write open windows into the fast weights and close them.
 
         Args:
             core_output (`torch.Tensor` of shape `[B, T, D]`): of `wake`, for the tokens of the windows.
             states (`Sequence[LayerState]`): the states after them.
-            place (`Place`): where the rows are after them, with as many in the window of one row as of another.
+            position (`WindowPosition`): where the sequences are after them, all windows with equally many.
             num_passes (`int`): passes in all, `wake` being the first.
 
         Returns:
@@ -125,10 +115,10 @@ class SleepPasses:
         """
         states = list(states)
         if num_passes > 1:
-            filled = place.filled[0]
-            starts = [0 if self.config.restarts_positions else seen - filled for seen in place.seen]
+            filled = position.filled[0]
+            starts = [0 if self.config.restarts_positions else seen - filled for seen in position.seen]
             view = PassStates([self._reopen(state, filled) for state in states])
-            inputs = self._prepare(core_output, view, place.kept, starts)
+            inputs = self._prepare(core_output, view, position.kept, starts)
             hidden_states = core_output
             for _ in range(num_passes - 1):
                 states = [
@@ -146,7 +136,7 @@ class SleepPasses:
                     for layer, state in zip(self.layer_of_state, states)
                 ]
             )
-            self._run(self.core_end, self.num_layers, hidden_states, inputs, view)
+            self._run(self.core_end, None, hidden_states, inputs, view)
             states = view.states
         return [self._close(state, layer) for layer, state in zip(self.layer_of_state, states)]
 
@@ -194,30 +184,38 @@ class SleepPasses:
             view,  # ty: ignore[invalid-argument-type]  a cache to whoever asks it
             True,
             and_mask_function=overlay,
-            **self.kwargs,
+            **self.keywords,
         )
 
     def _run(
         self,
         start: int,
-        end: int,
+        end: int | None,
         hidden_states: torch.Tensor,
         inputs: LayerInputs,
         view: PassStates,
         outputs: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Layers `start` up to `end` with what is inserted after them; the output of each is added to `outputs`."""
+        """Layers `start` up to `end`, each with what is inserted after it; the output of each is added to `outputs`.
+
+        Where all layers sleep, these are a whole pass and nothing after it.
+        """
         inputs = dataclasses.replace(inputs, cache=view)
-        for index in range(start, end):
-            hidden_states = self.backbone.run_layer(index, index, hidden_states, inputs)
-            if index in self.inserted:
-                number, layer = self.inserted[index]
+
+        def run_call(call: Call, hidden_states: torch.Tensor) -> torch.Tensor:
+            hidden_states = self.backbone.run_call(call, hidden_states, inputs)
+            if call.slot in self.inserted:
+                number, layer = self.inserted[call.slot]
                 state = view.states[number]
                 hidden_states, recurrent, conv = layer(hidden_states, state.recurrent, state.conv)
                 view.states[number] = state._replace(recurrent=recurrent, conv=conv)
             if outputs is not None:
                 outputs.append(hidden_states)
-        return hidden_states
+            return hidden_states
+
+        if self.config.sleep_layers is not None:
+            return run_calls(hidden_states, run_call, self.config.calls()[start:end])
+        return hidden_states if end is None else self.backbone.depth.run(hidden_states, run_call, **self.depth)
 
 
-__all__ = ["Place", "SleepPasses"]
+__all__ = ["SleepPasses"]

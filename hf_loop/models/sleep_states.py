@@ -28,6 +28,51 @@ from torch import nn
 from .transformers_seams import CacheLayerMixin
 
 
+class WindowPosition(NamedTuple):
+    """Where the sequences of a batch are in their windows.
+
+    Args:
+        filled (`list[int]`): tokens in each sequence's open window.
+        kept (`list[int]`): tokens before the window whose keys and values each sequence still has.
+        seen (`list[int]`): tokens each sequence has had in all.
+    """
+
+    filled: list[int]
+    kept: list[int]
+    seen: list[int]
+
+    @classmethod
+    def start(cls, batch_size: int) -> "WindowPosition":
+        """Before the first token."""
+        return cls(*([0] * batch_size for _ in range(3)))
+
+    def lengths(self) -> list[int]:
+        """Tokens whose keys and values each sequence has."""
+        return [kept + filled for kept, filled in zip(self.kept, self.filled)]
+
+    def select(self, rows: list[int]) -> "WindowPosition":
+        """Of the sequences `rows`."""
+        return WindowPosition(*([numbers[row] for row in rows] for numbers in self))
+
+    def merge(self, part: "WindowPosition", rows: list[int]) -> "WindowPosition":
+        """The same with the sequences `rows` replaced by `part`."""
+        merged = WindowPosition(*map(list, self))
+        for numbers, new in zip(merged, part):
+            for row, number in zip(rows, new):
+                numbers[row] = number
+        return merged
+
+    def read(self, count: int) -> "WindowPosition":
+        """After `count` more tokens of each sequence."""
+        filled, seen = ([number + count for number in numbers] for numbers in (self.filled, self.seen))
+        return WindowPosition(filled, self.kept, seen)
+
+    def close(self, eviction: str, sleep_window: int) -> "WindowPosition":
+        """After a sleep, which keeps nothing, or with sliding eviction what the next token still sees."""
+        kept = [0 if eviction == "hard" else min(length, sleep_window - 1) for length in self.lengths()]
+        return WindowPosition([0] * len(kept), kept, self.seen)
+
+
 class LayerState(NamedTuple):
     """What one layer carries from token to token.
 
@@ -49,6 +94,12 @@ class LayerState(NamedTuple):
     def num_columns(self) -> int:
         """Columns of the keys."""
         return 0 if self.keys is None else self.keys.shape[2]
+
+    def last_columns(self, num_columns: int) -> "LayerState":
+        """The same with at most the last `num_columns` columns of the keys and values."""
+        if self.num_columns() <= num_columns:
+            return self
+        return self.columns(self.num_columns() - num_columns, self.num_columns())
 
     def columns(self, start: int, end: int) -> "LayerState":
         """The same with the columns `start` to `end` of the keys and values, none where that is nothing."""
@@ -266,21 +317,6 @@ class SleepWindowLayer(_SleepCacheLayer):
         self.seen: list[int] = []
         self.num_columns = 0
 
-    def begin(self, batch_size: int) -> None:
-        """Start every row where there is none yet.
-
-        Raises:
-            ValueError: there are rows, but not `batch_size`.
-        """
-        if not self.filled:
-            self.filled, self.kept, self.seen = ([0] * batch_size for _ in range(3))
-        if len(self.filled) != batch_size:
-            raise ValueError(f"`cache` has {len(self.filled)} rows but the input has {batch_size}")
-
-    def lengths(self, rows: list[int]) -> list[int]:
-        """Tokens whose keys and values each of `rows` has."""
-        return [self.kept[row] + self.filled[row] for row in rows]
-
     def get_seq_length(self) -> int:
         return self.num_columns
 
@@ -320,6 +356,7 @@ __all__ = [
     "PassStates",
     "SleepStateLayer",
     "SleepWindowLayer",
+    "WindowPosition",
     "merge_columns",
     "pad_columns",
     "select_rows",

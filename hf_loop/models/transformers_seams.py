@@ -47,8 +47,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .checks import check_depth_names
-
 
 RELEASE: str = transformers.__version__
 
@@ -242,14 +240,8 @@ class GenerationHooks(GenerationMixin):
     def generation_settings(
         self: Any, generation_config: GenerationConfig | None, *args, **kwargs
     ) -> tuple[Any, dict[str, Any]]:
-        """The configuration of a call to `generate`, and what of its arguments goes to the forward pass.
-
-        Raises:
-            TypeError: the configuration has a count that the model does not know.
-        """
-        settings, model_kwargs = super()._prepare_generation_config(generation_config, *args, **kwargs)
-        check_depth_names(vars(settings), inspect.signature(self.forward).parameters, "generation configuration")
-        return settings, model_kwargs
+        """The configuration of a call to `generate`, and what of its arguments goes to the forward pass."""
+        return super()._prepare_generation_config(generation_config, *args, **kwargs)
 
     def make_generation_cache(self: Any, generation_config: Any, model_kwargs: dict[str, Any], *args, **kwargs) -> Any:
         """Put the cache that a call to `generate` starts from into `model_kwargs`."""

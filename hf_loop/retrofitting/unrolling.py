@@ -13,6 +13,7 @@ from ..models.backbone import backbone_spec, get_part, set_part
 from ..models.checks import check_positive_int
 from ..models.configuration_recurrent import COPIED_FIELDS
 from ..models.offloading import check_weights_are_here
+from ..models.schedules import Call
 from .layer_selection import check_same_kind, number_layers, select_layers
 
 
@@ -41,7 +42,7 @@ def unroll(model: LoopedForCausalLM, num_loops: int | None = None) -> PreTrained
     check_weights_are_here(model, "model")
     num_loops = model.config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
     calls = _layer_calls(model, range(num_loops - _plain_loops(model, num_loops), num_loops))
-    indices = [index for index, _ in calls]
+    indices = [call.layer for call in calls]
 
     backbone: Any = model.model.backbone
     layers_name = backbone_spec(backbone.config).layers
@@ -57,7 +58,7 @@ def unroll(model: LoopedForCausalLM, num_loops: int | None = None) -> PreTrained
     # modules point to the configuration of their decoder, and tied weights to one tensor
     copies: dict[int, Any] = {id(backbone.config): config}
     decoder = copy.deepcopy(backbone, copies)
-    copied = nn.ModuleList(_copy_layer(model, *call, config) for call in calls)
+    copied = nn.ModuleList(_copy_layer(model, call, config) for call in calls)
     set_part(decoder, layers_name, copied)
     number_layers(copied)
     setattr(unrolled, unrolled.base_model_prefix, decoder)
@@ -66,23 +67,21 @@ def unroll(model: LoopedForCausalLM, num_loops: int | None = None) -> PreTrained
     return unrolled.train(model.training)
 
 
-def _layer_calls(model: LoopedForCausalLM, loops: range) -> list[tuple[int, int]]:
-    """Layer and loop of every call, in order; outside the core the loop means nothing."""
-    num_prelude, num_core, num_coda = model.model.layer_counts()
-    core = range(num_prelude, num_prelude + num_core)
-    calls = [(index, 0) for index in range(num_prelude)]
-    calls += [(index, loop) for loop in loops for index in core]
-    return calls + [(core.stop + index, 0) for index in range(num_coda)]
+def _layer_calls(model: LoopedForCausalLM, loops: range) -> list[Call]:
+    """The calls of some of the loops, in order, between those of the prelude and the coda."""
+    depth = model.config.depth()
+    core = [call for loop in loops for call in depth.core_calls(loop)]
+    return [*depth.prelude_calls(), *core, *depth.coda_calls()]
 
 
-def _copy_layer(model: LoopedForCausalLM, index: int, loop: int, config: PreTrainedConfig) -> nn.Module:
-    """A copy of layer `index` as it computes in `loop`, which asks `config`."""
+def _copy_layer(model: LoopedForCausalLM, call: Call, config: PreTrainedConfig) -> nn.Module:
+    """A copy of the layer of `call` as it computes in its loop, which asks `config`."""
     backbone: Any = model.model.backbone
-    layer = get_part(backbone, backbone_spec(backbone.config).layers)[index]
+    layer = get_part(backbone, backbone_spec(backbone.config).layers)[call.layer]
     copied = copy.deepcopy(layer, {id(backbone.config): config})
-    num_prelude, num_core, _ = model.model.layer_counts()
-    if model.config.loop_lora_rank and num_prelude <= index < num_prelude + num_core:
-        copied.load_state_dict(model.model.loop_lora.merged_state_dict(layer, index - num_prelude, loop))
+    if model.config.loop_lora_rank and call.loop is not None:
+        core_index = call.layer - model.config.num_prelude_layers
+        copied.load_state_dict(model.model.loop_lora.merged_state_dict(layer, core_index, call.loop))
     return copied
 
 

@@ -133,7 +133,7 @@ def test_layer_types_follow_the_slots():
 def test_hidden_states_have_one_entry_per_layer_call(model):
     model.set_attn_implementation("eager")
     outputs = model(INPUT_IDS, num_loops=2, output_hidden_states=True, output_attentions=True)
-    num_calls = model.config.num_slots(2)
+    num_calls = len(model.config.calls(num_loops=2))
     assert (len(outputs.hidden_states), len(outputs.attentions)) == (num_calls + 1, num_calls)
     assert outputs.num_loops.tolist() == [2, 2]
 

@@ -38,7 +38,7 @@ def test_drafting_with_fewer_cycles_gives_the_tokens_of_all(model):
     draft = model.with_num_loops(1)
     generated = model.generate(PROMPT[:1], assistant_model=draft, num_loops=5, **GREEDY)
     assert torch.equal(generated, greedy(model, 5, PROMPT[:1]))
-    early_exit = model.generate(PROMPT[:1], assistant_early_exit=model.config.num_slots(1), **GREEDY)
+    early_exit = model.generate(PROMPT[:1], assistant_early_exit=len(model.config.calls(num_loops=1)), **GREEDY)
     assert torch.equal(early_exit, greedy(model, 3, PROMPT[:1]))
     assert model.config.num_loops == 3
 

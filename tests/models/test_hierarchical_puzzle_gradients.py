@@ -6,6 +6,8 @@ from datasets import Dataset
 from torch.nn import functional
 from transformers import Trainer, TrainingArguments
 
+from hf_loop.models.schedules import HierarchicalDepth
+
 from .puzzle_reference import encode, segment, weights_of
 from .puzzle_variants import puzzles, tiny_puzzle_model
 
@@ -67,14 +69,14 @@ def test_gradient_passes_the_calls_it_should_and_no_other(preset, gradient, num_
 def test_one_step_of_hrm_touches_one_call_of_each_stack(monkeypatch):
     model = tiny_puzzle_model("hrm", halting="none")
     calls = []
-    run_stack = model.model.run_stack
+    run_stack = HierarchicalDepth.run_stack
 
-    def note(backbone, first_layer, *args):
-        state = run_stack(backbone, first_layer, *args)
-        calls.append((first_layer, state.requires_grad))
+    def note(depth, state, run_call, *place):
+        state = run_stack(depth, state, run_call, *place)
+        calls.append((depth.stack_calls(*place)[0].layer, state.requires_grad))
         return state
 
-    monkeypatch.setattr(model.model, "run_stack", note)
+    monkeypatch.setattr(HierarchicalDepth, "run_stack", note)
     trained(model)
     assert calls == [(0, False), (0, False), (2, False), (0, False), (0, True), (2, True)]
 

@@ -64,7 +64,7 @@ def test_variants_are_equal_where_they_say_so(experiment):
         config = experiment.config_of(name, args)
         with torch.device("meta"):
             parameters = HierarchicalForPuzzle(config).num_parameters()
-        sizes[name] = (parameters, config.num_slots(config.num_loops))
+        sizes[name] = (parameters, config.num_hidden_layers)
     base, calls = sizes["trm"]
     assert sizes["trm, one step"] == (base, calls) and calls == 24
     for name in ("hrm, equal compute", "hrm, equal compute, last cycle", "plain, equal compute"):

@@ -113,7 +113,7 @@ def test_written_back_it_is_the_native_model(num_loops, tie_word_embeddings, tmp
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "written")
     assert isinstance(loaded, HrmTextForCausalLM)
     for back in (written, loaded):
-        assert back.config.num_hidden_layers == model.config.num_slots(num_loops or 2)
+        assert back.config.num_hidden_layers == len(model.config.calls(num_loops=num_loops or 2))
         expected = model(INPUT_IDS, token_type_ids=TYPES, num_loops=num_loops).logits
         assert torch.equal(back(INPUT_IDS, token_type_ids=TYPES).logits, expected)
     if num_loops is None:

@@ -122,7 +122,7 @@ def train_and_evaluate(run: dict[str, Any], args: argparse.Namespace) -> dict[st
     trainer.train()
     facts: dict[str, Any] = {
         "parameters": model.num_parameters(),
-        "layer_calls": model.config.num_slots(model.config.num_loops),
+        "layer_calls": model.config.num_hidden_layers,
         "seconds": round(time.perf_counter() - start, 1),
         "processor_seconds": round(time.process_time() - work, 1),
         "losses": [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry],

@@ -1,0 +1,107 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Passes over blocks of tokens with a feedback memory beside them: what enters and leaves a layer call."""
+
+from typing import Any, cast
+
+import torch
+
+from .backbone import Backbone, LayerInputs
+from .configuration_feedback import FeedbackConfig
+from .feedback_memory import BlockView, LayerMemory
+from .feedback_plan import BlockPlan
+from .layer_views import LayerUpdates, LeadingRows, updated_view
+from .schedules import Call
+
+
+class BlockRun:
+    """Passes over blocks with the memories beside them. Made where it is used and thrown away: it owns no module.
+
+    Args:
+        backbone (`Backbone`): makes the passes.
+        config (`FeedbackConfig`): where the memory comes from.
+        embedding (`torch.Tensor` of shape `[f, D]` or `[layers, f, D]`, *optional*): the learned vectors.
+        depth (`dict[str, Any]`): the arguments of the depth schedule.
+        all_layers (`bool`): whether the states after every layer call are given.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: FeedbackConfig,
+        embedding: torch.Tensor | None,
+        depth: dict[str, Any],
+        all_layers: bool,
+    ):
+        self.backbone = backbone
+        self.config = config
+        self.embedding = embedding
+        self.depth = depth
+        self.all_layers = all_layers
+
+    def run(
+        self, tokens: torch.Tensor, memories: list[LayerMemory], plan: BlockPlan, inputs: LayerInputs
+    ) -> tuple[list[torch.Tensor], list[LayerMemory]]:
+        """The tokens `[R, n, D]` and the memories, one for every slot, after one pass over a round."""
+        depth = self.backbone.depth
+        # recurrent memory tokens ("top") enter the first layer only; a layer's own memory enters at its calls
+        carries_memory = self.config.feedback_source == "layer" and plan.num_lead > 0
+        # loops without gradient too: checkpointing would find what a later block has written
+        in_place = not torch.is_grad_enabled()
+        entry = self._entry(tokens, memories, plan)
+        outputs, new_memories = [tokens] if self.all_layers else [], list(memories)
+
+        def run_call(call: Call, queries: torch.Tensor) -> torch.Tensor:
+            memory, layer = memories[call.slot], self.backbone.layer_of(call)
+            if carries_memory:
+                queries, layer = self._insert_memory(queries, memory, layer, plan)
+            view = BlockView(memory, plan, in_place)
+            queries = self.backbone.run_call(call, queries, inputs, layer, view)
+            feedback = memory.feedback
+            if carries_memory and plan.any_completes:
+                lead = queries[:, : plan.num_lead]
+                feedback = lead if feedback is None else torch.where(plan.completes, lead, feedback)
+            new_memories[call.slot] = LayerMemory(view.keys, view.values, feedback)
+            if self.all_layers:
+                outputs.append(queries.split(plan.row_counts, dim=1)[1])
+            return queries
+
+        lead: Any = entry if plan.num_lead else tokens[:, :0]
+        tail: Any = entry if plan.num_tail else tokens[:, :0]
+        queries = depth.run(torch.cat([lead, tokens, tail], dim=1), run_call, **self.depth)
+        _, tokens, tail = queries.split(plan.row_counts, dim=1)
+        if plan.num_tail:
+            feedback = torch.where(plan.completes, depth.finish(tail), cast(torch.Tensor, entry))
+            new_memories[0] = new_memories[0]._replace(feedback=feedback)
+        return [*outputs[:-1], tokens], new_memories
+
+    def _entry(self, tokens: torch.Tensor, memories: list[LayerMemory], plan: BlockPlan) -> torch.Tensor | None:
+        """What enters the first layer `[R, f, D]`: the last layer's output for the block before, or the learned
+        vectors."""
+        # CODEPATH: a prompt enters the first layer in the first block of a row, whatever the other rows have by then
+        if self.config.feedback_source == "layer" and plan.num_lead and self.config.feedback_init == "prompt":
+            return cast(torch.Tensor, self.embedding).expand(len(tokens), -1, -1)
+        return memories[0].feedback
+
+    def _insert_memory(
+        self, queries: torch.Tensor, memory: LayerMemory, layer: Any, plan: BlockPlan
+    ) -> tuple[torch.Tensor, Any]:
+        """The queries `[R, f + n, D]` of a layer call with the layer's own memory first, and the layer."""
+        rest = queries[:, plan.num_lead :]
+        lead = lead_rows(queries[:, : plan.num_lead], memory.feedback, plan)
+        # CODEPATH: the first memory is nothing but what it attends to, as in the paper
+        if self.config.zero_first_residual and plan.any_first:
+            updates: LayerUpdates = {self.backbone.spec.layer_entry: LeadingRows(lead)}
+            layer, lead = updated_view(layer, updates), lead.masked_fill(plan.is_first, 0)
+        return torch.cat([lead, rest], dim=1), layer
+
+
+def lead_rows(travelling: torch.Tensor, feedback: torch.Tensor | None, plan: BlockPlan) -> torch.Tensor:
+    """The rows of memory `[R, f, D]` that a layer is given: its own memory, or in a row's first block what comes from
+    the layer below."""
+    if feedback is None:
+        return travelling
+    return torch.where(plan.is_first, travelling, feedback) if plan.any_first else feedback
+
+
+__all__ = ["BlockRun"]
