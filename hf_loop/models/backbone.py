@@ -1,16 +1,5 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-License-Identifier: Apache-2.0
 """Opens a transformers decoder, or the one inside of a recurrent model: its embedding, positions, masks, layer calls,
 final norm and head.
 
@@ -117,7 +106,7 @@ class Backbone:
         self.layer_types: list[str] | None = getattr(self.config, "layer_types", None)
         self.mask_config = _without_stateless_layers(self.config, self.layer_types)
         if self.outer is None:
-            self.depth = Depth(len(self.layers), self.final_norm)
+            self.depth: Any = Depth(len(self.layers), self.final_norm)
         else:
             self.depth = self.outer.config.depth(self.outer, self.final_norm)
 

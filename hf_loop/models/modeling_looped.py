@@ -173,8 +173,9 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
         state = self.make_initial_state(
             encoded, forward_pass.inputs.position_ids, input_ids if noise_per_example else None
         )
-        loop_states = [] if output_loop_states or output_loop_hidden_states else None
-        state = schedule.run_loops(state, encoded, run_call, **depth, loop_states=loop_states)
+        loop_states: list[torch.Tensor] = []
+        kept = loop_states if output_loop_states or output_loop_hidden_states else None
+        state = schedule.run_loops(state, encoded, run_call, **depth, loop_states=kept)
         loop_hidden_states = None
         if output_loop_hidden_states:
             loop_hidden_states = tuple(schedule.finish(schedule.run_coda(state, run_call)) for state in loop_states)

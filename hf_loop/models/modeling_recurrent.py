@@ -1,5 +1,16 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
-# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """What the models of the families share: the backbone, one forward pass, the language-model head."""
 
 from collections.abc import Mapping
@@ -157,7 +168,7 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
         Raises:
             ValueError: the cache was made for another number of loops, or there are no tokens.
         """
-        backbone = Backbone(self)  # ty: ignore[invalid-argument-type]
+        backbone = Backbone(self)
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
         if cache is not None:
             num_calls = len(backbone.depth.calls(**_counts(depth)))
@@ -207,6 +218,7 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
 
     def loops_run(self, forward_pass: ForwardPass) -> dict[str, Any]:
         """The output `num_loops`, where the schedule has loops."""
+        # CODEPATH: a schedule without a number of loops has none to report
         if not self.config.has_loops:
             return {}
         num_loops = forward_pass.depth["num_loops"]

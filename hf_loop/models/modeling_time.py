@@ -1,5 +1,16 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
-# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """What models over time share: which tokens are passed when is theirs, how a pass runs is the backbone's.
 
 The backbone is a decoder, or a looped or hierarchical model over one; every layer call of a pass has a memory of its
@@ -12,6 +23,8 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from .backbone import adopt_backbone
+from .configuration_hierarchical import HierarchicalConfig
+from .configuration_looped import LoopedConfig
 from .keyword_checks import ENGINE_KEYWORDS
 from .modeling_hierarchical import HierarchicalModel
 from .modeling_looped import LoopedModel
@@ -48,7 +61,8 @@ class TimeModel(TimePreTrainedModel, RecurrentModel):  # trf-ignore: TRF013 fami
     """
 
     backbone_classes = {
-        model_class.config_class.model_type: model_class for model_class in (LoopedModel, HierarchicalModel)
+        LoopedConfig.model_type: LoopedModel,
+        HierarchicalConfig.model_type: HierarchicalModel,
     }
 
     def arrange(
