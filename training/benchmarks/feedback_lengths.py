@@ -1,4 +1,4 @@
-"""What reading a long text costs with a feedback memory, from 1k to 256k tokens, beside what else could read it.
+"""Measures what reading 1k to 256k tokens costs with a feedback memory, and beside it with other attention.
 
     python training/benchmarks/feedback_lengths.py                         # about 10 minutes on one CPU core
     python training/benchmarks/feedback_lengths.py --longest 16384         # a quick look
@@ -65,21 +65,21 @@ class Reader:
         self.seconds += time.process_time() - start
 
     def cache_bytes(self) -> int:
-        """Bytes of all tensors in the cache."""
+        """Count the bytes of all tensors in the cache."""
         names = ("keys", "values", "feedback")
         tensors = [getattr(layer, name, None) for layer in self.cache.layers for name in names]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
 def blocks(longest: int):
-    """The tokens, block by block, with how many there are after each."""
+    """Yield the tokens block by block, with their number so far."""
     generator = torch.Generator().manual_seed(1)
     for end in range(BLOCK_SIZE, longest + 1, BLOCK_SIZE):
         yield end, torch.randint(8192, (1, BLOCK_SIZE), generator=generator)
 
 
 def compare_times(longest: int, longest_full: int) -> None:
-    """Time and cache of all models, and the ratios."""
+    """Print time and cache of all models, and the ratios."""
     for name in NAMES:  # what a first call sets up
         Reader(name).read(torch.zeros(1, BLOCK_SIZE, dtype=torch.long))
     readers = {name: Reader(name) for name in NAMES}
@@ -95,7 +95,7 @@ def compare_times(longest: int, longest_full: int) -> None:
 
 
 def time_row(length: int, readers: dict[str, Reader]) -> str:
-    """One line of the table."""
+    """Format one line of the table."""
     feedback, full = readers["feedback"], readers.get("full")
     cells = [
         f"{length:,}",
@@ -108,7 +108,7 @@ def time_row(length: int, readers: dict[str, Reader]) -> str:
 
 
 def peak_memory(name: str, longest: int) -> dict[int, int]:
-    """Bytes of resident memory that this process has had at most after so many tokens."""
+    """Read so many tokens and return the peak resident memory of this process, in bytes."""
     reader, peaks = Reader(name), {}
     for end, block in blocks(longest):
         reader.read(block)
@@ -119,7 +119,7 @@ def peak_memory(name: str, longest: int) -> dict[int, int]:
 
 
 def compare_memory(longest: int, longest_full: int) -> None:
-    """Peak memory of every model, each in a process of its own."""
+    """Print the peak memory of every model, each in a process of its own."""
     print("\n| peak memory, MiB | " + " | ".join(f"{length:,}" for length in LENGTHS if length <= longest) + " |")
     print("|---|" + "---|" * sum(length <= longest for length in LENGTHS))
     for name in NAMES:
@@ -130,7 +130,7 @@ def compare_memory(longest: int, longest_full: int) -> None:
 
 
 def main() -> None:
-    """All comparisons, or one measurement of memory in a process of its own."""
+    """Run all comparisons, or one measurement of memory in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="tokens to read")
     parser.add_argument("--longest-full", type=int, default=16384, help="tokens to read with full attention")

@@ -1,4 +1,4 @@
-"""A pretrained model with a feedback memory, on a long real text: SmolLM2-135M before and after a short LoRA run.
+"""Measures SmolLM2-135M with a feedback memory on a long real text, before and after a short LoRA run.
 
     python training/recipes/retrofit/python_docs.py outputs/python_docs       # the texts, out of Python itself
     python training/benchmarks/feedback_smollm2.py untrained                  # 10 minutes on one CPU core
@@ -55,13 +55,13 @@ LEARNING_RATE, MEMORY_LEARNING_RATE, WARMUP_STEPS = 5e-4, 5e-3, 3
 
 
 def load(args: argparse.Namespace, **schedule: Any) -> Any:
-    """The checkpoint in float32: as it is, or with a schedule of blocks."""
+    """Load the checkpoint in float32, without change or with a schedule of blocks."""
     base = load_plain_model(args.model, "float32")
     return retrofit(base, "feedback", block_size=BLOCK_SIZE, **schedule) if schedule else base
 
 
 def held_out_texts(args: argparse.Namespace) -> torch.Tensor:
-    """The beginning of the language reference, as texts `[B, T]` that follow each other."""
+    """Return the beginning of the language reference, as texts `[B, T]` that follow each other."""
     text = (args.texts / "topics.txt").read_text(encoding="utf-8")
     tokenizer: Any = load_tokenizer(args.model)
     input_ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]
@@ -69,7 +69,7 @@ def held_out_texts(args: argparse.Namespace) -> torch.Tensor:
 
 
 def training_rows(args: argparse.Namespace) -> torch.Tensor:
-    """The docstrings, a module after the other, as rows `[N, T]`."""
+    """Return the docstrings, one module after the other, as rows `[N, T]`."""
     tokenizer: Any = load_tokenizer(args.model)
     token_ids = []
     for line in (args.texts / "docstrings.jsonl").read_text(encoding="utf-8").splitlines():
@@ -91,7 +91,7 @@ def measure(args: argparse.Namespace, model: Any, label: str, window: int | None
 
 
 def read_curves(args: argparse.Namespace) -> list[BlockCurve]:
-    """What was measured so far."""
+    """Read the curves that were measured so far."""
     path = args.output_dir / "results.json"
     if not path.is_file():
         return []
@@ -99,7 +99,7 @@ def read_curves(args: argparse.Namespace) -> list[BlockCurve]:
 
 
 def measure_untrained(args: argparse.Namespace) -> None:
-    """The original, block sliding-window attention, and untrained memories."""
+    """Measure the original, block sliding-window attention, and untrained memories."""
     base = load(args)
     measure(args, base, "original, 8192 tokens")
     measure(args, base, "original, windows of 2048", window=2048)
@@ -116,13 +116,13 @@ def measure_untrained(args: argparse.Namespace) -> None:
 
 
 def measure_trained(args: argparse.Namespace) -> None:
-    """A memory and the control, both after the same training."""
+    """Measure a memory and the control, both after the same training."""
     for length, name in ((FEEDBACK_LENGTH, feedback_name(args)), (0, control_name(args))):
         measure_after_training(args, length, name)
 
 
 def measure_passing(args: argparse.Namespace) -> None:
-    """A memory that is trained with random state passing."""
+    """Measure a memory that is trained with random state passing."""
     measure_after_training(args, FEEDBACK_LENGTH, f"{feedback_name(args)}, state passing", STATE_PASSING)
 
 
@@ -136,17 +136,17 @@ def measure_after_training(args: argparse.Namespace, length: int, name: str, sta
 
 
 def feedback_name(args: argparse.Namespace) -> str:
-    """What is trained with a memory."""
+    """Name the curve of a trained memory."""
     return f"feedback, m={args.segments}, f={FEEDBACK_LENGTH}"
 
 
 def control_name(args: argparse.Namespace) -> str:
-    """The same without a memory."""
+    """Name the curve of the control without a memory."""
     return f"sliding window, m={args.segments}"
 
 
 def train(model: Any, rows: torch.Tensor, args: argparse.Namespace, state_passing: float) -> Any:
-    """LoRA and the first memory, on rows drawn with the seed; the adapter is merged afterwards."""
+    """Train LoRA and the first memory on rows drawn with the seed, then merge the adapter."""
     has_memory = model.model.feedback_embedding is not None
     adapted: Any = get_peft_model(model, replace(LORA, modules_to_save=["feedback_embedding"] if has_memory else None))
     trained = [(name, parameter) for name, parameter in adapted.named_parameters() if parameter.requires_grad]
@@ -180,7 +180,7 @@ def train(model: Any, rows: torch.Tensor, args: argparse.Namespace, state_passin
 
 
 def report(args: argparse.Namespace) -> None:
-    """The table, and the figure of the perplexity along the text."""
+    """Print the table, and draw the perplexity along the text."""
     curves = read_curves(args)
     for curve in curves:
         print(f"| {curve.label} | {curve.perplexity:.3f} |")
@@ -197,7 +197,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """One part of the measurement; the parts add to the same results."""
+    """Make one part of the measurement; the parts add to the same results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["untrained", "trained", "passing", "report"])
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder, repository, .gguf")

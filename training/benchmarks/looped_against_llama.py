@@ -1,4 +1,4 @@
-"""What looping costs beside a plain Llama that calls as many layers, all in one run and as ratios.
+"""Measures what looping costs beside a plain Llama that calls as many layers, in one run and as ratios.
 
     python training/benchmarks/looped_against_llama.py                  # about 10 minutes on one CPU core
     python training/benchmarks/looped_against_llama.py --rounds 5       # a quick look
@@ -30,7 +30,7 @@ NUM_CORE_LAYERS, NUM_LOOPS = 2, 6
 
 
 def backbone_config(num_hidden_layers: int, hidden_size: int = 512) -> LlamaConfig:
-    """A Llama with grouped-query attention."""
+    """Configure a Llama with grouped-query attention."""
     return LlamaConfig(
         vocab_size=8192,
         hidden_size=hidden_size,
@@ -43,7 +43,7 @@ def backbone_config(num_hidden_layers: int, hidden_size: int = 512) -> LlamaConf
 
 
 def looped_model(num_loops: int = NUM_LOOPS, hidden_size: int = 512) -> LoopedForCausalLM:
-    """One prelude and one coda layer around a core of two."""
+    """Make a model of one prelude and one coda layer around a core of two."""
     config = LoopedConfig(
         backbone_config=backbone_config(NUM_CORE_LAYERS + 2, hidden_size),
         num_prelude_layers=1,
@@ -54,33 +54,33 @@ def looped_model(num_loops: int = NUM_LOOPS, hidden_size: int = 512) -> LoopedFo
 
 
 def decode(model, num_tokens: int = 24) -> None:
-    """Greedy decoding of `num_tokens` after a prompt of 16."""
+    """Decode `num_tokens` greedily after a prompt of 16."""
     prompt = torch.arange(16)[None] + 10
     model.generate(prompt, max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False)
 
 
 def backward_pass(model, sequence_length: int = 128, **kwargs) -> None:
-    """Forward and backward on a batch of four rows."""
+    """Run forward and backward on a batch of four rows."""
     input_ids = torch.randint(10, 8000, (4, sequence_length))
     model(input_ids, labels=input_ids, use_cache=False, **kwargs).loss.backward()
 
 
 def training_step(model, optimizer: torch.optim.Optimizer) -> None:
-    """Forward, backward and update."""
+    """Run forward, backward and update."""
     backward_pass(model)
     optimizer.step()
     optimizer.zero_grad()
 
 
 def seconds(function) -> float:
-    """Processor time of one call, which another program on the machine disturbs less than wall time."""
+    """Time one call in processor time, which other programs disturb less than wall time."""
     start = time.process_time()
     function()
     return time.process_time() - start
 
 
 def paired_ratios(first, second, rounds: int) -> list[float]:
-    """`first`'s time over `second`'s, in turn, so that a drifting machine slows both."""
+    """Time `first` over `second` in turns, so that a drifting machine slows both."""
     first(), second()
     ratios = []
     for turn in range(rounds):
@@ -94,13 +94,13 @@ def paired_ratios(first, second, rounds: int) -> list[float]:
 
 
 def report(name: str, ratios: list[float]) -> None:
-    """One line: median and quartiles."""
+    """Print one line: median and quartiles."""
     low, middle, high = statistics.quantiles(ratios, n=4)
     print(f"{name:<58} {middle:6.2f}  ({low:.2f} to {high:.2f})", flush=True)
 
 
 def compare_times(rounds: int, hidden_size: int) -> None:
-    """Decoding and training against Llama with as many layer calls."""
+    """Compare decoding and training with a Llama of as many layer calls."""
     looped = looped_model(hidden_size=hidden_size)
     plain = LlamaForCausalLM(backbone_config(looped.config.num_hidden_layers, hidden_size))
     num_calls = looped.config.num_hidden_layers
@@ -120,7 +120,7 @@ def compare_times(rounds: int, hidden_size: int) -> None:
 
 
 def peak_memory(num_loops: int, num_backprop_loops: int) -> int:
-    """Bytes that a forward and backward pass adds to what this process holds between passes (Linux only)."""
+    """Measure the bytes that a forward and backward pass adds to those held between passes (Linux only)."""
     model = looped_model(num_loops).train()
     backward_pass(model, 512, num_loops=1)
     held = memory_in_use("VmRSS")
@@ -130,13 +130,13 @@ def peak_memory(num_loops: int, num_backprop_loops: int) -> int:
 
 
 def memory_in_use(field: str) -> int:
-    """Bytes of resident memory: `VmRSS` now, `VmHWM` at its peak."""
+    """Read the bytes of resident memory: `VmRSS` now, `VmHWM` at its peak."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split(f"{field}:")[1].split()[0])
 
 
 def compare_memory() -> None:
-    """Truncated against full back-propagation."""
+    """Compare the memory of truncated and full back-propagation."""
     print("\npeak memory of a forward and backward pass: last 2 loops with gradient against all")
     for num_loops in (4, 8, 16):
         truncated, full = (
@@ -158,7 +158,7 @@ def compare_memory() -> None:
 
 
 def count_cache_bytes() -> None:
-    """Keys and values per token, read off a cache that was filled."""
+    """Count the bytes of keys and values per token of a cache that was filled."""
     model = looped_model().eval()
     print("\nkeys and values, bytes per token in fp32")
     for num_loops in (1, 2, 4, 8):

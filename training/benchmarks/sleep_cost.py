@@ -1,14 +1,14 @@
-"""What sleep costs: nothing while tokens are read and written, a pass over the window each when it fills.
+"""Measures what sleep costs: nothing for a token read or written, and a pass over the window each when it fills.
 
     python training/benchmarks/sleep_cost.py                  # about 8 minutes on one CPU core
     python training/benchmarks/sleep_cost.py --rounds 5       # a quick look
 
-Three things, each for a hybrid and for a Llama with inserted fast-weight layers, as ratios within one run:
+Three measurements, each for a hybrid and for a Llama with inserted fast-weight layers, as ratios within one run:
 
 - the time of a wake step, a token written in the middle of a window, at N = 1, 2, 4 and 8 passes: over the same at
-  N = 1 (to be 1), and over a step of the plain model with a cache of its own as long as the window;
-- the time to read one whole window and sleep over it, over the same at N = 1 (to be N, less what is done once);
-- what the cache holds after 1 to 128 windows, which is not to grow.
+  N = 1 (expected: 1), and over a step of the plain model with a cache of its own as long as the window;
+- the time to read one whole window and sleep over it, over the same at N = 1 (expected: N, less what is done once);
+- the size of the cache after 1 to 128 windows (expected: constant).
 
 Times are processor times on one thread; every ratio is the median over rounds in which all N take turns.
 """
@@ -44,7 +44,7 @@ COMMON: dict[str, Any] = {
 
 
 def backbones() -> dict[str, PreTrainedConfig]:
-    """A hybrid whose every second layer is linear attention, and a decoder that is given two fast-weight layers."""
+    """Configure a hybrid with linear attention in every second layer, and a decoder that is given two such layers."""
     hybrid = Qwen3NextConfig(
         **COMMON,
         layer_types=["linear_attention", "full_attention"] * 4,
@@ -59,19 +59,19 @@ def backbones() -> dict[str, PreTrainedConfig]:
 
 
 def random_ids(length: int) -> torch.Tensor:
-    """Tokens of one row."""
+    """Draw the tokens of one row."""
     return torch.randint(10, 4000, (1, length))
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Processor time of one call, which another program on the machine disturbs less than wall time."""
+    """Time one call in processor time, which other programs disturb less than wall time."""
     start = time.process_time()
     function()
     return time.process_time() - start
 
 
 def write_tokens(model, cache, tokens: torch.Tensor, **kwargs) -> None:
-    """One forward pass for each token, as in generation."""
+    """Run one forward pass for each token, as in generation."""
     for token in tokens.split(1, dim=1):
         model(token, **named_cache(cache), use_cache=True, **kwargs)
 
@@ -94,7 +94,7 @@ def compare_wake_steps(model: SleepForCausalLM, plain, rounds: int) -> None:
 
 
 def compare_sleeps(model: SleepForCausalLM, rounds: int) -> None:
-    """A whole window read and slept over."""
+    """Time reading a whole window and sleeping over it."""
     window = random_ids(WINDOW)
     times = take_turns(
         lambda n: seconds(lambda: model(window, use_cache=True, num_sleep_passes=n, logits_to_keep=1)), PASSES, rounds
@@ -103,7 +103,7 @@ def compare_sleeps(model: SleepForCausalLM, rounds: int) -> None:
 
 
 def take_turns(time_of: Callable[[int], float], variants: tuple[int, ...], rounds: int) -> list[dict[int, float]]:
-    """The time of every variant in every round; each goes first in turn, so that a drifting machine slows all."""
+    """Time every variant in every round; each goes first in turn, so that a drifting machine slows all."""
     for variant in variants:
         time_of(variant)
     times = []
@@ -114,7 +114,7 @@ def take_turns(time_of: Callable[[int], float], variants: tuple[int, ...], round
 
 
 def report(name: str, times: list[dict[int, float]], reference: int) -> None:
-    """One line: the median ratio at every N, and the quartiles."""
+    """Print one line: the median ratio at every N, and the quartiles."""
     cells = []
     for n in PASSES:
         low, middle, high = statistics.quantiles([turn[n] / turn[reference] for turn in times], n=4)
@@ -123,7 +123,7 @@ def report(name: str, times: list[dict[int, float]], reference: int) -> None:
 
 
 def count_cache_bytes(model: SleepForCausalLM, num_windows: int = 128) -> None:
-    """What the cache holds after so many windows and `NUM_OPEN` tokens."""
+    """Count the bytes of the cache after so many windows and `NUM_OPEN` tokens."""
     cache, sizes = None, {}
     for window in range(1, num_windows + 1):
         cache = model(random_ids(WINDOW), cache=cache, use_cache=True, logits_to_keep=1).cache
@@ -139,7 +139,7 @@ def count_cache_bytes(model: SleepForCausalLM, num_windows: int = 128) -> None:
 
 @torch.no_grad()
 def main() -> None:
-    """All three, for every backbone."""
+    """Make all three measurements for every backbone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=21, help="timed rounds per comparison")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")

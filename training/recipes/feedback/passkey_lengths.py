@@ -1,4 +1,4 @@
-"""How far memory reaches: PassKey with symbols, trained on at most 8 blocks and read up to 256.
+"""Measures how far a feedback memory reaches: PassKey with symbols, trained on at most 8 blocks and read up to 256.
 
     python training/recipes/feedback/passkey_lengths.py outputs/passkey                        # all runs, in order
     python training/recipes/feedback/passkey_lengths.py outputs/passkey --variants f8 --seeds 0
@@ -41,7 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "f2": {"feedback_length": 2},
     "f8, passing": {"random_state_passing": 0.8},
 }
-# half as many steps more for the model of "f8", at half the rate: what state passing adds beyond more training
+# continue "f8" for half as many steps at half the rate, to tell what state passing adds beyond more training
 LONGER = ("f8, longer", "f8, longer, passing")
 DEFAULTS: dict[str, Any] = {"block_size": 32, "num_memory_segments": 0, "feedback_length": 8}
 BACKBONE: dict[str, Any] = {
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def train_and_evaluate(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """One run: the seconds of training, the mean loss of its last steps, and the exact accuracy by blocks."""
+    """Make one run; return the seconds of training, the mean loss of its last steps and exact accuracy by blocks."""
     start = time.perf_counter()
     model, losses = trained(variant, seed, args)
     seconds = time.perf_counter() - start
@@ -98,7 +98,7 @@ def train_and_evaluate(variant: str, seed: int, args: argparse.Namespace) -> dic
 
 
 def trained(variant: str, seed: int, args: argparse.Namespace) -> tuple[FeedbackForCausalLM, list[float]]:
-    """The trained model, which is also saved in `models/`, and its loss every 50 steps."""
+    """Train a model or load it from `models/`; return it and its loss every 50 steps."""
     is_longer = variant in LONGER
     first = args.folder / "models" / f"f8-{seed}"
     if is_longer and not first.exists():
@@ -137,7 +137,7 @@ def trained(variant: str, seed: int, args: argparse.Namespace) -> tuple[Feedback
 
 @torch.no_grad()
 def exact_accuracy(model: FeedbackForCausalLM, rows: Dataset) -> float:
-    """Share of rows of one length whose whole key is the model's most probable answer, symbol by symbol."""
+    """Compute the share of rows of one length whose whole key is predicted, symbol by symbol."""
     model.eval()
     input_ids, labels = torch.tensor(rows["input_ids"]), torch.tensor(rows["labels"])
     answers = int((labels[0] != IGNORE_INDEX).sum())
@@ -149,7 +149,7 @@ def exact_accuracy(model: FeedbackForCausalLM, rows: Dataset) -> float:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Accuracy by blocks in Markdown: the mean over seeds, and the lowest where they differ."""
+    """Format accuracy by blocks in Markdown: the mean over seeds, and the lowest where they differ."""
     lines = ["| variant | seeds | " + " | ".join(map(str, BLOCKS)) + " |", "|---|---|" + "---|" * len(BLOCKS)]
     for variant in dict.fromkeys(result["variant"] for result in results):
         runs = [result["accuracy"] for result in results if result["variant"] == variant]
@@ -163,7 +163,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Mean accuracy over blocks, a line for each variant, between the lowest and the highest seed."""
+    """Draw mean accuracy over blocks, a line for each variant, between the lowest and the highest seed."""
     runs: dict[str, list[list[float]]] = {}
     for result in results:
         runs.setdefault(result["variant"], []).append(list(result["accuracy"].values()))

@@ -20,12 +20,12 @@ from hf_loop.trainer.data import load_training_data
 from hf_loop.trainer.recipe import load_recipe
 
 
-# of Sudoku, as the tasks number cells
+# the token of a blank in the task `sudoku`
 BLANK = 1
 
 
 def main() -> None:
-    """Measures, writes, and prints the accuracy."""
+    """Measure, write the card, and print the accuracy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the output folder of a run")
     parser.add_argument("--test-rows", type=int, help="test puzzles, as many as the recipe evaluates by default")

@@ -1,4 +1,4 @@
-"""What segments, gradients and two stacks are worth: Sudoku by the number of segments, for several models.
+"""Compares what segments, gradients and two stacks are worth: Sudoku by the number of segments, for several models.
 
     python training/recipes/hierarchical/sudoku_segments.py outputs/segments                    # all runs, in order
     python training/recipes/hierarchical/sudoku_segments.py outputs/segments --variants trm --seeds 0
@@ -27,7 +27,7 @@ from hf_loop.evaluation.seed_plots import plot_seeds
 from hf_loop.tasks import sudoku
 
 
-# a preset and what is set otherwise. TRM runs 24 layer calls in a segment, three cycles of four calls of two layers
+# a preset and the fields that differ. TRM runs 24 layer calls in a segment, three cycles of four calls of two layers
 SCHEDULE: dict[str, Any] = {"num_loops": 3, "low_cycles": 3}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "trm": ("trm", {**SCHEDULE, "num_hidden_layers": 2}),
@@ -37,16 +37,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "hrm, equal compute": ("hrm", {**SCHEDULE, "num_hidden_layers": 4}),
     "hrm, equal compute, last cycle": ("hrm", {**SCHEDULE, "num_hidden_layers": 4, "gradient": "last_cycle"}),
     "hrm, equal parameters": ("hrm", {**SCHEDULE, "num_hidden_layers": 2}),
-    # and with TRM's halting, to tell what comes of the two stacks and what of Q-learning
+    # and with TRM's halting, to separate the effect of two stacks from that of Q-learning
     "hrm, equal parameters, binary": ("hrm", {**SCHEDULE, "num_hidden_layers": 2, "halting": "binary"}),
     # layers run once: as many weights as TRM, or as many layer calls as one of its segments. 24 layers with the norm
     # after them, where TRM has it, solve no puzzle here; before them, they learn
     "plain, equal parameters": ("plain", {"num_hidden_layers": 2}),
     "plain, equal compute": ("plain", {"num_hidden_layers": 24, "norm_placement": "pre"}),
-    # the former as the step of a recurrence, under deep supervision: segments without cycles inside of them
+    # the same two layers once a segment, under deep supervision: segments without inner cycles
     "plain, equal parameters, segments": ("plain", {"num_hidden_layers": 2, "halting": "binary"}),
 }
-# puzzles of more dead ends are taken together in the figure
+# the figure merges puzzles with this many dead ends or more
 MOST_DEAD_ENDS = 4
 SEGMENTS = (1, 2, 4, 8, 16, 32)
 
@@ -101,7 +101,7 @@ def plot(results: list[dict[str, Any]], folder: Path) -> None:
 
 
 def train_and_evaluate(run: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """One run: its model, size and time, and everything that is measured on the test puzzles."""
+    """Make one run; return its size, time and all measurements on the test puzzles."""
     seed = run["seed"]
     splits, _ = sudoku(
         args.steps * args.batch_size, args.test_rows, args.size, num_puzzles=args.num_puzzles, seed=seed
@@ -134,7 +134,7 @@ def train_and_evaluate(run: dict[str, Any], args: argparse.Namespace) -> dict[st
 
 
 def config_of(variant: str, args: argparse.Namespace) -> HierarchicalPuzzleConfig:
-    """The configuration of a variant; a mixer over positions, which TRM found best on Sudoku, in all of them."""
+    """Make the configuration of a variant. All mix positions by an MLP, which TRM found best on Sudoku."""
     preset, fields = VARIANTS[variant]
     cells = args.size**2
     sizes = {
@@ -155,7 +155,7 @@ def config_of(variant: str, args: argparse.Namespace) -> HierarchicalPuzzleConfi
 
 
 def tables(results: list[dict[str, Any]]) -> str:
-    """Exact accuracy by segments, then failures and halting, in Markdown: the mean over seeds, and the lowest."""
+    """Format exact accuracy by segments, failures and halting in Markdown: the mean over seeds, and the lowest."""
     variants = list(dict.fromkeys(result["variant"] for result in results))
     lines = ["Exact accuracy (every cell right) after so many segments: mean over seeds (lowest)", ""]
     lines.append(
@@ -185,7 +185,7 @@ def tables(results: list[dict[str, Any]]) -> str:
 
 
 def spread(values: list[float | None]) -> str:
-    """The mean, and the lowest where values differ; nothing where nothing could be measured."""
+    """Format the mean, and the lowest where values differ; nothing where nothing could be measured."""
     known = [value for value in values if value is not None]
     if not known:
         return ""
@@ -194,7 +194,7 @@ def spread(values: list[float | None]) -> str:
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Mean exact accuracy over segments, a line for each variant, between the lowest and the highest seed."""
+    """Draw mean exact accuracy over segments, a line for each variant, between the lowest and the highest seed."""
     runs: dict[str, list[list[float]]] = {}
     for result in results:
         accuracy = [result["accuracy"][str(count)][0] for count in SEGMENTS]
@@ -204,7 +204,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_halting(results: list[dict[str, Any]], path: Path) -> None:
-    """For each variant that halts, over all seeds: segments until it does by dead ends, and its head's calibration."""
+    """Draw segments until halting by dead ends, and reliability diagrams, of the variants that halt, over seeds."""
     figure = new_figure(10.5, 4.0)
     by_difficulty, calibration = figure.subplots(1, 2)
     halting = [result for result in results if result["halting"]]
@@ -239,7 +239,7 @@ def draw_halting(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def pooled(parts: Iterable[tuple[int, tuple[float, ...], int]]) -> dict[int, list[float]]:
-    """Means of the same key taken together, each weighted by how many it is of."""
+    """Merge means of the same key, each weighted by its count."""
     sums: dict[int, list[float]] = {}
     for key, means, count in parts:
         counted = [count, *(mean * count for mean in means)]

@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
 
 
 def docstrings(path: Path) -> dict[str, str]:
-    """The longer docstrings of a source file, each once with the name it describes; none if Python cannot read it."""
+    """Map the longer docstrings of a source file to the names they describe; none if it cannot be parsed."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError):
@@ -60,7 +60,7 @@ def docstrings(path: Path) -> dict[str, str]:
 
 
 def runs_of_words(text: str) -> set[tuple[str, ...]]:
-    """Every run of `SHARED_WORDS` words, in lower case."""
+    """Return every run of `SHARED_WORDS` words, in lower case."""
     words = text.lower().split()
     return {tuple(words[start : start + SHARED_WORDS]) for start in range(len(words) - SHARED_WORDS + 1)}
 

@@ -31,7 +31,7 @@ from hf_loop.tasks import rule_110, rule_110_accuracy, successor, successor_accu
 
 
 BATCH_SIZE, NUM_LAYERS = 128, 2
-# passes, times as many layers, and whether it makes the steps that four passes would pay for, in the order of the runs
+# passes, factor of layers, and whether it trains for the compute of four passes; the order is that of the runs
 VARIANTS: dict[str, tuple[int, int, bool]] = {
     "N = 1": (1, 1, False),
     "N = 2": (2, 1, False),
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def train_and_evaluate(run: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """One run: its cost, its training, and the share of right answers by difficulty."""
+    """Make one run; return its cost, its training and the share of right answers by difficulty."""
     set_seed(run["seed"])
     task, options = run["task"], TASKS[run["task"]]
     num_passes, _, has_more_steps = VARIANTS[run["variant"]]
@@ -97,7 +97,7 @@ def train_and_evaluate(run: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def build(task: str, variant: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """The model of a variant, with fresh weights."""
+    """Build the model of a variant, with fresh weights."""
     num_passes, times, _ = VARIANTS[variant]
     num_layers = NUM_LAYERS * times
     backbone = small_llama(tokenizer, num_hidden_layers=num_layers)
@@ -112,12 +112,12 @@ def build(task: str, variant: str, tokenizer: PreTrainedTokenizerFast) -> PreTra
 
 
 def window_of(task: str) -> int:
-    """Tokens of a window: a state, or a block of edges."""
+    """Return the tokens of a window: a state, or a block of edges."""
     return TASKS[task]["state_size" if task == "rule_110" else "block_size"]
 
 
 def cost(task: str, num_passes: int) -> float:
-    """Layer calls of a row over those at one pass; the window that asks is read once."""
+    """Compute the layer calls of a row over those at one pass; the last window, which asks, is read once."""
     options = TASKS[task]
     if task == "rule_110":
         slept, asking = options["num_states"] * options["state_size"], 2 * options["num_states"]
@@ -127,13 +127,13 @@ def cost(task: str, num_passes: int) -> float:
 
 
 def total_cost(task: str, variant: str) -> float:
-    """Layer calls of a variant's training over those of `N = 1`."""
+    """Compute the layer calls of a variant's training over those of `N = 1`."""
     num_passes, times, has_more_steps = VARIANTS[variant]
     return (cost(task, num_passes) if num_passes else 4) * times * (cost(task, 4) if has_more_steps else 1)
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Cost and accuracy by difficulty in Markdown."""
+    """Format cost and accuracy by difficulty in Markdown."""
     columns = list(results[0]["accuracy"])
     lines = ["| variant | cost | seeds | " + " | ".join(columns) + " |", "|---|---|---|" + "---|" * len(columns)]
     for variant in dict.fromkeys(result["variant"] for result in results):
@@ -144,7 +144,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy by difficulty: a group of points for each, one point a seed, one colour a variant."""
+    """Draw accuracy by difficulty: a group of points for each, one point a seed, one colour a variant."""
     figure = new_figure(7.2, 3.8)
     axes = figure.add_subplot()
     columns = [column for column in results[0]["accuracy"] if "guessing" not in column]

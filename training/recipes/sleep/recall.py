@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def train_and_evaluate(run: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """One run: its training, the share of right answers by blocks, and by distance in the longest training rows."""
+    """Make one run; return its training, and the share of right answers by blocks and by distance."""
     set_seed(run["seed"])
     splits, tokenizer = associative_recall(
         run["steps"] * BATCH_SIZE, run["test_rows"], MIN_BLOCKS, MAX_BLOCKS, group_size=BATCH_SIZE, curriculum=0.6,
@@ -71,7 +71,7 @@ def train_and_evaluate(run: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def build(variant: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """The model of a variant, with fresh weights."""
+    """Build the model of a variant, with fresh weights."""
     backbone, num_passes = small_llama(tokenizer, num_hidden_layers=3), VARIANTS[variant]
     if num_passes == 0:
         blocks = {"block_size": WINDOW, "num_memory_segments": 0, "feedback_length": 0}
@@ -84,13 +84,13 @@ def build(variant: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 
 
 def share_right(predicted: np.ndarray, rows: Any) -> float:
-    """Share of values that are right."""
+    """Compute the share of values that are right."""
     entries = recall_accuracy(predicted, rows)
     return sum(entry["accuracy"] * entry["num_questions"] for entry in entries) / predicted.size
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Accuracy by blocks in Markdown."""
+    """Format accuracy by blocks in Markdown."""
     lines = ["| variant | seeds | " + " | ".join(map(str, BLOCKS)) + " |", "|---|---|" + "---|" * len(BLOCKS)]
     for variant in dict.fromkeys(result["variant"] for result in results):
         runs = [result["accuracy"] for result in results if result["variant"] == variant]
@@ -100,7 +100,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Mean accuracy over blocks, a line for each variant, between the lowest and the highest seed."""
+    """Draw mean accuracy over blocks, a line for each variant, between the lowest and the highest seed."""
     runs: dict[str, list[list[float]]] = {}
     for result in results:
         runs.setdefault(result["variant"], []).append(list(result["accuracy"].values()))

@@ -1,4 +1,4 @@
-"""What the experiments of this folder share: runs that are made once, training, and what a model answers."""
+"""What the experiments of this folder share: runs that are made once, training, and the answers of a model."""
 
 import json
 import time
@@ -19,12 +19,12 @@ EVAL_TOKENS = 2**14
 
 
 def finish_runs(path: Path, runs: Iterable[dict[str, Any]], make: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Make every run that has no line in `path` yet, and write its line.
+    """Make every run that has no line in `path` yet, and append its line.
 
     Args:
         path (`Path`): the file of finished runs, one JSON object a line.
-        runs (`Iterable[dict[str, Any]]`): what is chosen in each run.
-        make (`Callable`): makes a run and returns what it came to.
+        runs (`Iterable[dict[str, Any]]`): the options of each run.
+        make (`Callable`): makes a run of these options and returns its results.
     """
     for run in runs:
         if any(run.items() <= result.items() for result in read_results(path)):
@@ -36,12 +36,12 @@ def finish_runs(path: Path, runs: Iterable[dict[str, Any]], make: Callable[[dict
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """The finished runs, none if there is no file."""
+    """Read the finished runs; none if there is no file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def small_llama(tokenizer: PreTrainedTokenizerFast, **sizes: Any) -> LlamaConfig:
-    """A Llama of width 64 for the tokenizer's vocabulary."""
+    """Configure a Llama of width 64 for the tokenizer's vocabulary."""
     fields: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, **sizes}
     return LlamaConfig(
         vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
@@ -76,7 +76,7 @@ def train(
 
 @torch.no_grad()
 def answers(model: PreTrainedModel, rows: Dataset) -> np.ndarray:
-    """The most probable token at every label of rows of one length, `[rows, labels]`; each row has as many labels."""
+    """Return the most probable token at every label of rows of one length, `[rows, labels]`."""
     model.eval()
     input_ids, labels = torch.tensor(rows["input_ids"]), torch.tensor(rows["labels"])
     predicted = []
@@ -88,6 +88,6 @@ def answers(model: PreTrainedModel, rows: Dataset) -> np.ndarray:
 
 
 def spread(values: list[float]) -> str:
-    """The mean of some shares, with the lowest and the highest where they differ."""
+    """Format the mean of some shares, with the lowest and the highest where they differ."""
     mean = sum(values) / len(values)
     return f"{mean:.3f}" if min(values) == max(values) else f"{mean:.3f} ({min(values):.3f} to {max(values):.3f})"
