@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..models.checks import check_positive_int
 from ..models.puzzle_loss import IGNORE_INDEX, puzzle_loss
@@ -19,6 +19,7 @@ from .adam_atan2 import AdamATan2
 from .ema import WeightAveraging
 from .optimizer import undecayed_parameter_names
 from .persistent_rows import PersistentRows, fewest_segments
+from .tensor_state import checkpoint_folder
 
 
 @dataclass
@@ -218,8 +219,8 @@ class _RowsKeeper(TrainerCallback):
         self.rows = rows
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        folder = Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
         if not args.save_only_model:
+            folder = checkpoint_folder(args, state)
             folder.mkdir(parents=True, exist_ok=True)
             self.rows.save(folder, args.process_index)
 

@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from ..files import atomic_path, read_safetensors
+from .tensor_state import TensorStateCallback
 
 
 FILE_NAME = "averaged_weights.safetensors"
 
 
-class WeightAveraging(TrainerCallback, ExportableState):
+class WeightAveraging(TensorStateCallback):
     """Averages the weights over the steps of training: `average <- d * average + (1 - d) * weights`.
 
     The decay warms up, `d = min(decay, (1 + t) / (10 + t))` after step `t`: with a constant one, a short run would
@@ -45,19 +43,35 @@ class WeightAveraging(TrainerCallback, ExportableState):
             to resume from is not found.
     """
 
+    file_name = FILE_NAME
+    description = "averaged weights"
+
     def __init__(self, decay: float = 0.999, checkpoint: str | Path | None = None) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
+        super().__init__(checkpoint)
         self.decay = decay
-        self.checkpoint = checkpoint
         # by name; None before and after training
         self.average: dict[str, torch.Tensor] | None = None
         self._run = ""
         self._is_in_place = False
 
-    def state(self) -> dict[str, Any]:
-        """For the state of the trainer: whose average the file beside it holds."""
-        return {"args": {"decay": self.decay}, "attributes": {"run": self._run}}
+    def arguments(self) -> dict[str, Any]:
+        return {"decay": self.decay}
+
+    def proof(self) -> dict[str, Any]:
+        return {"run": self._run}
+
+    def file_facts(self, step: int) -> dict[str, str]:
+        return {"run": self._run, "step": str(step)}
+
+    def belongs(
+        self, tensors: dict[str, torch.Tensor], facts: dict[str, str], proof: dict[str, Any], step: int
+    ) -> bool:
+        return facts == {"run": proof["run"], "step": str(step)}
+
+    def tensors_to_save(self) -> dict[str, torch.Tensor] | None:
+        return self.average
 
     def decay_at(self, step: int) -> float:
         """The decay after optimizer step `step`, counted from 1."""
@@ -85,52 +99,29 @@ class WeightAveraging(TrainerCallback, ExportableState):
             raise ValueError("load_best_model_at_end=True and weight averaging both decide on the weights at the end")
         if any(hasattr(parameter, "device_mesh") for _, parameter in _trained(model)):
             raise ValueError("weight averaging needs whole weights in every process: launch with ddp.yaml")
-        saved = _callback_states(state).get(type(self).__name__) or {}
-        run = saved.get("attributes", {}).get("run")
-        if state.global_step > 0 and run:
-            self._run = run
-            self.average = self._read(args, state, model)
+        if proof := self.saved_proof(state):
+            self._run = proof["run"]
+            saved = self.read_saved(args, state)
+            self.average = {name: saved[name].to(parameter.device) for name, parameter in _trained(model)}
         else:
             self._run = uuid.uuid4().hex
             self.average = {name: parameter.detach().float().clone() for name, parameter in _trained(model)}
-        # the trainer overwrites this entry when it saves, and fails where a checkpoint came without it
-        _callback_states(state)[type(self).__name__] = self.state()
+        self.enter(state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         average = cast(dict[str, torch.Tensor], self.average)
-        with torch.no_grad():
-            for name, parameter in _trained(model):
-                average[name].lerp_(parameter.detach().float(), 1 - self.decay_at(state.global_step))
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        folder = Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        if self.average is None or not args.should_save or not folder.is_dir():
-            return
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.average.items()}
-        with atomic_path(folder / FILE_NAME) as temporary:
-            save_file(tensors, temporary, {"run": self._run, "step": str(state.global_step)})
+        update = get_ema_multi_avg_fn(self.decay_at(state.global_step))
+        # one weight at a time: only one is there twice, where the model is not in float32
+        for name, parameter in _trained(model):
+            update([average[name]], [parameter.detach().float()], state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         _put(model, cast(dict[str, torch.Tensor], self.average))
         self.average = None
-
-    def _read(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> dict[str, torch.Tensor]:
-        """The average that belongs to the checkpoint the run resumes from."""
-        usual = Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        folders = [str(folder) for folder in (self.checkpoint, args.resume_from_checkpoint, usual) if folder]
-        for path in (Path(folder, FILE_NAME) for folder in folders):
-            if path.is_file():
-                tensors, facts = read_safetensors(path)
-                if facts == {"run": self._run, "step": str(state.global_step)}:
-                    return {name: tensors[name].to(parameter.device) for name, parameter in _trained(model)}
-        raise ValueError(
-            f"the averaged weights of the checkpoint of step {state.global_step} are in none of the folders "
-            f"{', '.join(folders)}; name the checkpoint's folder with WeightAveraging(checkpoint=...)"
-        )
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -141,8 +132,3 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def _put(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     for name, parameter in _trained(model):
         parameter.copy_(weights[name])
-
-
-def _callback_states(state: TrainerState) -> dict[str, Any]:
-    # annotated as the list it is built from
-    return cast(dict[str, Any], state.stateful_callbacks)

@@ -7,19 +7,17 @@ every fifth step starts afresh on average, and some memories are as old as twent
 
 import hashlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from ..files import atomic_path
+from .tensor_state import TensorStateCallback
 
 
 FILE_NAME = "passed_feedback.safetensors"
@@ -30,7 +28,7 @@ DRAW = 0xFEED
 _attached: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()
 
 
-class RandomStatePassing(TrainerCallback, ExportableState):
+class RandomStatePassing(TensorStateCallback):
     """Starts training steps of a feedback model from the memory of the step before (arXiv 2404.09173).
 
     With probability `config.random_state_passing`, all rows of an optimizer step start from the feedback memory that
@@ -56,8 +54,11 @@ class RandomStatePassing(TrainerCallback, ExportableState):
             model runs with a cache.
     """
 
+    file_name = FILE_NAME
+    description = "feedback memory"
+
     def __init__(self, checkpoint: str | Path | None = None) -> None:
-        self.checkpoint = checkpoint
+        super().__init__(checkpoint)
         self._probability = 0.0
         # what the last step ended with, what this step starts from, and what it ends with as far as is known
         self._passed: torch.Tensor | None = None
@@ -65,9 +66,16 @@ class RandomStatePassing(TrainerCallback, ExportableState):
         self._ended: torch.Tensor | None = None
         self._is_first_forward = False
 
-    def state(self) -> dict[str, Any]:
-        """For the state of the trainer: the checksum of the memory in the checkpoint that is being saved."""
-        return {"args": {}, "attributes": {"checksum": _checksum(self._passed)}}
+    def proof(self) -> dict[str, Any]:
+        return {"checksum": None if self._passed is None else _checksum({TENSOR_NAME: self._passed})}
+
+    def belongs(
+        self, tensors: dict[str, torch.Tensor], facts: dict[str, str], proof: dict[str, Any], step: int
+    ) -> bool:
+        return _checksum(tensors) == proof["checksum"]
+
+    def tensors_to_save(self) -> dict[str, torch.Tensor] | None:
+        return None if self._passed is None else {TENSOR_NAME: self._passed}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -78,9 +86,10 @@ class RandomStatePassing(TrainerCallback, ExportableState):
                 f"random state passing needs one process per GPU (accelerate launch), got {args.n_gpu} GPUs in one"
             )
         self._probability = module.config.random_state_passing
-        self._passed = self._read(args, state) if self._probability > 0 else None
-        # the trainer overwrites this entry when it saves, and fails where a checkpoint came without it
-        _callback_states(state)[type(self).__name__] = self.state()
+        self._passed = None
+        if self._probability > 0 and self.saved_proof(state):
+            self._passed = self.read_saved(args, state)[TENSOR_NAME]
+        self.enter(state)
         _detach(module)
         _attached[module] = [
             module.register_forward_pre_hook(self._pass_in, with_kwargs=True),
@@ -107,13 +116,6 @@ class RandomStatePassing(TrainerCallback, ExportableState):
             if ended is not None and ended.any():
                 self._passed = ended
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        folder = Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        if self._passed is None or not args.should_save or not folder.is_dir():
-            return
-        with atomic_path(folder / FILE_NAME) as temporary:
-            save_file(_as_file(self._passed), temporary)
-
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
@@ -135,24 +137,6 @@ class RandomStatePassing(TrainerCallback, ExportableState):
             if outputs.feedback is not None:
                 self._ended = outputs.feedback[0].detach().clone()
 
-    def _read(self, args: TrainingArguments, state: TrainerState) -> torch.Tensor | None:
-        """The memory that belongs to the checkpoint the run resumes from."""
-        saved = _callback_states(state).get(type(self).__name__) or {}
-        checksum = saved.get("attributes", {}).get("checksum")
-        if state.global_step == 0 or checksum is None:
-            return None
-        usual = Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        folders = [folder for folder in (self.checkpoint, args.resume_from_checkpoint, usual) if folder]
-        for path in (Path(str(folder), FILE_NAME) for folder in folders):
-            passed = load_file(path)[TENSOR_NAME] if path.is_file() else None
-            if _checksum(passed) == checksum:
-                return passed
-        raise ValueError(
-            f"the feedback memory of the checkpoint of step {state.global_step} is in none of the folders "
-            f"{', '.join(str(folder) for folder in folders)}; name the checkpoint's folder with "
-            "RandomStatePassing(checkpoint=...)"
-        )
-
 
 def passes_state(seed: int, step: int, probability: float) -> bool:
     """Whether optimizer step `step` (from 0) starts from the memory of the one before: a function of the arguments."""
@@ -169,11 +153,6 @@ def find_feedback_model(model: nn.Module) -> Any:
     if len(found) != 1:
         raise ValueError(f"model must hold one feedback model, got {len(found)} in {type(model).__name__}")
     return found[0]
-
-
-def _callback_states(state: TrainerState) -> dict[str, Any]:
-    # annotated as the list it is built from
-    return cast(dict[str, Any], state.stateful_callbacks)
 
 
 def _detach(module: nn.Module) -> None:
@@ -197,9 +176,5 @@ def _from_first_process(ended: torch.Tensor | None, device: torch.device) -> tor
     return ended
 
 
-def _as_file(passed: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {TENSOR_NAME: passed.cpu().contiguous()}
-
-
-def _checksum(passed: torch.Tensor | None) -> str | None:
-    return None if passed is None else hashlib.sha256(save(_as_file(passed))).hexdigest()
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})).hexdigest()
