@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 import hf_loop
 from hf_loop.cli.main import app
+from hf_loop.models import FAMILIES
 from hf_loop.trainer.data import byte_tokenizer
 
 from .documents import DOCUMENTS, GUIDES, README, ROOT, anchors, blocks, commands, links, name_of, script, tables
@@ -25,6 +26,15 @@ LONGEST_README = 150
 
 def parametrize(documents):
     return pytest.mark.parametrize("document", documents, ids=name_of)
+
+
+@pytest.fixture
+def known_families():
+    """Families that an example registers are forgotten afterwards."""
+    before = dict(FAMILIES)
+    yield
+    FAMILIES.clear()
+    FAMILIES.update(before)
 
 
 @pytest.fixture
@@ -51,7 +61,7 @@ def checkpoints(tmp_path, monkeypatch):
 
 
 @parametrize([document for document in GUIDES if blocks(document, "python")])
-def test_the_examples_run(document, checkpoints, tmp_path):
+def test_the_examples_run(document, checkpoints, known_families, tmp_path):
     program = tmp_path / "example.py"
     program.write_text(script(document))
     runpy.run_path(str(program), run_name="__main__")
