@@ -1,7 +1,7 @@
 """`hf-loop check`: tell whether an architecture can be opened, and by which families."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -65,20 +65,16 @@ def _refusals(config: "PreTrainedConfig") -> dict[str, str | None]:
 
     import torch
 
-    from .. import models
+    from ..models import FAMILIES
 
-    families: dict[str, tuple[Any, Any]] = {
-        "looped": (models.LoopedConfig, models.LoopedForCausalLM),
-        "feedback": (models.FeedbackConfig, models.FeedbackForCausalLM),
-        "sleep": (models.SleepConfig, models.SleepForCausalLM),
-        "hierarchical": (models.HierarchicalConfig, models.HierarchicalForCausalLM),
-    }
     refusals: dict[str, str | None] = {}
-    for family, (config_class, model_class) in families.items():
-        refusals[family] = None
+    for name, family in FAMILIES.items():
+        if family.causal is None:
+            continue
+        refusals[name] = None
         try:
             with torch.device("meta"):
-                model_class(config_class(backbone_config=copy.deepcopy(config)))
+                family.causal(family.config(backbone_config=copy.deepcopy(config)))
         except ValueError as error:
-            refusals[family] = " ".join(str(error).split())
+            refusals[name] = " ".join(str(error).split())
     return refusals
