@@ -168,10 +168,9 @@ def run(monkeypatch, capsys, tmp_path):
 def recipe(kind: str, folder: Path, text: Path, tmp_path: Path) -> dict:
     model = {"pretrained": str(folder)}
     data = {"files": [str(text)], "tokenizer": str(folder), "block_size": 8}
-    if kind in ("feedback", "sleep"):
-        model |= {"family": kind, kind: {}}
+    if kind != "plain":
+        model |= {"family": kind}
     if kind == "puzzle":
-        model |= {"family": "hierarchical", "hierarchical": {}}
         data = {"task": "sudoku", "task_options": {"size": 4}, "num_train_rows": 64, "num_eval_rows": 0}
     training = {"output_dir": str(tmp_path / "new"), "max_steps": 1, "use_cpu": True, "disable_tqdm": True}
     return {"model": model, "data": data, "training": training}

@@ -12,6 +12,7 @@ from datasets.exceptions import DatasetGenerationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ..field_values import check_names
 from ..tasks import (
     associative_recall,
     coin_flips,
@@ -25,7 +26,7 @@ from ..tasks import (
     sudoku,
 )
 from .answer_rows import SEGMENT_MARK, WeightedCollator, pack_answers, repeat_segments
-from .sections import TEXT_TASKS, DataSection, check_keys
+from .sections import TEXT_TASKS, DataSection
 
 
 TASKS: dict[str, Callable[..., Any]] = {
@@ -268,7 +269,7 @@ def _task_data(data: DataSection, default_tokenizer: str | None, seed: int) -> T
     make_rows = TASKS[data.task]
     # the first two parameters are the numbers of rows, and the run's seed is the task's
     options = [name for name in list(inspect.signature(make_rows).parameters)[2:] if name not in ("seed", "tokenizer")]
-    check_keys("data.task_options", data.task_options, options)
+    check_names(data.task_options, options, "data.task_options")
     num_rows = data.num_train_rows, max(1, data.num_eval_rows)
     if data.task in TEXT_TASKS:
         tokenizer = _load_tokenizer(data, default_tokenizer)

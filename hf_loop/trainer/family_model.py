@@ -1,47 +1,136 @@
-"""The model of a recipe whose family takes a backbone, new or pretrained, and fields of its own configuration."""
+"""The model of a recipe, of any family: new, made of a pretrained decoder, or a model of the family that goes on."""
 
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+import transformers
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..field_values import check_names, field_types
 from ..loading import load_pretrained
+from ..models import family_of
 from ..retrofitting import retrofit
+from ..retrofitting.families import check_fields
 from ..text_parts import decoder_config, load_decoder
-from .new_backbone import check_vocabulary, new_backbone_config
-from .sections import FeedbackSection, SleepSection
+from .sections import ModelSection
 
 
-def build_family_model(
-    model_class: Any,
-    section: FeedbackSection | SleepSection,
-    fields: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-) -> PreTrainedModel:
-    """Builds a model with fresh weights, from a pretrained decoder, or from a model of the family, which goes on.
+# cells of a puzzle before the data say how many there are, to make the configuration of a mixer over positions
+UNKNOWN_NUM_CELLS = 64
+
+
+def check_model(section: ModelSection) -> None:
+    """Refuse a section `model` that no configuration accepts, before any data is loaded for it.
 
     Args:
-        model_class: The family's causal language model.
-        section: The section `model` of a recipe.
-        fields: Fields of the family's configuration.
-        tokenizer: Gives the vocabulary size and the special token ids of a new backbone.
+        section (`ModelSection`): the section `model` of a recipe.
 
     Raises:
-        ValueError: The backbone's vocabulary is smaller than the tokenizer's, a field is refused by the config, or the
-            tensors of a pretrained model are not those of its configuration.
+        ValueError: names the field, or the families of a model that is of another one.
     """
-    config_class = model_class.config_class
     if section.pretrained is None:
-        backbone_config = new_backbone_config(section.backbone or {}, tokenizer)
-        model = model_class(config_class(backbone_config=backbone_config, **fields))
+        new_config(section)
+        return
+    config = decoder_config(section.pretrained)
+    family = family_of(config)
+    if family is section.record:
+        own = {name: value for name, value in section.config.items() if name in family.own_fields}
+        for name in section.config.keys() - own.keys():
+            raise ValueError(
+                f"model.config.{name} cannot be chosen, got {section.config[name]!r}: {section.pretrained} is a "
+                f"{family.name} model already"
+            )
+        decoder_config(section.pretrained, **own)
+    elif family is not None or section.record.causal is None:
+        plain = "" if section.record.causal is None else "a plain model or "
+        raise ValueError(
+            f"model.pretrained must be {plain}one of model.family={section.family}, got {section.pretrained}, a "
+            f"{config.model_type if family is None else family.name} model"
+        )
     else:
-        # in single precision whatever the stored type: small updates vanish in 16-bit weights
-        options: dict[str, Any] = {"dtype": torch.float32}
-        if decoder_config(section.pretrained).model_type == config_class.model_type:
-            model = load_pretrained(AutoModelForCausalLM, section.pretrained, **options, **fields)
-        else:
-            base: Any = load_decoder(section.pretrained, **options)
-            family: Any = section.family
-            model = retrofit(base, family, **fields)
-    check_vocabulary(model, tokenizer)
+        check_fields(section.family, section.config, config)
+
+
+def build_model(
+    section: ModelSection, tokenizer: PreTrainedTokenizerBase, num_cells: int = UNKNOWN_NUM_CELLS
+) -> PreTrainedModel:
+    """Build the model of section `model`, with fresh weights or from a pretrained one.
+
+    Args:
+        section (`ModelSection`): the section `model` of a recipe.
+        tokenizer (`PreTrainedTokenizerBase`): gives the vocabulary size and the special token ids of a new model.
+        num_cells (`int`, *optional*): cells of a puzzle, which a mixer over positions is made for.
+
+    Raises:
+        ValueError: the model's vocabulary is smaller than the tokenizer's, a field is refused by the configuration, or
+            the tensors of a pretrained model are not those of its configuration.
+    """
+    record = section.record
+    # in single precision whatever the stored type: small updates vanish in 16-bit weights
+    dtype = torch.float32
+    if section.pretrained is None:
+        model: Any = record.classes[record.loader](new_config(section, tokenizer, num_cells))
+    elif family_of(decoder_config(section.pretrained)) is record:
+        loader = getattr(transformers, record.loader)
+        model = load_pretrained(loader, section.pretrained, dtype=dtype, **section.config)
+    else:
+        model = retrofit(load_decoder(section.pretrained, dtype=dtype), section.family, **section.config)
+    if model.config.vocab_size < len(tokenizer):
+        raise ValueError(
+            f"the vocabulary of the model must hold the tokenizer's {len(tokenizer)} tokens, "
+            f"got vocab_size={model.config.vocab_size}"
+        )
     return model
+
+
+def new_config(
+    section: ModelSection, tokenizer: PreTrainedTokenizerBase | None = None, num_cells: int = UNKNOWN_NUM_CELLS
+) -> PreTrainedConfig:
+    """The configuration of a new model.
+
+    Args:
+        section (`ModelSection`): the section `model` of a recipe, with a `backbone` or a `preset`.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): gives what the section does not.
+        num_cells (`int`, *optional*): cells of a puzzle.
+
+    Raises:
+        ValueError: names the field that is refused.
+    """
+    record = section.record
+    from_tokenizer: dict[str, Any] = {} if tokenizer is None else {"vocab_size": len(tokenizer)}
+    if tokenizer is not None and record.causal is not None:
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        from_tokenizer |= {name: getattr(tokenizer, name) for name in names}
+    if section.preset is None:
+        backbone_config = new_backbone_config(from_tokenizer | (section.backbone or {}))
+        return record.config(backbone_config=backbone_config, **section.config)
+    from_preset: Any = getattr(record.config, "from_preset")  # noqa: B009 the section has found it there
+    fields = from_tokenizer | section.config
+    try:
+        if fields.get("token_mixer") == "mlp" and "max_position_embeddings" not in fields:
+            # with the preset's own puzzle tokens, which it has without a mixer, too
+            others = {name: value for name, value in fields.items() if name != "token_mixer"}
+            num_tokens = from_preset(section.preset, **others).num_puzzle_tokens
+            fields["max_position_embeddings"] = num_cells + num_tokens
+        return from_preset(section.preset, **fields)
+    except TypeError as error:
+        raise ValueError(f"model.config: {error}") from error
+
+
+def new_backbone_config(backbone: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration of a new backbone.
+
+    Args:
+        backbone (`dict`): `model_type` and fields of its configuration.
+
+    Raises:
+        ValueError: transformers has no such model type, or its configuration no such field.
+    """
+    model_type = backbone["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"model.backbone.model_type must be a model type of transformers, got {model_type!r}")
+    config_class = CONFIG_MAPPING[model_type]
+    # configurations keep unknown fields as plain attributes, so that a misspelt one would silently mean the default
+    known = [*field_types(config_class), *config_class.attribute_map, "model_type"]
+    check_names(backbone, known, "model.backbone")
+    return config_class(**{name: value for name, value in backbone.items() if name != "model_type"})

@@ -4,38 +4,23 @@ A recipe has the sections `model`, `data` and `training`, and may have a section
 tiny. Keys are checked when the file is read, so that a misspelt one is an error and not a silent default.
 """
 
-import types
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 from transformers import TrainingArguments
 
-from ..models.checks import whole_number
+from ..field_values import check_names, check_types, field_types
+from ..models import FAMILIES
 from .arguments import LoopTrainingArguments
 from .deep_supervision import DeepSupervisionArguments
 from .recipe_yaml import RecipeLoader, read_yaml
-from .sections import (
-    PUZZLE_TASKS,
-    DataSection,
-    FeedbackSection,
-    HierarchicalSection,
-    ModelSection,
-    SleepSection,
-    check_keys,
-)
+from .sections import PUZZLE_TASKS, DataSection, ModelSection, check_model_keys
 
 
 SECTIONS = ("model", "data", "training")
-# by model.family, the classes of the sections model and training
-FAMILIES: dict[str, tuple[Any, Any]] = {
-    "looped": (ModelSection, LoopTrainingArguments),
-    "feedback": (FeedbackSection, TrainingArguments),
-    "sleep": (SleepSection, TrainingArguments),
-    "hierarchical": (HierarchicalSection, DeepSupervisionArguments),
-}
 
 
 @dataclass
@@ -51,7 +36,7 @@ class Recipe:
         source: The sections as they were read, overrides included; this is what a run saves beside its model.
     """
 
-    model: ModelSection | FeedbackSection | SleepSection | HierarchicalSection
+    model: ModelSection
     data: DataSection
     training: TrainingArguments
     output_dir: str
@@ -70,9 +55,9 @@ class Recipe:
                 f"got {self.data.repeated_segment} and a {self.model.family} model"
             )
         is_puzzle = self.data.task in PUZZLE_TASKS
-        if is_puzzle != (self.model.family == "hierarchical"):
+        if is_puzzle != (self.model.record.causal is None):
             raise ValueError(
-                f"model.family=hierarchical and the tasks {', '.join(PUZZLE_TASKS)} go together, got "
+                f"model.family=puzzle and the tasks {', '.join(PUZZLE_TASKS)} go together, got "
                 f"{self.model.family} and data.task={self.data.task}"
             )
         if self.data.streaming and self.training.max_steps < 1:
@@ -98,7 +83,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), debug: bool = F
     path = Path(path)
     sections = read_yaml(path)
     try:
-        check_keys("the recipe", sections, [*SECTIONS, "debug"])
+        check_names(sections, (*SECTIONS, "debug"), "the recipe")
         debug_overrides = sections.pop("debug", None) or {}
         if debug:
             if not debug_overrides:
@@ -110,13 +95,19 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), debug: bool = F
             if not separator:
                 raise ValueError(f"an override must read section.key=value, got {override!r}")
             _override(sections, key.strip(), _parse_value(override, value))
-        check_keys("the recipe", sections, SECTIONS)
-        model_class, arguments_class = _family(sections)
-        training = _build_section("training", arguments_class, sections)
+        check_names(sections, SECTIONS, "the recipe")
+        for name in SECTIONS:
+            if not isinstance(sections.get(name), dict):
+                raise ValueError(f"section '{name}' must be a mapping, got {sections.get(name)!r}")
+        family = sections["model"].get("family", "looped")
+        if family not in FAMILIES:
+            raise ValueError(f"model.family must be one of {', '.join(FAMILIES)}, got {family!r}")
+        check_model_keys(family, sections["model"])
+        training = _build_section("training", arguments_class(family), sections)
         if "output_dir" not in sections["training"] or training.output_dir is None:
             raise ValueError("training.output_dir must be given")
         return Recipe(
-            model=_build_section("model", model_class, sections),
+            model=_build_section("model", ModelSection, sections),
             data=_build_section("data", DataSection, sections),
             training=training,
             output_dir=training.output_dir,
@@ -124,6 +115,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), debug: bool = F
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def arguments_class(family: str) -> type[TrainingArguments]:
+    """The class of section `training`, by the trainer that trains models of the family.
+
+    Args:
+        family (`str`): the name of the family.
+    """
+    record = FAMILIES[family]
+    if record.causal is None:
+        return DeepSupervisionArguments
+    return LoopTrainingArguments if record.loops else TrainingArguments
 
 
 def _parse_value(override: str, value: str) -> Any:
@@ -147,43 +150,14 @@ def _override(sections: dict[str, Any], key: str, value: Any) -> None:
     mapping[last] = value
 
 
-def _family(sections: dict[str, Any]) -> tuple[Any, Any]:
-    model = sections.get("model")
-    family = model.get("family", "looped") if isinstance(model, dict) else "looped"
-    if family not in FAMILIES:
-        raise ValueError(f"model.family must be one of {', '.join(FAMILIES)}, got {family!r}")
-    return FAMILIES[family]
-
-
 def _build_section(name: str, section_class: type[Any], sections: dict[str, Any]) -> Any:
-    values = sections.get(name)
-    if not isinstance(values, dict):
-        raise ValueError(f"section '{name}' must be a mapping, got {values!r}")
-    known = [item.name for item in fields(section_class) if item.init]
-    check_keys(f"section '{name}'", values, known)
-    hints = get_type_hints(section_class)
-    for key, value in values.items():
-        if not _fits(value, bool | str if key == "resume_from_checkpoint" else hints[key]):
-            raise ValueError(f"{name}.{key} must be {_readable(hints[key])}, got {value!r}")
+    values, types = sections[name], field_types(section_class)
+    check_names(values, types, f"section '{name}'")
+    if "resume_from_checkpoint" in types:
+        types["resume_from_checkpoint"] = bool | str | None
+    values = check_types(values, types, name + ".{}")
     try:
         return section_class(**values)
     except ValueError as error:
         message = str(error)
         raise ValueError(message if message.startswith(f"{name}.") else f"{name}: {message}") from error
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, member) for member in get_args(hint))
-    if origin is Literal:
-        return value in get_args(hint)
-    if origin is not None:
-        return isinstance(value, origin)
-    if hint in (int, float):
-        return whole_number(value) is not None or (hint is float and isinstance(value, float))
-    return isinstance(value, hint)
-
-
-def _readable(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint).replace("typing.", "")

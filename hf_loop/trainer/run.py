@@ -11,24 +11,13 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..files import write_text
 from ..loading import check_resumable
-from ..models import family_of
-from ..text_parts import decoder_config
 from .data import load_training_data
-from .feedback_run import build_feedback_model, check_feedback_model, feedback_trainer, merge_lora
-from .hierarchical_run import build_hierarchical_model, check_hierarchical_model, hierarchical_trainer
-from .looped_run import build_model, check_model, looped_trainer
+from .family_model import build_model, check_model
+from .family_trainer import make_trainer, merge_lora
 from .recipe import Recipe
-from .sleep_run import build_sleep_model, check_sleep_model, sleep_trainer
 
 
 RECIPE_COPY = "recipe.yaml"
-# by model.family: what refuses a section `model`, what builds the model, and what trains it
-FAMILIES: dict[str, tuple[Any, Any, Any]] = {
-    "looped": (check_model, build_model, looped_trainer),
-    "feedback": (check_feedback_model, build_feedback_model, feedback_trainer),
-    "sleep": (check_sleep_model, build_sleep_model, sleep_trainer),
-    "hierarchical": (check_hierarchical_model, build_hierarchical_model, hierarchical_trainer),
-}
 
 
 @dataclass
@@ -59,24 +48,22 @@ def run_recipe(recipe: Recipe) -> RunResult:
         ValueError: The output folder is not empty and the run does not resume, it resumes where there is no
             checkpoint, or a section describes something that cannot be built.
     """
-    # of whichever family
+    # of whichever class
     args: Any = recipe.training
-    section: Any = recipe.model
-    check, build, make_trainer = FAMILIES[section.family]
+    section = recipe.model
     resume = args.resume_from_checkpoint or False
     check_output_dir(recipe.output_dir, resuming=bool(resume))
-    check_pretrained(section)
-    check(section)
+    check_model(section)
     # no rank may write into the folder before all have looked into it
     PartialState().wait_for_everyone()
     set_seed(args.seed)
     with args.main_process_first(desc="loading data"):
         data = load_training_data(recipe.data, default_tokenizer=section.pretrained, seed=args.seed)
     # a puzzle model is made for rows of one length
-    sizes = {"num_cells": len(next(iter(data.train_dataset))["input_ids"])} if section.family == "hierarchical" else {}
-    model = build(section, data.tokenizer, **sizes)
+    sizes = {"num_cells": len(next(iter(data.train_dataset))["input_ids"])} if section.record.causal is None else {}
+    model = build_model(section, data.tokenizer, **sizes)
     num_parameters = model.num_parameters()
-    trainer = make_trainer(model, section, args, data)
+    trainer = make_trainer(model, recipe, data)
     if resume:
         checkpoint = get_last_checkpoint(recipe.output_dir) if resume is True else resume
         # where there is none, the trainer says so
@@ -92,23 +79,6 @@ def run_recipe(recipe: Recipe) -> RunResult:
     if trainer.is_world_process_zero():
         _write_recipe(recipe, Path(recipe.output_dir))
     return RunResult(recipe.output_dir, num_parameters, train_loss, metrics.get("eval_loss"), metrics)
-
-
-def check_pretrained(section: Any) -> None:
-    """Refuses to make a model of one family out of one of another, before its weights are read.
-
-    Raises:
-        ValueError: Names both families.
-    """
-    # a puzzle model is asked for by the family that it belongs to
-    if section.pretrained is None or section.family == "hierarchical":
-        return
-    family = family_of(decoder_config(section.pretrained))
-    if family is not None and family.name != section.family:
-        raise ValueError(
-            f"model.pretrained must be a plain model or one of model.family={section.family}, got "
-            f"{section.pretrained}, a {family.name} model"
-        )
 
 
 def check_output_dir(output_dir: str, resuming: bool) -> None:

@@ -1,15 +1,12 @@
 """The sections of a recipe and what their fields may be."""
 
-import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
-from ..models.configuration_feedback import FeedbackConfig
-from ..models.configuration_hierarchical import HierarchicalPuzzleConfig
-from ..models.configuration_hrm import HrmBackboneConfig
-from ..models.configuration_recurrent import RecurrentConfig
-from ..models.configuration_sleep import SleepConfig
+from ..field_values import check_names, check_types, field_types
+from ..models import FAMILIES, Family
+from ..models.hierarchical_presets import PRESETS
+from ..retrofitting.families import retrofit_fields
 
 
 # tasks of text, which take the tokenizer of the model
@@ -27,138 +24,102 @@ LOWEST_VALUES = {
 
 @dataclass
 class ModelSection:
-    """Section `model` of a looped model: exactly one of `backbone` and `pretrained`, and how the layers are looped.
+    """Section `model`: one of `backbone`, `preset` and `pretrained`, and the fields of the family's configuration.
 
-    Attributes:
-        family: `"looped"`, which need not be said.
-        backbone: Config of a new backbone: `model_type` and the fields of that model's config. `vocab_size` and the
-            special token ids come from the tokenizer where they are not given.
-        pretrained: Folder or Hub name of a pretrained causal language model to loop; or of a looped one, which keeps
-            its layout and goes on training.
-        num_prelude_layers: Layers that run once, before the loop. `None` means none, or with `core_layers` those up
-            to the core.
-        num_coda_layers: Layers that run once, after the loop. `None` as above.
-        core_layers: Of a pretrained model, the layers that loop: `FIRST-LAST`, counted from 0. Layers between a given
-            prelude or coda and the core are dropped.
-        num_loops: The depth that the saved model uses, and the mean of the training depth. `None` means 4, or a looped
-            model's own.
-        injection: How the prelude's output enters every loop.
-        state_init: What the state starts from. `None` takes `"input"`, or with `pretrained` what keeps one loop equal
-            to the pretrained model.
-        loop_norm: The norm that closes every loop.
-        loop_update: Whether a loop replaces the state or moves it by a part of the way.
-        fold: Of a pretrained model, whether the core's layers are shared between the loops, each the `average` of
-            those it stands for or the `first` of them.
-        loop_lora_rank: Rank of the update that every loop adds to the core; 0 means none.
+    Args:
+        family (`str`): the kind of model, by the name that its record has (`hf_loop.models.FAMILIES`).
+        backbone (`dict`, *optional*): config of a new backbone: `model_type` and fields of that model's config.
+            `vocab_size` and the special token ids come from the tokenizer where they are not given.
+        preset (`str`, *optional*): a published hierarchical model by name, with fresh weights.
+        pretrained (`str`, *optional*): folder or Hub name of a model to train: a pretrained causal language model,
+            which [`retrofit`](hf_loop.retrofit) makes one of the family, or a model of the family, which goes on.
+        config (`dict`): fields of the family's configuration, such as `num_loops`; of a `preset`, also those of its
+            layers; of a plain `pretrained`, all that `retrofit` takes.
+        lora_rank (`int`): of a feedback model, the rank of the updates that are trained in place of the weights (LoRA,
+            https://huggingface.co/papers/2106.09685), beside the memory's first vectors; 0 trains all weights. The
+            saved model has the updates merged into its weights.
+        lora_alpha (`float`, *optional*): the updates are scaled by `lora_alpha / lora_rank`; the rank by default, so
+            no scaling.
+        lora_target_modules (`list[str]`, *optional*): names, or their ends, of the linear maps that are updated; all
+            of the layers by default.
+
+    Raises:
+        ValueError: names the key.
     """
 
-    family: Literal["looped"] = "looped"
+    family: str = "looped"
     backbone: dict[str, Any] | None = None
+    preset: str | None = None
     pretrained: str | None = None
-    num_prelude_layers: int | None = None
-    num_coda_layers: int | None = None
-    core_layers: str | None = None
-    num_loops: int | None = None
-    injection: Literal["none", "add", "concat", "diagonal"] = "none"
-    state_init: Literal["input", "zeros", "normal", "learned"] | None = None
-    loop_norm: Literal["none", "own", "final"] = "none"
-    loop_update: Literal["replace", "damped"] = "replace"
-    fold: Literal["average", "first"] | None = None
-    loop_lora_rank: int = 0
-
-    def __post_init__(self) -> None:
-        _check_source(self)
-        for name in ("core_layers", "fold"):
-            value = getattr(self, name)
-            if self.backbone is not None and value is not None:
-                raise ValueError(
-                    f"model.{name} says what becomes of the layers of model.pretrained, got {value!r} for a new "
-                    "backbone, whose layers between prelude and coda are the core"
-                )
-
-
-@dataclass
-class FeedbackSection:
-    """Section `model` of a feedback model: exactly one of `backbone` and `pretrained`, and how the memory works.
-
-    Attributes:
-        family: `"feedback"`.
-        backbone: Config of a new backbone, as for a looped model.
-        pretrained: Folder or Hub name of a pretrained causal language model to give a memory; or of a feedback model,
-            which goes on training.
-        feedback: Fields of [`FeedbackConfig`](hf_loop.FeedbackConfig), such as `block_size`.
-        lora_rank: Rank of the updates that are trained in place of the weights (LoRA, arXiv 2106.09685), beside the
-            memory's first vectors; 0 trains all weights. The saved model has the updates merged into its weights.
-        lora_alpha: The updates are scaled by `lora_alpha / lora_rank`. `None` means the rank, so no scaling.
-        lora_target_modules: Names, or their ends, of the linear maps that are updated. `None` means all linear maps
-            of the layers.
-    """
-
-    family: Literal["feedback"] = "feedback"
-    backbone: dict[str, Any] | None = None
-    pretrained: str | None = None
-    feedback: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     lora_rank: int = 0
     lora_alpha: float | None = None
     lora_target_modules: list[str] | None = None
 
     def __post_init__(self) -> None:
-        _check_source(self)
-        check_keys("model.feedback", self.feedback, _own_fields(FeedbackConfig))
+        _require_one_of("model", self, ("backbone", "preset", "pretrained"))
+        if self.backbone is not None and "model_type" not in self.backbone:
+            raise ValueError("model.backbone must name its model_type, for example model_type: llama")
+        presets = list(PRESETS) if hasattr(self.record.config, "from_preset") else []
+        if self.preset is not None and self.preset not in presets:
+            raise ValueError(
+                f"model.preset of model.family={self.family} must be {' | '.join(presets) or 'left out'}, "
+                f"got {self.preset!r}"
+            )
+        self._check_config()
         if self.lora_rank < 0:
             raise ValueError(f"model.lora_rank must not be negative, got {self.lora_rank}")
+        if self.lora_rank and self.family != "feedback":
+            raise ValueError(f"model.lora_rank is for model.family=feedback, got {self.lora_rank} and {self.family}")
         for name in ("lora_alpha", "lora_target_modules"):
             if self.lora_rank == 0 and getattr(self, name) is not None:
                 raise ValueError(f"model.{name} needs model.lora_rank of at least 1, got {getattr(self, name)!r}")
 
+    @property
+    def record(self) -> Family:
+        """What its family is."""
+        return FAMILIES[self.family]
 
-@dataclass
-class SleepSection:
-    """Section `model` of a sleep model: exactly one of `backbone` and `pretrained`, and how it sleeps.
+    def _check_config(self) -> None:
+        """Check the fields of `config`, and bring them into the form that configurations take."""
+        types = {name: field_types(self.record.config)[name] for name in self.record.own_fields}
+        taken = {name: hint for name, (hint, _) in retrofit_fields(self.record).items()}
+        if self.pretrained is not None:
+            types = taken
+        # those a recipe may have for a pretrained model, which an override replaces by a new one
+        others = taken.keys() - types.keys()
+        self.config = {name: value for name, value in self.config.items() if name not in others or value is not None}
+        for name in others & self.config.keys():
+            raise ValueError(
+                f"model.config.{name} says what becomes of the layers of model.pretrained, got {self.config[name]!r} "
+                "for a new model"
+            )
+        # the layers of a preset have fields, too, which the preset checks
+        if self.preset is None:
+            check_names(self.config, types, "model.config")
+        own = {name: value for name, value in self.config.items() if name in types}
+        self.config |= check_types(own, types, "model.config.{}")
 
-    Attributes:
-        family: `"sleep"`.
-        backbone: Config of a new backbone, as for a looped model.
-        pretrained: Folder or Hub name of a pretrained causal language model to let sleep; or of a sleep model, which
-            goes on training.
-        sleep: Fields of [`SleepConfig`](hf_loop.SleepConfig), such as `sleep_window`.
+
+def check_model_keys(family: str, values: dict[str, Any]) -> None:
+    """Refuse the keys that the families' sections `model` had of their own, each with what is written now.
+
+    Args:
+        family (`str`): the family of the section.
+        values (`dict`): the section.
+
+    Raises:
+        ValueError: names the key, and the new one.
     """
-
-    family: Literal["sleep"] = "sleep"
-    backbone: dict[str, Any] | None = None
-    pretrained: str | None = None
-    sleep: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check_source(self)
-        check_keys("model.sleep", self.sleep, _own_fields(SleepConfig))
-
-
-@dataclass
-class HierarchicalSection:
-    """Section `model` of a puzzle model: exactly one of `preset` and `pretrained`.
-
-    Attributes:
-        family: `"hierarchical"`.
-        preset: A published model by name, with fresh weights: `hrm`, `trm`, `urm` or `plain`.
-        pretrained: Folder or Hub name of a puzzle model, which goes on training.
-        hierarchical: Fields of [`HierarchicalPuzzleConfig`](hf_loop.HierarchicalPuzzleConfig) to set otherwise; of a
-            preset, also those of its layers, such as `hidden_size` or `token_mixer`. The vocabulary and the length of
-            a puzzle come from the data where they are not given.
-    """
-
-    family: Literal["hierarchical"] = "hierarchical"
-    preset: Literal["hrm", "trm", "urm", "plain"] | None = None
-    pretrained: str | None = None
-    hierarchical: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _require_one_of("model", self, ("preset", "pretrained"))
-        shared = {item.name for item in fields(RecurrentConfig)}
-        known = [item.name for item in fields(HierarchicalPuzzleConfig) if item.name not in shared]
-        if self.pretrained is None:
-            known += [item.name for item in fields(HrmBackboneConfig) if item.name not in known]
-        check_keys("model.hierarchical", self.hierarchical, known)
+    own = retrofit_fields(FAMILIES[family])
+    for key in values:
+        if key in ("feedback", "sleep", "hierarchical"):
+            raise ValueError(f"model.{key} is called model.config for every family")
+        if key in own:
+            raise ValueError(f"model.{key} is a field of the configuration: give it as model.config.{key}")
+    preset = PRESETS.get(str(values.get("preset")))
+    if family == "hierarchical" and preset is not None and preset.schedule.keys() - own.keys():
+        raise ValueError(f"model.preset={values['preset']} solves puzzles, which is model.family=puzzle")
 
 
 @dataclass
@@ -219,33 +180,8 @@ class DataSection:
                 )
 
 
-def check_keys(where: str, values: Iterable[str], known: Sequence[str]) -> None:
-    """Refuses a key that is not known.
-
-    Raises:
-        ValueError: Names the key, where it stands, and the nearest known one.
-    """
-    for key in values:
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
-            raise ValueError(f"unknown key '{key}' in {where}{hint}")
-
-
 def _require_one_of(section: str, values: Any, names: tuple[str, ...]) -> None:
     given = [name for name in names if getattr(values, name) is not None]
     if len(given) != 1:
         choices = ", ".join(f"{section}.{name}" for name in names)
         raise ValueError(f"{section}: give exactly one of {choices}, got {', '.join(given) or 'none'}")
-
-
-def _own_fields(config_class: type[RecurrentConfig]) -> list[str]:
-    """The fields of a family's config that not all families have."""
-    shared = {item.name for item in fields(RecurrentConfig)}
-    return [item.name for item in fields(config_class) if item.name not in shared]
-
-
-def _check_source(section: ModelSection | FeedbackSection | SleepSection) -> None:
-    _require_one_of("model", section, ("backbone", "pretrained"))
-    if section.backbone is not None and "model_type" not in section.backbone:
-        raise ValueError("model.backbone must name its model_type, for example model_type: llama")

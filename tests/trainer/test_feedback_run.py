@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from hf_loop import retrofit
-from hf_loop.trainer.feedback_run import build_feedback_model, check_feedback_model
+from hf_loop.trainer.family_model import build_model, check_model
 from hf_loop.trainer.recipe import load_recipe
 from hf_loop.trainer.run import run_recipe
-from hf_loop.trainer.sections import FeedbackSection
+from hf_loop.trainer.sections import ModelSection
 from hf_loop.trainer.state_passing import FILE_NAME
 
 from .test_distributed import ROOT, run
@@ -39,7 +39,7 @@ LORA = ("model.lora_rank=2",)
 @pytest.fixture
 def make_recipe(tmp_path):
     sections = {
-        "model": {"family": "feedback", "backbone": BACKBONE, "feedback": FEEDBACK},
+        "model": {"family": "feedback", "backbone": BACKBONE, "config": FEEDBACK},
         "data": {"task": "passkey", "task_options": TASK_OPTIONS, "num_train_rows": 32, "num_eval_rows": 4},
         "training": {
             "output_dir": str(tmp_path / "run"),
@@ -74,7 +74,7 @@ def test_a_run_saves_a_model_that_loads(make_recipe, tmp_path, overrides):
     assert len(tokenizer) == model.config.vocab_size == 70
     assert not list(run_folder.rglob("*.tmp"))
     assert (run_folder / "checkpoint-6" / FILE_NAME).is_file()
-    assert load_recipe(run_folder / "recipe.yaml").model.feedback == FEEDBACK
+    assert load_recipe(run_folder / "recipe.yaml").model.config == FEEDBACK
     copy = run_recipe(load_recipe(run_folder / "recipe.yaml", [f"training.output_dir={tmp_path / 'again'}"]))
     assert (copy.train_loss, copy.eval_loss) == (result.train_loss, result.eval_loss)
 
@@ -116,33 +116,37 @@ def test_a_pretrained_model_gets_a_memory_and_a_feedback_model_goes_on(tmp_path)
     torch.manual_seed(0)
     base = LlamaForCausalLM(tiny_model().config.backbone_config)
     base.save_pretrained(tmp_path / "base")
-    section = FeedbackSection(pretrained=str(tmp_path / "base"), feedback=FEEDBACK)
-    check_feedback_model(section)
-    model = build_feedback_model(section, tokenizer=[0] * 32)
+    section = ModelSection("feedback", pretrained=str(tmp_path / "base"), config=FEEDBACK)
+    check_model(section)
+    model = build_model(section, tokenizer=[0] * 32)
     assert model.config.block_size == 12
     assert model.lm_head.weight.equal(base.lm_head.weight)
 
     retrofit(base, "feedback", **FEEDBACK).save_pretrained(tmp_path / "feedback")
-    section = FeedbackSection(pretrained=str(tmp_path / "feedback"), feedback={"random_state_passing": 0.5})
-    check_feedback_model(section)
-    model = build_feedback_model(section, tokenizer=[0] * 32)
+    section = ModelSection("feedback", pretrained=str(tmp_path / "feedback"), config={"random_state_passing": 0.5})
+    check_model(section)
+    model = build_model(section, tokenizer=[0] * 32)
     assert (model.config.block_size, model.config.random_state_passing) == (12, 0.5)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.family=fedback", "model.family must be one of looped, feedback, sleep, hierarchical, got 'fedback'"),
-        ("model.feedback.blok_size=4", "unknown key 'blok_size' in model.feedback; did you mean 'block_size'?"),
-        ("model.feedback.vocab_size=4", "unknown key 'vocab_size' in model.feedback"),
+        (
+            "model.family=fedback",
+            "model.family must be one of feedback, hierarchical, puzzle, looped, sleep, got 'fedback'",
+        ),
+        ("model.config.blok_size=4", "unknown key 'blok_size' in model.config; did you mean 'block_size'?"),
+        ("model.config.vocab_size=4", "unknown key 'vocab_size' in model.config"),
         ("model.num_loops=4", "unknown key 'num_loops' in section 'model'"),
+        ("model.config.num_loops=4", "unknown key 'num_loops' in model.config"),
         ("model.lora_rank=-1", "model.lora_rank must not be negative, got -1"),
         ("model.lora_alpha=8", "model.lora_alpha needs model.lora_rank of at least 1, got 8"),
         ("training.loop_sampling=fixed", "unknown key 'loop_sampling' in section 'training'"),
         ("data.answer_column=a", "data.answer_column is for text that is packed before training, got 'a'"),
         ("data.repeated_segment=4", "data.repeated_segment is for text that is packed before training, got 4"),
         ("data.tokenizer=bytes", "data.tokenizer cannot be chosen for a task, got 'bytes'"),
-        ("model.pretrained=x", "model: give exactly one of model.backbone, model.pretrained"),
+        ("model.pretrained=x", "model: give exactly one of model.backbone, model.preset, model.pretrained"),
     ],
 )
 def test_bad_recipes_name_the_key(make_recipe, override, message):
@@ -154,7 +158,7 @@ def test_bad_recipes_name_the_key(make_recipe, override, message):
 
 def test_fields_that_the_config_refuses(make_recipe):
     with pytest.raises(ValueError, match="`feedback_length` must not be negative, got -1"):
-        run_recipe(make_recipe("model.feedback.feedback_length=-1"))
+        run_recipe(make_recipe("model.config.feedback_length=-1"))
     with pytest.raises(ValueError, match=r"model.backbone.model_type must be a model type .*, got 'lama'"):
         run_recipe(make_recipe("model.backbone.model_type=lama"))
     with pytest.raises(ValueError, match="must hold the tokenizer's 70 tokens, got vocab_size=69"):

@@ -20,13 +20,13 @@ def run(folder, *overrides):
 
 
 def test_a_mixer_is_made_for_the_length_of_the_puzzles(tmp_path):
-    result = run(tmp_path / "first", "model.hierarchical.num_puzzles=1", "model.hierarchical.num_puzzle_tokens=2")
+    result = run(tmp_path / "first", "model.config.num_puzzles=1", "model.config.num_puzzle_tokens=2")
     config = AutoModelForMaskedLM.from_pretrained(tmp_path / "first").config
     assert (config.vocab_size, config.max_position_embeddings, config.num_puzzle_tokens) == (6, 18, 2)
     assert set(result.eval_metrics) >= {"eval_exact_accuracy", "eval_cell_accuracy", "eval_mean_segments"}
     assert result.eval_loss == result.eval_metrics["eval_loss"]
 
-    further = [f"model.pretrained={tmp_path / 'first'}", "model.preset=null", "model.hierarchical={max_segments: 3}"]
+    further = [f"model.pretrained={tmp_path / 'first'}", "model.preset=null", "model.config={max_segments: 3}"]
     again = run(tmp_path / "second", *further, "training.learning_rate=0", "training.weight_decay=0")
     first, second = (AutoModelForMaskedLM.from_pretrained(tmp_path / name) for name in ("first", "second"))
     assert (second.config.max_segments, again.num_parameters) == (3, result.num_parameters)
@@ -39,7 +39,7 @@ def test_a_mixer_is_made_for_the_length_of_the_puzzles(tmp_path):
 def test_the_presets_own_puzzle_tokens_count(tmp_path):
     recipe = yaml.safe_load(RECIPE.read_text())
     for name in ("num_puzzles", "num_puzzle_tokens"):
-        del recipe["model"]["hierarchical"][name]
+        del recipe["model"]["config"][name]
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     run_recipe(load_recipe(path, [f"training.output_dir={tmp_path / 'run'}"], debug=True))
@@ -50,16 +50,17 @@ def test_the_presets_own_puzzle_tokens_count(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.preset=trn", "model.preset must be .*'trm'.*, got 'trn'"),
+        ("model.preset=trn", "model.preset of model.family=puzzle must be .*trm.*, got 'trn'"),
         (
-            "model.hierarchical.low_cicles=2",
-            "unknown key 'low_cicles' in model.hierarchical; did you mean 'low_cycles'",
+            "model.config.low_cicles=2",
+            "has no field `low_cicles`; did you mean `low_cycles`",
         ),
-        ("model.hierarchical.low_cycles=0", "`low_cycles` must be an integer of at least 1, got 0"),
-        ("model.pretrained=somewhere", "give exactly one of model.preset, model.pretrained"),
-        ("model.hierarchical.vocab_size=3", "must hold the tokenizer's 6 tokens, got vocab_size=3"),
-        ("data.task=shell_game", "model.family=hierarchical and the tasks sudoku, maze, puzzle_csv go together"),
+        ("model.config.low_cycles=0", "`low_cycles` must be an integer of at least 1, got 0"),
+        ("model.pretrained=somewhere", "give exactly one of model.backbone, model.preset, model.pretrained"),
+        ("model.config.vocab_size=3", "must hold the tokenizer's 6 tokens, got vocab_size=3"),
+        ("data.task=shell_game", "model.family=puzzle and the tasks sudoku, maze, puzzle_csv go together"),
         ("data.task_options.size=5", "size must be one of 4, 6, 9, got 5"),
+        ("model.family=hierarchical", "model.preset=trm solves puzzles, which is model.family=puzzle"),
         ("training.loop_sampling=fixed", "unknown key 'loop_sampling' in section 'training'"),
     ],
 )
@@ -73,6 +74,6 @@ def test_a_looped_model_takes_no_puzzles(tmp_path):
     with pytest.raises(ValueError, match="go together, got looped and data.task=sudoku"):
         load_recipe(looped, ["data.task=sudoku"])
     LlamaConfig().save_pretrained(tmp_path / "llama")
-    with pytest.raises(ValueError, match="model.pretrained must be a puzzle model, .* is a llama"):
-        options = [f"model.pretrained={tmp_path / 'llama'}", "model.preset=null", "model.hierarchical={}"]
+    with pytest.raises(ValueError, match="model.pretrained must be one of model.family=puzzle, got .*, a llama model"):
+        options = [f"model.pretrained={tmp_path / 'llama'}", "model.preset=null", "model.config={}"]
         run(tmp_path / "run", *options)

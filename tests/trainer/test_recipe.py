@@ -8,7 +8,7 @@ from hf_loop.trainer.recipe import load_recipe
 RECIPE = """\
 model:
   backbone: {model_type: llama, hidden_size: 32, num_hidden_layers: 2}
-  num_loops: 3
+  config: {num_loops: 3}
 data:
   files: [a.txt]
   tokenizer: bytes
@@ -37,7 +37,7 @@ def recipe(tmp_path):
 def test_sections(recipe):
     loaded = load_recipe(recipe())
     assert loaded.model.backbone == {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2}
-    assert (loaded.model.num_loops, loaded.model.injection) == (3, "none")
+    assert (loaded.model.family, loaded.model.config) == ("looped", {"num_loops": 3})
     assert (loaded.data.files, loaded.data.tokenizer, loaded.data.block_size) == (["a.txt"], "bytes", 1024)
     assert loaded.training.learning_rate == 5e-4
     assert loaded.training.eval_strategy.value == "no"
@@ -63,17 +63,17 @@ def test_numbers_are_numbers(recipe, text):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("num_loops: 3", "num_lops: 3", "unknown key 'num_lops' in section 'model'; did you mean 'num_loops'?"),
+        ("num_loops: 3", "num_lops: 3", "unknown key 'num_lops' in model.config; did you mean 'num_loops'?"),
         ("  files:", "  file:", "unknown key 'file' in section 'data'; did you mean 'files'?"),
         ("learning_rate", "learning_rat", "unknown key 'learning_rat' in section 'training'; did you mean"),
         ("\ndata:", "\ndatas:", "unknown key 'datas' in the recipe; did you mean 'data'?"),
-        ("num_loops: 3", "num_loops: three", "model.num_loops must be int | None, got 'three'"),
-        ("num_loops: 3", "num_loops: 2.5", "model.num_loops must be int | None, got 2.5"),
-        ("num_loops: 3", "num_loops: true", "model.num_loops must be int | None, got True"),
+        ("num_loops: 3", "num_loops: three", "model.config.num_loops must be int, got 'three'"),
+        ("num_loops: 3", "num_loops: 2.5", "model.config.num_loops must be int, got 2.5"),
+        ("num_loops: 3", "num_loops: true", "model.config.num_loops must be int, got True"),
         ("5e-4", "fast", "training.learning_rate must be float, got 'fast'"),
         ("[a.txt]", "a.txt", "data.files must be list"),
         ("use_cpu: true", "use_cpu: 'yes'", "training.use_cpu must be bool, got 'yes'"),
-        ("use_cpu: true", "loop_sampling: often", "training.loop_sampling must be Literal"),
+        ("use_cpu: true", "loop_sampling: often", "training.loop_sampling must be 'fixed' | "),
         ("use_cpu: true", "num_backprop_loops: 0", "training: num_backprop_loops must be a positive integer"),
         ("eval_strategy: no", "eval_strategy: sometimes", "training: "),
         ("  tokenizer: bytes", "  block_size: 1", "data.block_size must be at least 2, got 1"),
@@ -83,10 +83,30 @@ def test_numbers_are_numbers(recipe, text):
         ("use_cpu: true", "distillation_weight: 0.5", "training.distillation_weight needs model.pretrained"),
         ("  tokenizer", "  streaming: true\n  tokenizer", "data.streaming=true needs training.max_steps"),
         ("files: [a.txt]\n  tokenizer: bytes", "task: shell_game\n  streaming: true", "data.streaming is for text"),
-        ("num_loops: 3", "core_layers: 0-1", "model.core_layers says what becomes of the layers of model.pretrained"),
-        ("num_loops: 3", "loop_update: slow", "model.loop_update must be Literal"),
-        ("num_loops: 3", "num_loops: [", "not valid YAML"),
-        ("num_loops: 3", "num_loops: 3\n  num_loops: 4", "the key 'num_loops' is repeated in line"),
+        (
+            "num_loops: 3",
+            "core_layers: 0-1",
+            "model.config.core_layers says what becomes of the layers of model.pretrained",
+        ),
+        ("num_loops: 3", "loop_update: slow", "model.config.loop_update must be 'replace' | 'damped', got 'slow'"),
+        (
+            "  config: {num_loops: 3}",
+            "  num_loops: 3",
+            "model.num_loops is a field of the configuration: give it as model.config.",
+        ),
+        ("  config: {", "  sleep: {", "model.sleep is called model.config for every family"),
+        (
+            "  config: {",
+            "  lora_rank: 2\n  config: {",
+            "model.lora_rank is for model.family=feedback, got 2 and looped",
+        ),
+        (
+            "  config: {",
+            "  preset: trm\n  config: {",
+            "model: give exactly one of model.backbone, model.preset, model.pretrained",
+        ),
+        ("num_loops: 3}", "num_loops: [}", "not valid YAML"),
+        ("num_loops: 3}", "num_loops: 3, num_loops: 4}", "the key 'num_loops' is repeated in line"),
         (RECIPE, "- a list", "a recipe is a mapping"),
         (RECIPE, "", "a recipe is a mapping"),
         ("model:\n", "model:\n" + "other: 3\n", "section 'model' must be a mapping, got None"),
@@ -111,7 +131,7 @@ def test_bad_recipes_name_the_key_in_one_line(recipe, old, new, message):
         ("training.max_steps", "an override must read section.key=value, got 'training.max_steps'"),
         ("max_steps=3", "an override must name section.key, got 'max_steps'"),
         ("training.max_step=3", "unknown key 'max_step' in section 'training'; did you mean 'max_steps'?"),
-        ("model.num_loops.x=3", "reaches into 'num_loops', which is no mapping"),
+        ("model.config.num_loops.x=3", "reaches into 'num_loops', which is no mapping"),
         ("data.files=[", "the value of the override 'data.files=[' is not valid YAML"),
         ("debug.x=3", "unknown key 'debug'"),
     ],

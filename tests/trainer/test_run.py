@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from hf_loop import retrofit
 from hf_loop.trainer.data import byte_tokenizer
-from hf_loop.trainer.looped_run import build_model, check_model, load_teacher
+from hf_loop.trainer.family_model import build_model, check_model
+from hf_loop.trainer.family_trainer import load_teacher
 from hf_loop.trainer.recipe import ModelSection, load_recipe
 from hf_loop.trainer.run import run_recipe
 
@@ -31,7 +32,7 @@ def make_recipe(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the ball is under the second cup. " * 20)
     sections = {
-        "model": {"backbone": BACKBONE, "num_loops": 2, "injection": "add"},
+        "model": {"backbone": BACKBONE, "config": {"num_loops": 2, "injection": "add"}},
         "data": {"files": [str(text)], "tokenizer": "bytes", "block_size": 16, "num_eval_rows": 4},
         "training": {
             "output_dir": str(tmp_path / "run"),
@@ -117,7 +118,9 @@ def test_output_dir_that_is_a_file_is_refused(make_recipe, tmp_path):
 def test_pretrained_models_are_looped_in_single_precision(tmp_path):
     base = LlamaForCausalLM(tiny_model().config.backbone_config).eval()
     base.to(torch.bfloat16).save_pretrained(tmp_path)
-    section = ModelSection(pretrained=str(tmp_path), num_prelude_layers=1, num_loops=2, injection="concat")
+    section = ModelSection(
+        pretrained=str(tmp_path), config={"num_prelude_layers": 1, "num_loops": 2, "injection": "concat"}
+    )
     tokenizer = byte_tokenizer()
     with pytest.raises(ValueError, match="must hold the tokenizer's 257 tokens, got vocab_size=32"):
         build_model(section, tokenizer)
@@ -139,13 +142,15 @@ def base_folder(tmp_path):
 
 
 def pretrained(base_folder, *overrides):
-    return ("model.backbone=null", "model.injection=none", f"model.pretrained={base_folder}", *overrides)
+    return ("model.backbone=null", "model.config.injection=none", f"model.pretrained={base_folder}", *overrides)
 
 
 def test_the_teacher_is_the_pretrained_model(make_recipe, base_folder, tmp_path):
     # one loop without injection is the teacher: there is nothing to learn, whatever the labels say
     recipe = make_recipe(
-        *pretrained(base_folder, "model.core_layers=1-2", "training.distillation_weight=1", "training.max_steps=2"),
+        *pretrained(
+            base_folder, "model.config.core_layers=1-2", "training.distillation_weight=1", "training.max_steps=2"
+        ),
         *("training.loop_sampling=fixed", "training.mean_loops=1"),
     )
     assert run_recipe(recipe).train_loss == 0
@@ -158,14 +163,14 @@ def test_the_teacher_is_the_pretrained_model(make_recipe, base_folder, tmp_path)
 @pytest.mark.parametrize(("fields", "dtype"), [((), torch.float32), (("training.bf16=true",), torch.bfloat16)])
 def test_the_teacher_takes_the_type_that_training_computes_in(make_recipe, base_folder, fields, dtype):
     recipe = make_recipe(*pretrained(base_folder), *fields)
-    assert load_teacher(recipe.model.pretrained, recipe.training).dtype == dtype
+    assert load_teacher(recipe).dtype == dtype
     assert build_model(recipe.model, byte_tokenizer()).dtype == torch.float32
 
 
 def test_a_looped_model_goes_on_training_with_its_layout(make_recipe, base_folder, tmp_path):
     looped = retrofit(base_folder, core_layers="1-1", num_loops=3, loop_lora_rank=2)
     looped.save_pretrained(tmp_path / "looped")
-    recipe = make_recipe(*pretrained(tmp_path / "looped", "model.num_loops=null", "training.max_steps=1"))
+    recipe = make_recipe(*pretrained(tmp_path / "looped", "model.config={}", "training.max_steps=1"))
     run_recipe(recipe)
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     layout = ("num_prelude_layers", "num_coda_layers", "num_loops", "loop_lora_rank")
@@ -173,31 +178,38 @@ def test_a_looped_model_goes_on_training_with_its_layout(make_recipe, base_folde
     before, after = looped.get_input_embeddings().weight, trained.get_input_embeddings().weight
     assert before.shape == after.shape
     assert not torch.equal(before, after)
-    section = make_recipe(*pretrained(tmp_path / "looped", "model.core_layers=0-1")).model
-    with pytest.raises(ValueError, match="model.core_layers cannot be chosen, got '0-1'"):
+    section = make_recipe(*pretrained(tmp_path / "looped", "model.config.core_layers=0-1")).model
+    with pytest.raises(ValueError, match="model.config.core_layers cannot be chosen, got '0-1'"):
         check_model(section)
 
 
 def test_layers_are_folded_with_an_update_for_each_loop(make_recipe, base_folder):
-    fold = ("model.fold=average", "model.num_loops=2", "model.loop_lora_rank=4", "model.num_prelude_layers=0")
-    section = make_recipe(*pretrained(base_folder, *fold, "model.core_layers=0-1")).model
+    fold = (
+        "model.config.fold=average",
+        "model.config.num_loops=2",
+        "model.config.loop_lora_rank=4",
+        "model.config.num_prelude_layers=0",
+    )
+    section = make_recipe(*pretrained(base_folder, *fold, "model.config.core_layers=0-1")).model
     check_model(section)
     model = build_model(section, byte_tokenizer())
     assert (model.config.num_core_layers, model.config.loop_lora_num_loops) == (1, 2)
-    section = make_recipe(*pretrained(base_folder, *fold, "model.core_layers=0-2")).model
-    with pytest.raises(ValueError, match="3 core layers cannot be shared by 2 loops"):
+    section = make_recipe(*pretrained(base_folder, *fold, "model.config.core_layers=0-2")).model
+    with pytest.raises(ValueError, match="cannot share the 3 core layers evenly between num_loops=2"):
         check_model(section)
 
 
 def test_layers_of_the_pretrained_model_are_chosen_and_dropped(make_recipe, base_folder):
-    section = make_recipe(*pretrained(base_folder, "model.num_prelude_layers=0", "model.core_layers=2-2")).model
+    section = make_recipe(
+        *pretrained(base_folder, "model.config.num_prelude_layers=0", "model.config.core_layers=2-2")
+    ).model
     check_model(section)
     model = build_model(section, byte_tokenizer())
     assert model.model.layer_counts() == (0, 1, 1)
     for overrides, message in (
-        (("model.core_layers=2-4",), "`core_layers` 2-4 passes the end"),
-        (("model.core_layers=3-2",), "FIRST not above LAST"),
-        (("model.num_prelude_layers=2", "model.core_layers=1-2"), "`num_prelude_layers` 2 overlaps"),
+        (("model.config.core_layers=2-4",), "`core_layers` 2-4 passes the end"),
+        (("model.config.core_layers=3-2",), "FIRST not above LAST"),
+        (("model.config.num_prelude_layers=2", "model.config.core_layers=1-2"), "`num_prelude_layers` 2 overlaps"),
     ):
         with pytest.raises(ValueError, match=message):
             check_model(make_recipe(*pretrained(base_folder, *overrides)).model)
@@ -229,5 +241,5 @@ def test_bad_backbones(backbone, message):
 
 def test_no_core_is_refused_before_anything_is_written(make_recipe, tmp_path):
     with pytest.raises(ValueError, match="no core layer"):
-        run_recipe(make_recipe("model.num_prelude_layers=2", "model.num_coda_layers=1"))
+        run_recipe(make_recipe("model.config.num_prelude_layers=2", "model.config.num_coda_layers=1"))
     assert not (tmp_path / "run").exists()

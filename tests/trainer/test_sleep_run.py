@@ -10,10 +10,10 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from hf_loop import retrofit
+from hf_loop.trainer.family_model import build_model, check_model
 from hf_loop.trainer.recipe import load_recipe
 from hf_loop.trainer.run import run_recipe
-from hf_loop.trainer.sections import SleepSection
-from hf_loop.trainer.sleep_run import build_sleep_model, check_sleep_model
+from hf_loop.trainer.sections import ModelSection
 
 from .tiny import tiny_model
 
@@ -33,7 +33,7 @@ TASK_OPTIONS = {"min_blocks": 2, "max_blocks": 3, "block_size": 12, "group_size"
 @pytest.fixture
 def make_recipe(tmp_path):
     sections = {
-        "model": {"family": "sleep", "backbone": BACKBONE, "sleep": SLEEP},
+        "model": {"family": "sleep", "backbone": BACKBONE, "config": SLEEP},
         "data": {
             "task": "associative_recall",
             "task_options": TASK_OPTIONS,
@@ -70,7 +70,7 @@ def test_a_run_saves_a_model_that_loads(make_recipe, tmp_path):
     assert model.num_parameters() == result.num_parameters
     assert model.config.use_cache
     assert len(tokenizer) == model.config.vocab_size == 134
-    assert load_recipe(run_folder / "recipe.yaml").model.sleep == SLEEP
+    assert load_recipe(run_folder / "recipe.yaml").model.config == SLEEP
     copy = run_recipe(load_recipe(run_folder / "recipe.yaml", [f"training.output_dir={tmp_path / 'again'}"]))
     assert (copy.train_loss, copy.eval_loss) == (result.train_loss, result.eval_loss)
 
@@ -95,33 +95,34 @@ def test_a_pretrained_model_is_made_to_sleep_and_a_sleep_model_goes_on(tmp_path)
     base = LlamaForCausalLM(tiny_model().config.backbone_config)
     base.save_pretrained(tmp_path / "base")
     fields = {"sleep_window": 8, "fast_weight_layers": [0]}
-    section = SleepSection(pretrained=str(tmp_path / "base"), sleep=fields)
-    check_sleep_model(section)
-    model = build_sleep_model(section, tokenizer=[0] * 32)
+    section = ModelSection("sleep", pretrained=str(tmp_path / "base"), config=fields)
+    check_model(section)
+    model = build_model(section, tokenizer=[0] * 32)
     assert (model.config.sleep_window, model.config.memory_layers) == (8, [0])
     assert model.lm_head.weight.equal(base.lm_head.weight)
 
     retrofit(base, "sleep", **fields).save_pretrained(tmp_path / "sleep")
-    section = SleepSection(
-        pretrained=str(tmp_path / "sleep"), sleep={"num_sleep_passes": 4, "fast_weight_layers": [0]}
+    section = ModelSection(
+        "sleep", pretrained=str(tmp_path / "sleep"), config={"num_sleep_passes": 4, "fast_weight_layers": [0]}
     )
-    check_sleep_model(section)
-    model = build_sleep_model(section, tokenizer=[0] * 32)
+    check_model(section)
+    model = build_model(section, tokenizer=[0] * 32)
     assert (model.config.sleep_window, model.config.num_sleep_passes) == (8, 4)
-    section = SleepSection(pretrained=str(tmp_path / "sleep"), sleep={"fast_weight_layers": [1]})
-    with pytest.raises(ValueError, match=r"model.sleep.fast_weight_layers cannot be chosen, got \[1\]"):
-        check_sleep_model(section)
+    section = ModelSection("sleep", pretrained=str(tmp_path / "sleep"), config={"fast_weight_layers": [0, 1]})
+    with pytest.raises(ValueError, match="the tensors of .* are not those of SleepForCausalLM"):
+        build_model(section, tokenizer=[0] * 32)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.family=slep", "model.family must be one of looped, feedback, sleep, hierarchical, got 'slep'"),
-        ("model.sleep.sleep_windw=4", "unknown key 'sleep_windw' in model.sleep; did you mean 'sleep_window'?"),
-        ("model.sleep.vocab_size=4", "unknown key 'vocab_size' in model.sleep"),
+        ("model.family=slep", "model.family must be one of feedback, hierarchical, puzzle, looped, sleep, got 'slep'"),
+        ("model.config.sleep_windw=4", "unknown key 'sleep_windw' in model.config; did you mean 'sleep_window'?"),
+        ("model.config.vocab_size=4", "unknown key 'vocab_size' in model.config"),
         ("model.num_loops=4", "unknown key 'num_loops' in section 'model'"),
+        ("model.config.num_loops=4", "unknown key 'num_loops' in model.config"),
         ("training.loop_sampling=fixed", "unknown key 'loop_sampling' in section 'training'"),
-        ("model.pretrained=x", "model: give exactly one of model.backbone, model.pretrained"),
+        ("model.pretrained=x", "model: give exactly one of model.backbone, model.preset, model.pretrained"),
     ],
 )
 def test_bad_recipes_name_the_key(make_recipe, override, message):
@@ -133,7 +134,7 @@ def test_bad_recipes_name_the_key(make_recipe, override, message):
 
 def test_fields_that_the_config_refuses(make_recipe):
     with pytest.raises(ValueError, match="`sleep_window` must be an integer of at least 1, got -1"):
-        run_recipe(make_recipe("model.sleep.sleep_window=-1"))
+        run_recipe(make_recipe("model.config.sleep_window=-1"))
     with pytest.raises(ValueError, match="must hold the tokenizer's 134 tokens, got vocab_size=69"):
         run_recipe(make_recipe("model.backbone.vocab_size=69"))
 
@@ -146,8 +147,8 @@ def test_fields_that_the_config_refuses(make_recipe):
     ],
 )
 def test_the_other_tasks_train_too(make_recipe, task, options):
-    overrides = [f"data.task={task}", f"data.task_options={options}", "model.sleep.sleep_window=6"]
-    result = run_recipe(make_recipe(*overrides, "model.sleep.sleep_over_labels=false", "training.max_steps=1"))
+    overrides = [f"data.task={task}", f"data.task_options={options}", "model.config.sleep_window=6"]
+    result = run_recipe(make_recipe(*overrides, "model.config.sleep_over_labels=false", "training.max_steps=1"))
     assert 0 < result.train_loss < 10
 
 

@@ -50,22 +50,22 @@ def test_debug_variant_runs_two_steps(path, tmp_path):
     assert state["global_step"] == 2
     assert len([entry for entry in state["log_history"] if "loss" in entry]) == 2
     section, tokenizer = yaml.safe_load(path.read_text())["model"], AutoTokenizer.from_pretrained(output_dir)
-    is_puzzle = section.get("family") == "hierarchical"
+    is_puzzle = section["family"] == "puzzle"
     model = (AutoModelForMaskedLM if is_puzzle else AutoModelForCausalLM).from_pretrained(output_dir)
     if is_puzzle:
         assert model.config.model_type == "hierarchical_puzzle"
         (evaluation,) = [entry for entry in state["log_history"] if "eval_loss" in entry]
         assert 0 <= evaluation["eval_exact_accuracy"] <= evaluation["eval_cell_accuracy"] <= 1
-    elif section.get("family") == "feedback":
+    elif section["family"] == "feedback":
         assert model.config.model_type == "feedback_lm"
-        assert model.config.random_state_passing == section["feedback"].get("random_state_passing", 0)
-    elif section.get("family") == "sleep":
+        assert model.config.random_state_passing == section["config"].get("random_state_passing", 0)
+    elif section["family"] == "sleep":
         assert model.config.model_type == "sleep_lm"
-        assert model.config.num_sleep_passes == section["sleep"]["num_sleep_passes"]
+        assert model.config.num_sleep_passes == section["config"]["num_sleep_passes"]
     else:
         assert len([entry for entry in state["log_history"] if "mean_loops" in entry]) == 2
         assert model.config.model_type == "looped_lm"
-        assert model.config.num_loops == section["num_loops"]
+        assert model.config.num_loops == section["config"]["num_loops"]
     assert len(tokenizer) <= model.config.vocab_size
 
 
