@@ -22,7 +22,12 @@ COMMON = ["training.max_steps=4", "training.use_muon=false"]
 # with a learned initial state, which has no gradient in steps whose first loop is cut off
 FROM_SCRATCH = ["model.config.state_init=learned", "training.num_backprop_loops=1"]
 FROM_SCRATCH += ["training.activation_checkpointing=true"]
-HEALING = ["model.backbone=null", "model.config.injection=none", "training.distillation_weight=0.5", "data.streaming=true"]
+HEALING = [
+    "model.backbone=null",
+    "model.config.injection=none",
+    "training.distillation_weight=0.5",
+    "data.streaming=true",
+]
 
 
 def run(*command):
