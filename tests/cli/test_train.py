@@ -44,8 +44,8 @@ def test_train_and_resume(hf_loop, tmp_path):
     [
         (["nowhere.yaml"], "nowhere.yaml: no such recipe"),
         (
-            [RECIPE, "--set", "model.num_lops=3"],
-            "unknown key 'num_lops' in section 'model'; did you mean 'num_loops'?",
+            [RECIPE, "--set", "model.config.num_lops=3"],
+            "unknown key 'num_lops' in model.config; did you mean 'num_loops'?",
         ),
         ([RECIPE, "--set", "model.config.num_loops=0"], "got 0"),
         ([RECIPE, "--set", "max_steps=3"], "an override must name section.key, got 'max_steps'"),
