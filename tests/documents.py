@@ -12,6 +12,9 @@ CARDS = sorted((ROOT / "model_cards").glob("**/README.md"))
 # what explains the library; the cards are results
 GUIDES = [README, *sorted((ROOT / "hf_loop").glob("**/README.md")), *sorted((ROOT / "training").glob("**/*.md"))]
 DOCUMENTS = [*GUIDES, *CARDS]
+# whose first lines are commands
+RECIPES = sorted((ROOT / "training" / "recipes").glob("**/*.yaml"))
+SCRIPTS = sorted((ROOT / "training").glob("**/*.py"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"^\|([^|\n]*)\|.*\n\|[-:| ]+\|\n((?:\|.*\n)*)", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -44,11 +47,15 @@ def blocks(document: Path, language: str) -> list[Block]:
     return [block for block in found if block.language == language]
 
 
-def commands(document: Path) -> list[list[str]]:
-    """The command lines of a document, as words: those in its blocks and those in its sentences."""
-    found = [block for language in ("bash", "") for block in blocks(document, language)]
-    lines = [line for block in found for line in block.text.splitlines()]
-    lines += [code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", BLOCK.sub("", document.read_text()))]
+def commands(path: Path) -> list[list[str]]:
+    """The command lines of a document, of a recipe's comments or of a script's docstring, as words."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        found = [block.text for language in ("bash", "") for block in blocks(path, language)]
+        lines = "".join(found).replace("\\\n", " ").splitlines()
+        lines += [code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", BLOCK.sub("", text))]
+    else:
+        lines = [line.lstrip("# ") for line in re.sub(r"\\\n#? *", " ", text).splitlines()]
     return [shlex.split(line, comments=True) for line in lines if line.startswith(("hf-loop ", "python training/"))]
 
 

@@ -6,14 +6,31 @@ from dataclasses import fields
 
 import pytest
 import typer
+import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 import hf_loop
 from hf_loop.cli.main import app
 from hf_loop.models import FAMILIES
 from hf_loop.trainer.data import byte_tokenizer
+from hf_loop.trainer.recipe import arguments_class, load_recipe
+from hf_loop.trainer.sections import DataSection, ModelSection
 
-from .documents import DOCUMENTS, GUIDES, README, ROOT, anchors, blocks, commands, links, name_of, script, tables
+from .documents import (
+    DOCUMENTS,
+    GUIDES,
+    README,
+    RECIPES,
+    ROOT,
+    SCRIPTS,
+    anchors,
+    blocks,
+    commands,
+    links,
+    name_of,
+    script,
+    tables,
+)
 from .retrofitting.converters import test_huginn as huginn
 from .retrofitting.converters.recurrent_reference import write_checkpoint
 
@@ -79,17 +96,29 @@ def test_links_inside_the_repository_resolve(document):
 
 
 @parametrize(DOCUMENTS)
-def test_the_commands_and_their_options_exist(document):
-    known = typer.main.get_command(app).commands
+def test_the_commands_that_are_named_exist(document):
     for name in COMMAND.findall(document.read_text()):
-        assert name in known, f"hf-loop {name}"
+        assert name in typer.main.get_command(app).commands, f"hf-loop {name}"
+
+
+@parametrize([path for path in (*DOCUMENTS, *RECIPES, *SCRIPTS) if commands(path)])
+def test_the_options_of_commands_exist(document):
+    known = typer.main.get_command(app).commands
     for program, name, *words in commands(document):
         options = {word.partition("=")[0] for word in words if word.startswith("--")}
         if program == "hf-loop":
             assert options <= {option for parameter in known[name].params for option in parameter.opts}, (name, words)
-        else:
+        elif name != "training/train.py":
             source = (ROOT / name).read_text()
             assert all(f'"{option}"' in source for option in options), (name, words)
+        if "train" in name and words and (ROOT / words[0]).is_file():
+            overrides = [word for flag, word in zip(words, words[1:]) if flag == "--set" and not is_placeholder(word)]
+            load_recipe(ROOT / words[0], ["training.bf16=false", "training.use_cpu=true", *overrides])
+
+
+def is_placeholder(override: str) -> bool:
+    """Whether an override leaves its value to the reader, as in `training.seed=S`."""
+    return override.rpartition("=")[2].isupper()
 
 
 @parametrize([document for document in GUIDES if any("field of" in heading for heading in tables(document))])
@@ -98,6 +127,15 @@ def test_the_fields_in_tables_exist(document):
         if heading.startswith("field of "):
             config_class = getattr(hf_loop, heading.removeprefix("field of ").strip("`"))
             assert names <= {field.name for field in fields(config_class)}, heading
+
+
+def test_the_keys_of_recipes_exist():
+    classes = (ModelSection, DataSection, *map(arguments_class, FAMILIES))
+    known = {field.name for section in classes for field in fields(section)}
+    (guide,) = [document for document in GUIDES if "key" in tables(document)]
+    assert tables(guide)["key"] <= known
+    for block in blocks(guide, "yaml"):
+        assert ModelSection(**yaml.safe_load(block.text)["model"])
 
 
 @parametrize(GUIDES)
