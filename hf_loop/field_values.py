@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import json
 import re
 import types
 from collections.abc import Collection, Iterable, Mapping
@@ -108,13 +107,13 @@ def field_docs(documented: Any) -> dict[str, str]:
 
 
 def parse_field_values(texts: Iterable[str]) -> dict[str, Any]:
-    """Read `FIELD=VALUE` pairs; a value is JSON or one of Python's constants, and otherwise text.
+    """Read `FIELD=VALUE` pairs, the values as [`parse_value`] does.
 
     Args:
         texts (`Iterable[str]`): what was given with `--set`.
 
     Raises:
-        ValueError: an entry is no pair, or names a field again.
+        ValueError: an entry is no pair, names a field again, or has a value that cannot be read.
     """
     values: dict[str, Any] = {}
     for text in texts:
@@ -123,8 +122,26 @@ def parse_field_values(texts: Iterable[str]) -> dict[str, Any]:
             raise ValueError(f"--set: {text!r} is not a setting; give FIELD=VALUE, as in num_loops=8.")
         if name in values:
             raise ValueError(f"--set: {name} is set twice.")
-        try:
-            values[name] = json.loads(value)
-        except ValueError:
-            values[name] = {"None": None, "True": True, "False": False}.get(value, value)
+        values[name] = parse_value(value, f"--set: {text!r}")
     return values
+
+
+def parse_value(text: str, where: str) -> Any:
+    """Read a value as it would stand in a recipe; `None` is that, too.
+
+    Args:
+        text (`str`): the value.
+        where (`str`): what it belongs to, for the message.
+
+    Raises:
+        ValueError: it is no YAML.
+    """
+    # here: `hf-loop --help` needs none of it
+    import yaml
+    from omegaconf import OmegaConf
+
+    try:
+        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value of {where} is not valid YAML") from error
+    return None if parsed["value"] == "None" else parsed["value"]

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import TrainingArguments
 
-from ..field_values import check_names, check_types, field_types
+from ..field_values import check_names, check_types, field_types, fits
 from ..models import FAMILIES
 from .arguments import LoopTrainingArguments
 from .deep_supervision import DeepSupervisionArguments
-from .recipe_yaml import RecipeLoader, read_yaml
+from .recipe_yaml import read_sections
 from .sections import PUZZLE_TASKS, DataSection, ModelSection, check_model_keys
 
 
@@ -68,39 +67,28 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), debug: bool = False) -> Recipe:
-    """Reads a recipe.
+    """Read a recipe.
 
     Args:
-        path: The YAML file.
-        overrides: Strings `section.key=value`, applied last; the value is read as YAML, and a longer path such as
-            `model.backbone.hidden_size=64` reaches into a mapping.
-        debug: Whether to apply the overrides in the recipe's section `debug`.
+        path (`str` or `Path`): the YAML file.
+        overrides (`Sequence[str]`, *optional*): strings `section.key=value`, applied last; the value is read as YAML,
+            and a longer path such as `model.backbone.hidden_size=64` reaches into a mapping.
+        debug (`bool`, *optional*, defaults to `False`): whether to apply the overrides in the recipe's section
+            `debug`.
 
     Raises:
-        ValueError: In one line: the file is missing or no YAML, a key is not known (the nearest known one is named),
+        ValueError: in one line: the file is missing or no YAML, a key is not known (the nearest known one is named),
             or a value does not fit its field.
     """
     path = Path(path)
-    sections = read_yaml(path)
     try:
-        check_names(sections, (*SECTIONS, "debug"), "the recipe")
-        debug_overrides = sections.pop("debug", None) or {}
-        if debug:
-            if not debug_overrides:
-                raise ValueError("the recipe has no section 'debug'")
-            for key, value in debug_overrides.items():
-                _override(sections, key, value)
-        for override in overrides:
-            key, separator, value = override.partition("=")
-            if not separator:
-                raise ValueError(f"an override must read section.key=value, got {override!r}")
-            _override(sections, key.strip(), _parse_value(override, value))
+        sections = read_sections(path, overrides, debug)
         check_names(sections, SECTIONS, "the recipe")
         for name in SECTIONS:
             if not isinstance(sections.get(name), dict):
                 raise ValueError(f"section '{name}' must be a mapping, got {sections.get(name)!r}")
         family = sections["model"].get("family", "looped")
-        if family not in FAMILIES:
+        if not isinstance(family, str) or family not in FAMILIES:
             raise ValueError(f"model.family must be one of {', '.join(FAMILIES)}, got {family!r}")
         check_model_keys(family, sections["model"])
         training = _build_section("training", arguments_class(family), sections)
@@ -129,35 +117,19 @@ def arguments_class(family: str) -> type[TrainingArguments]:
     return LoopTrainingArguments if record.loops else TrainingArguments
 
 
-def _parse_value(override: str, value: str) -> Any:
-    try:
-        return yaml.load(value, Loader=RecipeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"the value of the override {override!r} is not valid YAML") from error
-
-
-def _override(sections: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    if not parents:
-        raise ValueError(f"an override must name section.key, got {key!r}")
-    mapping = sections
-    for parent in parents:
-        if mapping.get(parent) is None:
-            mapping[parent] = {}
-        mapping = mapping[parent]
-        if not isinstance(mapping, dict):
-            raise ValueError(f"the override {key!r} reaches into {parent!r}, which is no mapping")
-    mapping[last] = value
-
-
 def _build_section(name: str, section_class: type[Any], sections: dict[str, Any]) -> Any:
     values, types = sections[name], field_types(section_class)
     check_names(values, types, f"section '{name}'")
     if "resume_from_checkpoint" in types:
         types["resume_from_checkpoint"] = bool | str | None
-    values = check_types(values, types, name + ".{}")
+    values = check_types({key: _word(value, types[key]) for key, value in values.items()}, types, name + ".{}")
     try:
         return section_class(**values)
     except ValueError as error:
         message = str(error)
         raise ValueError(message if message.startswith(f"{name}.") else f"{name}: {message}") from error
+
+
+def _word(value: Any, hint: Any) -> Any:
+    """`no` where YAML has read it as false and the field is a word, as in `eval_strategy: no`."""
+    return "no" if value is False and not fits(value, hint) and fits("no", hint) else value

@@ -1,51 +1,58 @@
-"""The YAML of recipes."""
+"""The text of recipes, YAML and overrides, read by OmegaConf: `5e-4` is a number, and a repeated key is an error."""
 
-import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from yaml.constructor import ConstructorError
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..field_values import parse_value
 
 
-class RecipeLoader(yaml.SafeLoader):
-    """YAML as most people read it: `5e-4` is a number, `no` and `on` are words, and a repeated key is an error."""
+def read_sections(path: Path, overrides: Iterable[str], debug: bool) -> dict[Any, Any]:
+    """Read a recipe with overrides applied.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConstructorError(None, None, f"the key {key!r} is repeated", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_NUMBER_TAG, _BOOL_TAG = "tag:yaml.org,2002:float", "tag:yaml.org,2002:bool"
-RecipeLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_NUMBER_TAG, _BOOL_TAG)]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-RecipeLoader.add_implicit_resolver(_BOOL_TAG, re.compile(r"^(true|True|false|False)$"), list("tTfF"))
-RecipeLoader.add_implicit_resolver(
-    _NUMBER_TAG,
-    re.compile(r"^[-+]?(\d+\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a file whose top level is a mapping.
+    Args:
+        path (`Path`): the YAML file.
+        overrides (`Iterable[str]`): strings `section.key=value`, applied last.
+        debug (`bool`): whether to apply the overrides in the section `debug`, which is left out of the result.
 
     Raises:
-        ValueError: In one line: there is no such file, it is no YAML, or it holds something else.
+        ValueError: there is no such file, it is no YAML or holds something else than a mapping, an override cannot be
+            read, or there is nothing to apply for `debug`.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such recipe")
+        raise ValueError("no such recipe")
     try:
-        sections = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)
+        config = OmegaConf.load(path)
+        if not isinstance(config, DictConfig) or not config:
+            raise ValueError("a recipe is a mapping with the sections model, data and training")
+        changes: Any = OmegaConf.to_container(config, resolve=False)
+        changes = changes.get("debug") or {}
+        config.pop("debug", None)
+        if debug and not changes:
+            raise ValueError("the recipe has no section 'debug'")
+        for key, value in (changes if debug else {}).items():
+            _override(config, key, value)
+        for override in overrides:
+            key, separator, text = override.partition("=")
+            if not separator:
+                raise ValueError(f"an override must read section.key=value, got {override!r}")
+            _override(config, key.strip(), parse_value(text, f"the override {override!r}"))
+        sections: Any = OmegaConf.to_container(config, resolve=True)
+        return sections
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}: not valid YAML{f': {problem}' if problem else ''}{place}") from error
-    if not isinstance(sections, dict):
-        raise ValueError(f"{path}: a recipe is a mapping with the sections model, data and training")
-    return sections
+        raise ValueError(f"not valid YAML{f': {problem}' if problem else ''}{place}") from error
+    except OmegaConfBaseException as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _override(config: DictConfig, key: str, value: Any) -> None:
+    if "." not in key:
+        raise ValueError(f"an override must name section.key, got {key!r}")
+    # as a whole: a mapping that is given replaces the one that is there
+    OmegaConf.update(config, key, value, merge=False)

@@ -106,7 +106,7 @@ def test_numbers_are_numbers(recipe, text):
             "model: give exactly one of model.backbone, model.preset, model.pretrained",
         ),
         ("num_loops: 3}", "num_loops: [}", "not valid YAML"),
-        ("num_loops: 3}", "num_loops: 3, num_loops: 4}", "the key 'num_loops' is repeated in line"),
+        ("num_loops: 3}", "num_loops: 3, num_loops: 4}", "not valid YAML: found duplicate key num_loops in line 3"),
         (RECIPE, "- a list", "a recipe is a mapping"),
         (RECIPE, "", "a recipe is a mapping"),
         ("model:\n", "model:\n" + "other: 3\n", "section 'model' must be a mapping, got None"),
@@ -131,9 +131,12 @@ def test_bad_recipes_name_the_key_in_one_line(recipe, old, new, message):
         ("training.max_steps", "an override must read section.key=value, got 'training.max_steps'"),
         ("max_steps=3", "an override must name section.key, got 'max_steps'"),
         ("training.max_step=3", "unknown key 'max_step' in section 'training'; did you mean 'max_steps'?"),
-        ("model.config.num_loops.x=3", "reaches into 'num_loops', which is no mapping"),
+        ("model.config.num_loops.x=3", "model.config.num_loops must be int, got {'x': 3}"),
         ("data.files=[", "the value of the override 'data.files=[' is not valid YAML"),
         ("debug.x=3", "unknown key 'debug'"),
+        ("data.files[3]=x", "list index out of range"),
+        ("data.tokenizer=${nowhere}", "Interpolation key 'nowhere' not found"),
+        ("training.eval_strategy=yes", "training.eval_strategy must be IntervalStrategy | str, got True"),
     ],
 )
 def test_bad_overrides(recipe, override, message):
