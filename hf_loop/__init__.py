@@ -65,9 +65,9 @@ def register() -> None:
     Importing hf_loop calls it, except in the installed `hf-loop` command: that answers `--help` without waiting for
     torch, and its commands call this when they need it.
     """
-    models = importlib.import_module(".models", __name__)
-    models.LoopedPreTrainedModel.write_model_card = _write_model_card
-    models.HierarchicalForPuzzle.write_model_card = _write_puzzle_card
+    importlib.import_module(".models", __name__)
+    shared = importlib.import_module(".models.pretrained_model", __name__)
+    shared.RecurrentPreTrainedModel.write_model_card = _write_model_card
     pipelines = importlib.import_module("transformers.pipelines").PIPELINE_REGISTRY
     for task, name in _PIPELINES.items():
         # by name, as transformers' own: imported when it is used
@@ -79,12 +79,6 @@ def _write_model_card(model: "PreTrainedModel", folder: str, repo_id: str) -> No
     from .evaluation.hub_card import write_card_before_push
 
     write_card_before_push(model, folder, repo_id)
-
-
-def _write_puzzle_card(model: "PreTrainedModel", folder: str, repo_id: str) -> None:
-    from .evaluation.hub_card import write_puzzle_card_before_push
-
-    write_puzzle_card_before_push(model, folder, repo_id)
 
 
 def _is_installed_command() -> bool:

@@ -26,7 +26,7 @@ from transformers import (
 from hf_loop import retrofit
 from hf_loop.cli.load import load_config, load_plain_model
 from hf_loop.cli.main import main
-from hf_loop.evaluation.model_card import CARD_MARKER
+from hf_loop.evaluation.card_template import CARD_MARKER
 from hf_loop.loading import check_model_folder, load_pretrained
 from hf_loop.models import (
     FeedbackConfig,

@@ -19,16 +19,16 @@ def card(
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")
 
-    from ..evaluation.model_card import CARD_FILE, CARD_MARKER, ModelCardFacts, write_model_card
+    from ..evaluation.card_template import CARD_FILE, CARD_MARKER
+    from ..evaluation.hub_card import write_card
+    from ..evaluation.model_card import family_config
     from ..loading import check_model_folder
 
     path = folder / CARD_FILE
     if path.is_file() and CARD_MARKER not in path.read_text(encoding="utf-8") and not overwrite:
         raise ValueError(f"{path} was not written by hf-loop; give --overwrite to replace it.")
-    facts = ModelCardFacts.from_folder(folder, repo_id)
-    # a folder may have no weights yet
-    if facts.num_parameters is not None:
+    family_config(folder)
+    # a card describes weights; a folder may have none yet
+    if any(folder.glob("*.safetensors")):
         check_model_folder(folder)
-    facts.results.license = license or facts.results.license
-    facts.results.base_model = base_model or facts.results.base_model
-    print(write_model_card(folder, facts))
+    print(write_card(folder, repo_id, license=license, base_model=base_model))

@@ -32,7 +32,7 @@ def push(
         repo_id=repo.repo_id,
         folder_path=folder,
         commit_message=message,
-        # what a training run leaves beside its final model
-        ignore_patterns=["checkpoint-*", "runs/*", "optimizer.pt", "*.log"],
+        # what a training run leaves beside its final model, and a write that was killed
+        ignore_patterns=["checkpoint-*", "runs/*", "optimizer.pt", "*.log", ".*.tmp"],
     )
     print(repo)

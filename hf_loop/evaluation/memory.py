@@ -1,4 +1,4 @@
-"""The size of a looped model's key-value cache for one token."""
+"""The size of a recurrent model's key-value cache for one token."""
 
 import torch
 from transformers import PreTrainedConfig
@@ -23,8 +23,8 @@ def kv_bytes_per_token(
     counts in full: it grows by that much until its window is full and stops there.
 
     Args:
-        config (`PreTrainedConfig`): the configuration of a looped or hierarchical model.
-        num_loops (`int`, *optional*, defaults to `config.num_loops`): the number of loops.
+        config (`PreTrainedConfig`): the configuration of a model whose cache keeps all tokens.
+        num_loops (`int`, *optional*, defaults to `config.num_loops`): the number of loops, where it has loops.
         dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`): the type of keys and values.
 
     Returns:
@@ -33,9 +33,9 @@ def kv_bytes_per_token(
     Raises:
         ValueError: if `num_loops` is not a positive integer.
     """
-    num_loops = config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
-    slots = _growing_slots(config.with_num_loops(num_loops))
-    return slots * _numbers_per_slot(config.backbone_config) * dtype.itemsize
+    if num_loops is not None:
+        config = config.with_num_loops(check_positive_int("num_loops", num_loops))
+    return _growing_slots(config) * _numbers_per_slot(config.decoder_config) * dtype.itemsize
 
 
 def kv_bytes_per_loop(config: PreTrainedConfig, dtype: torch.dtype = torch.bfloat16) -> int:
@@ -50,10 +50,10 @@ def _growing_slots(config: PreTrainedConfig) -> int:
     return sum(layer_type not in CONSTANT_STATE_LAYERS for layer_type in layer_types)
 
 
-def _numbers_per_slot(backbone_config: PreTrainedConfig) -> int:
-    if getattr(backbone_config, "kv_lora_rank", None):
-        return backbone_config.kv_lora_rank + backbone_config.qk_rope_head_dim
-    num_heads = backbone_config.num_attention_heads
-    num_key_value_heads = getattr(backbone_config, "num_key_value_heads", None) or num_heads
-    head_dim = getattr(backbone_config, "head_dim", None) or backbone_config.hidden_size // num_heads
+def _numbers_per_slot(decoder_config: PreTrainedConfig) -> int:
+    if getattr(decoder_config, "kv_lora_rank", None):
+        return decoder_config.kv_lora_rank + decoder_config.qk_rope_head_dim
+    num_heads = decoder_config.num_attention_heads
+    num_key_value_heads = getattr(decoder_config, "num_key_value_heads", None) or num_heads
+    head_dim = getattr(decoder_config, "head_dim", None) or decoder_config.hidden_size // num_heads
     return 2 * num_key_value_heads * head_dim

@@ -2,35 +2,45 @@
 
 import json
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-import jinja2
 import torch
 from huggingface_hub import ModelCardData
 from transformers import AutoConfig
 
-from .. import models  # noqa: F401 (registers the model types with AutoConfig)
 from ..files import write_text
+from ..models import family_of
 from ..weight_files import count_stored_parameters
+from .card_template import CARD_FILE, FIGURES_FOLDER, render_card
 from .curves import DEFAULT_TOLERANCE, LoopCurve, safe_range
 from .memory import kv_bytes_per_loop, kv_bytes_per_token
 from .plots import plot_loop_curves
 from .results import RESULTS_FILE, Results
 
 
-CARD_FILE = "README.md"
-FIGURES_FOLDER = "figures"
-# hf_loop overwrites a card that has this line; any other card belongs to its author
-CARD_MARKER = "<!-- Written by hf_loop from config.json and results.json. -->"
-TAGS = ("hf_loop", "looped-transformer", "recurrent-depth")
-# the head in the architecture's name -> Auto class, pipeline of the Hub
-HEADS = {
-    "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
-    "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
-    "ForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
-    "Model": ("AutoModel", "feature-extraction"),
+# the Hub's name for what the models of an Auto class do
+PIPELINE_TAGS = {
+    "AutoModel": "feature-extraction",
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
 }
+
+
+@dataclass
+class Level:
+    """What a model card states of one configuration: the model's, or that of the recurrent model it runs.
+
+    Args:
+        model_type (`str`): its `model_type`.
+        schedule (`str`): its schedule in a few words.
+        fields (`dict[str, Any]`): the fields of the schedule.
+    """
+
+    model_type: str
+    schedule: str
+    fields: dict[str, Any]
 
 
 @dataclass
@@ -42,13 +52,15 @@ class ModelCardFacts:
         model_type (`str`): the configuration's `model_type`.
         auto_class (`str`): the Auto class that loads the model.
         pipeline_tag (`str`): the Hub's name for what the model does.
-        backbone_type (`str`): the backbone's `model_type`.
-        num_prelude_layers, num_core_layers, num_coda_layers (`int`): how the backbone's layers are divided.
-        num_loops (`int`): the loops of the configuration: the trained depth.
-        injection, state_init (`str`): these fields of the configuration.
+        decoder_type (`str`): the `model_type` of the decoder whose layers run.
+        levels (`list[Level]`): the model's schedule, then that of the recurrent model it runs, if it runs one.
+        fixed_calls (`int`): layer calls of a pass outside of loops.
+        calls_per_loop (`int`): layer calls of a loop.
         dtype (`str`): the type of the weights.
-        kv_bytes (`dict[int, int]`): cache bytes per token at several loop counts.
-        kv_bytes_per_loop (`int`): cache bytes per token that one more loop adds.
+        num_loops (`int`, *optional*): the loops of the configuration, the trained depth; `None` without loops.
+        kv_bytes_per_token (`int`, *optional*): cache bytes per token, where the cache has all tokens.
+        kv_bytes (`dict[int, int]`): the same at several loop counts.
+        kv_bytes_per_loop (`int`, *optional*): cache bytes per token that one more loop adds.
         num_parameters (`int`, *optional*): the number of stored weights.
         has_tokenizer (`bool`): whether the folder holds a tokenizer.
         has_remote_code (`bool`): whether the folder carries the model's code.
@@ -61,16 +73,15 @@ class ModelCardFacts:
     model_type: str
     auto_class: str
     pipeline_tag: str
-    backbone_type: str
-    num_prelude_layers: int
-    num_core_layers: int
-    num_coda_layers: int
-    num_loops: int
-    injection: str
-    state_init: str
+    decoder_type: str
+    levels: list[Level]
+    fixed_calls: int
+    calls_per_loop: int
     dtype: str
-    kv_bytes: dict[int, int]
-    kv_bytes_per_loop: int
+    num_loops: int | None = None
+    kv_bytes_per_token: int | None = None
+    kv_bytes: dict[int, int] = field(default_factory=dict)
+    kv_bytes_per_loop: int | None = None
     num_parameters: int | None = None
     has_tokenizer: bool = False
     has_remote_code: bool = False
@@ -87,42 +98,57 @@ class ModelCardFacts:
             repo_id (`str`, *optional*): the repository that the card will stand in; defaults to the folder's name.
 
         Raises:
-            ValueError: if the folder holds no looped model, or its `results.json` is damaged.
+            ValueError: if the folder holds no language model of a family, or its `results.json` is damaged.
         """
         folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} has no config.json, so it is not a model folder.")
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = AutoConfig.from_pretrained(folder)
-        if not hasattr(config, "num_loops"):
-            raise ValueError(f"{folder} holds a model of type {config.model_type!r}, which has no loops.")
-        if not hasattr(config, "num_prelude_layers"):
-            raise ValueError(f"{folder} holds a model of type {config.model_type!r}: cards describe looped ones only.")
-        auto_class, pipeline_tag = _head_of((config.architectures or ["LoopedForCausalLM"])[0])
+        config = family_config(folder)
+        family: Any = family_of(config)
+        auto_class = _auto_class(config, family)
+        if auto_class not in PIPELINE_TAGS:
+            raise ValueError(f"{folder} holds a model of type {config.model_type!r}, which is no language model.")
         dtype = config.dtype or torch.float32
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        loop_counts = sorted({1, config.num_loops, 2 * config.num_loops})
-        return cls(
+        num_loops = config.num_loops if config.has_loops else None
+        fixed_calls = len(config.calls() if num_loops is None else config.calls(num_loops=0))
+        facts = cls(
             repo_id=repo_id or folder.resolve().name,
             model_type=config.model_type,
             auto_class=auto_class,
-            pipeline_tag=pipeline_tag,
-            backbone_type=config.backbone_config.model_type,
-            num_prelude_layers=config.num_prelude_layers,
-            num_core_layers=config.num_core_layers,
-            num_coda_layers=config.num_coda_layers,
-            num_loops=config.num_loops,
-            injection=config.injection,
-            state_init=config.state_init,
+            pipeline_tag=PIPELINE_TAGS[auto_class],
+            decoder_type=config.decoder_config.model_type,
+            levels=_levels(config),
+            fixed_calls=fixed_calls,
+            calls_per_loop=0 if num_loops is None else len(config.calls(num_loops=1)) - fixed_calls,
             dtype=str(dtype).removeprefix("torch."),
-            kv_bytes={count: kv_bytes_per_token(config, count, dtype) for count in loop_counts},
-            kv_bytes_per_loop=kv_bytes_per_loop(config, dtype),
+            num_loops=num_loops,
             num_parameters=count_stored_parameters(folder),
             has_tokenizer=(folder / "tokenizer_config.json").is_file(),
-            has_remote_code="auto_map" in stored,
-            tags=[*TAGS, config.model_type],
+            has_remote_code="auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")),
+            tags=["hf_loop", *family.classes[auto_class].family_tags, config.model_type],
             results=Results.load(folder) if (folder / RESULTS_FILE).is_file() else Results(),
         )
+        # a schedule of tokens decides itself what it keeps of them
+        if config.kind == "depth":
+            facts.kv_bytes_per_token = kv_bytes_per_token(config, dtype=dtype)
+            if num_loops is not None:
+                counts = sorted({1, num_loops, 2 * num_loops})
+                facts.kv_bytes = {count: kv_bytes_per_token(config, count, dtype) for count in counts}
+                facts.kv_bytes_per_loop = kv_bytes_per_loop(config, dtype)
+        return facts
+
+
+def family_config(folder: str | Path) -> Any:
+    """Read the configuration of a folder that holds a model of a family.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json, so it is not a model folder.")
+    config = AutoConfig.from_pretrained(folder)
+    if family_of(config) is None:
+        raise ValueError(f"{folder} holds a model of type {config.model_type!r}, which is of no family of hf_loop.")
+    return config
 
 
 def write_model_card(folder: str | Path, facts: ModelCardFacts | None = None) -> Path:
@@ -170,13 +196,10 @@ def render_model_card(facts: ModelCardFacts, figures: dict[str, str] | None = No
         base_model=results.base_model,
         datasets=results.datasets or None,
     )
-    environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-    )
     sections = [_metric_section(curves) for metric in DEFAULT_TOLERANCE if (curves := results.curves_of(metric))]
-    return environment.from_string(_template()).render(
-        card_data=card_data.to_yaml(),
-        marker=CARD_MARKER,
+    return render_card(
+        "template.md",
+        card_data,
         # a Python string literal; jinja's own filter would escape it for HTML
         prompt=json.dumps(results.prompt or "Your text", ensure_ascii=False),
         facts=facts,
@@ -187,19 +210,22 @@ def render_model_card(facts: ModelCardFacts, figures: dict[str, str] | None = No
     )
 
 
-def _head_of(architecture: str) -> tuple[str, str]:
-    for suffix, names in HEADS.items():
-        if architecture.endswith(suffix):
-            return names
-    raise ValueError(f"The architecture {architecture!r} has none of the heads {', '.join(HEADS)}.")
+def _auto_class(config: Any, family: Any) -> str:
+    architecture = (config.architectures or [family.classes[family.loader].__name__])[0]
+    for auto_class, model_class in family.classes.items():
+        if model_class.__name__ == architecture:
+            return auto_class
+    known = ", ".join(model_class.__name__ for model_class in family.classes.values())
+    raise ValueError(f"The architecture {architecture!r} is none of the {family.name} family's: {known}.")
 
 
-def _template() -> str:
-    """Read the template from the wheel or, in a checkout, from `model_cards/`."""
-    packaged = files("hf_loop.evaluation") / "model_card_template.md"
-    if packaged.is_file():
-        return packaged.read_text(encoding="utf-8")
-    return (Path(__file__).parents[2] / "model_cards" / "template.md").read_text(encoding="utf-8")
+def _levels(config: Any) -> list[Level]:
+    levels = []
+    while (family := family_of(config)) is not None:
+        fields = {name: getattr(config, name) for name in family.own_fields}
+        levels.append(Level(config.model_type, family.describe(config), fields))
+        config = config.backbone_config
+    return levels
 
 
 def _metric_section(curves: list[LoopCurve]) -> dict[str, object]:

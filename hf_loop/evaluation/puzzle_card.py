@@ -2,20 +2,18 @@
 
 import json
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCardData
-from transformers import AutoConfig
 
-from .. import models  # noqa: F401 (registers the model types with AutoConfig)
 from ..files import write_text
+from ..models import family_of
 from ..weight_files import count_stored_parameters
-from .model_card import CARD_FILE, CARD_MARKER, FIGURES_FOLDER
+from .card_template import CARD_FILE, FIGURES_FOLDER, render_card
+from .model_card import family_config
 from .puzzle_plots import plot_puzzle_results
 from .puzzles import failure_checks, halting_quality, record_segments, segment_accuracy, with_one_blank
 from .results import package_versions
@@ -96,21 +94,33 @@ def write_puzzle_card(
         ValueError: if the folder holds no puzzle model.
     """
     folder = Path(folder)
-    config = _puzzle_config(folder)
+    _puzzle_config(folder)
     stored = {
         "results": results, "data": data, "command": command, "seed": seed, "notes": list(notes),
         "versions": package_versions(),
     }  # fmt: skip
     write_text(folder / PUZZLE_RESULTS_FILE, json.dumps(stored, indent=2, allow_nan=False) + "\n")
-    return _write_card(folder, config, folder.resolve().name)
+    return write_puzzle_card_again(folder, folder.resolve().name)
 
 
-def write_puzzle_card_again(folder: str | Path, repo_id: str) -> Path:
-    """Write the card and its figure from the `puzzle_results.json` in the folder of a puzzle model.
+def write_puzzle_card_again(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    license: str | None = None,
+    base_model: str | None = None,
+    tags: Sequence[str] = (),
+    training_summary: str | None = None,
+) -> Path:
+    """Write the card of a puzzle model, with the measurements in `puzzle_results.json` where there are any.
 
     Args:
-        folder (`str` or `Path`): a folder that [`write_puzzle_card`] wrote into.
+        folder (`str` or `Path`): the folder that `save_pretrained` wrote.
         repo_id (`str`): the repository that the card will stand in.
+        license (`str`, *optional*): the licence of the weights, as the Hub spells it.
+        base_model (`str`, *optional*): the checkpoint that the model came from.
+        tags (`Sequence[str]`): tags for the Hub, besides those of every puzzle model.
+        training_summary (`str`, *optional*): hyperparameters and losses, as markdown.
 
     Returns:
         `Path`: the card's path.
@@ -119,47 +129,41 @@ def write_puzzle_card_again(folder: str | Path, repo_id: str) -> Path:
         ValueError: if the folder holds no puzzle model.
     """
     folder = Path(folder)
-    return _write_card(folder, _puzzle_config(folder), repo_id)
-
-
-def _puzzle_config(folder: Path) -> Any:
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json, so it is not a model folder.")
-    config = AutoConfig.from_pretrained(folder)
-    if not (config.architectures or [""])[0].endswith("ForPuzzle"):
-        raise ValueError(f"{folder} holds {config.architectures}, and no puzzle model.")
-    return config
-
-
-def _write_card(folder: Path, config: Any, repo_id: str) -> Path:
-    stored = json.loads((folder / PUZZLE_RESULTS_FILE).read_text(encoding="utf-8"))
-    (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
-    plot_puzzle_results(stored["results"], folder / FIGURE_FILE, max_segments=config.max_segments)
+    config = _puzzle_config(folder)
+    stored: dict[str, Any] = {"results": None, "command": None, "seed": None, "notes": []}
+    stored["versions"] = package_versions()
+    if (folder / PUZZLE_RESULTS_FILE).is_file():
+        stored |= json.loads((folder / PUZZLE_RESULTS_FILE).read_text(encoding="utf-8"))
+        (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
+        plot_puzzle_results(stored["results"], folder / FIGURE_FILE, max_segments=config.max_segments)
+    family: Any = family_of(config)
+    known = ["hf_loop", *family.classes[family.loader].family_tags, "puzzles"]
     card_data = ModelCardData(
-        library_name="transformers", tags=["hf_loop", "hierarchical-reasoning-model", "recurrent-depth", "puzzles"]
+        library_name="transformers",
+        license=license,
+        base_model=base_model,
+        tags=[*known, *(tag for tag in tags if tag not in known)],
     )
-    environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-    )
-    text = environment.from_string(_template()).render(
-        card_data=card_data.to_yaml(),
-        marker=CARD_MARKER,
+    text = render_card(
+        "puzzle_template.md",
+        card_data,
         repo_id=repo_id,
         name=repo_id.split("/")[-1],
         config=config,
+        fields={name: getattr(config, name) for name in family.own_fields},
         num_parameters=count_stored_parameters(folder),
         has_remote_code="auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        license=license,
+        training_summary=training_summary,
         figure=FIGURE_FILE,
         **stored,
     )
-    path = folder / CARD_FILE
-    write_text(path, text)
-    return path
+    write_text(folder / CARD_FILE, text)
+    return folder / CARD_FILE
 
 
-def _template() -> str:
-    """Read the template from the wheel or, in a checkout, from `model_cards/`."""
-    packaged = files("hf_loop.evaluation") / "puzzle_card_template.md"
-    if packaged.is_file():
-        return packaged.read_text(encoding="utf-8")
-    return (Path(__file__).parents[2] / "model_cards" / "puzzle_template.md").read_text(encoding="utf-8")
+def _puzzle_config(folder: Path) -> Any:
+    config = family_config(folder)
+    if not (config.architectures or [""])[0].endswith("ForPuzzle"):
+        raise ValueError(f"{folder} holds {config.architectures}, and no puzzle model.")
+    return config

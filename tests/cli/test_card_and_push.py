@@ -28,12 +28,12 @@ def test_card_replaces_only_its_own(hf_loop, looped_folder):
     assert readme.read_text() != "# Mine\n"
 
 
-def test_card_needs_a_looped_model(hf_loop, plain_folder, tmp_path):
+def test_card_needs_a_model_of_a_family(hf_loop, plain_folder, tmp_path):
     assert "There is no folder" in hf_loop("card", tmp_path / "missing")[2]
     assert "no config.json" in hf_loop("card", tmp_path)[2]
     code, _, err = hf_loop("card", plain_folder)
     assert code == 2
-    assert "which has no loops" in err
+    assert "holds a model of type 'llama', which is of no family of hf_loop" in err
     assert not (plain_folder / "README.md").exists()
 
 

@@ -1,13 +1,25 @@
 import json
-from importlib.resources import files
 
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import LlamaConfig
 
 from hf_loop.evaluation import LoopCurve, ModelCardFacts, Results, render_model_card, write_model_card
-from hf_loop.evaluation.hub_card import STUB_SENTENCE, TRAINER_SENTENCE, write_card_before_push
-from hf_loop.models import LoopedConfig, LoopedForCausalLM, LoopedForSequenceClassification
+from hf_loop.evaluation.card_template import TEMPLATES, read_template
+from hf_loop.evaluation.hub_card import STUB_SENTENCE, TRAINER_SENTENCE, write_card, write_card_before_push
+from hf_loop.models import (
+    FAMILIES,
+    LoopedConfig,
+    LoopedForCausalLM,
+    LoopedForSequenceClassification,
+    family_of,
+    register_family,
+)
+
+from ..models.composed_variants import make_composed
+from ..models.families import CAUSAL_FAMILIES
+from ..toy_family import FAMILY as TOY
+from ..toy_family import ToyConfig, ToyForCausalLM
 
 
 BACKBONE = LlamaConfig(
@@ -58,7 +70,10 @@ def test_a_card_with_measurements(model_folder):
     assert card.data.tags == ["hf_loop", "looped-transformer", "recurrent-depth", "looped_lm"]
     for sentence in (
         "# shell-game",
-        "| layers | 1 prelude, 1 core (looped), 1 coda |",
+        "| schedule | 1+1+1 layers (prelude, core, coda), 4 loops |",
+        "| layer calls of a pass | 2 + 1 × loops |",
+        "| `num_loops` | `4` |",
+        "| `injection` | `none` |",
         "| trained depth | 4 loops (in training: uniform from 2 to 6) |",
         "| safe range (accuracy) | 4 to 8 loops |",
         "![accuracy over loops](figures/accuracy_over_loops.png)",
@@ -114,23 +129,84 @@ def test_shared_weights_are_counted_once(model_folder):
     assert ModelCardFacts.from_folder(model_folder).num_parameters == model.num_parameters()
 
 
-def test_a_folder_without_a_looped_model_gets_a_clear_error(tmp_path):
+def test_a_folder_without_a_model_of_a_family_gets_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match=r"no config\.json"):
         write_model_card(tmp_path)
     BACKBONE.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'llama', which has no loops"):
+    with pytest.raises(ValueError, match="'llama', which is of no family of hf_loop"):
         write_model_card(tmp_path)
     assert not (tmp_path / "README.md").exists()
 
 
-def test_the_template_is_found():
-    # the wheel carries it beside the module; a checkout reads model_cards/template.md
-    packaged = files("hf_loop.evaluation") / "model_card_template.md"
-    card = render_model_card(
-        ModelCardFacts("me/m", "t", "AutoModel", "p", "llama", 0, 1, 0, 2, "none", "input", "f", {}, 0)
-    )
-    assert "# m\n" in card
-    assert not packaged.is_file() or "{{ card_data }}" in packaged.read_text()
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_templates_are_found(template):
+    # the wheel carries them beside the module; a checkout reads those in model_cards/
+    assert "{{ card_data }}" in read_template(template)
+
+
+def snippet_of(path):
+    return path.read_text().split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+def test_every_family_has_a_card_from_its_record(family, tmp_path):
+    model = CAUSAL_FAMILIES[family]()
+    model.save_pretrained(tmp_path)
+    path = write_card(tmp_path, str(tmp_path))
+    card, record = ModelCard.load(path), family_of(model.config)
+    assert card.data.tags == ["hf_loop", *model.family_tags, model.config.model_type]
+    assert f"(`{model.config.model_type}`): a schedule over the layers of a `llama` decoder." in card.text
+    assert f"| schedule | {record.describe(model.config)} |" in card.text
+    for name in record.own_fields:
+        assert f"| `{name}` | `{getattr(model.config, name)}` |" in card.text, name
+    # what is said of loops is said of models with loops, and of a cache that grows where it does
+    has_loops = model.config.has_loops
+    for sentence in ("| trained depth |", "## Behaviour over loops", "num_loops=", "- Loop counts outside"):
+        assert (sentence in card.text) == has_loops, sentence
+    assert ("key-value cache" in card.text) == (model.config.kind == "depth")
+    assert "Nothing was measured on this model yet" in card.text
+    variables = {}
+    exec(snippet_of(path), variables)
+    assert variables["outputs"].shape[0] == 1
+
+
+def test_the_card_of_a_composed_model_has_both_schedules(tmp_path):
+    model = make_composed("feedback", "looped")
+    model.save_pretrained(tmp_path)
+    text = write_card(tmp_path).read_text()
+    assert "(`feedback_lm`): a schedule over the layers of a `llama` decoder." in text
+    assert "| schedule | blocks of 4 tokens, 1 segments, a memory of 2 |" in text
+    assert "| schedule of a pass (`looped_lm`) | 1+2+1 layers (prelude, core, coda), 2 loops |" in text
+    assert "| layer calls of a pass | 2 + 2 × loops |" in text and "| trained depth | 2 loops |" in text
+    assert "Of `feedback_lm`:" in text and "Of `looped_lm`, the model in its `backbone_config`:" in text
+    assert "| `block_size` | `4` |" in text and "| `injection` | `add` |" in text
+    assert "## Memory" not in text and "so does the cache" not in text
+
+
+def test_a_family_from_outside_has_a_card_too(tmp_path):
+    register_family(TOY)
+    try:
+        model = ToyForCausalLM(ToyConfig(backbone_config=BACKBONE, gain=2.0))
+        model.save_pretrained(tmp_path)
+        # as a push does
+        model.write_card(str(tmp_path), "me/toy")
+        path = tmp_path / "README.md"
+        assert "| schedule | a gate of 2.0 |" in path.read_text() and "| `gain` | `2.0` |" in path.read_text()
+        assert "| layer calls of a pass | 3 |" in path.read_text()
+        # three layers of two heads of eight numbers, keys and values, four bytes each
+        assert "The key-value cache grows by 384 bytes for every token (`float32`)." in path.read_text()
+        assert 'AutoModelForCausalLM.from_pretrained("me/toy")' in snippet_of(path)
+        variables = {}
+        exec(snippet_of(path).replace("me/toy", str(tmp_path)), variables)
+        assert variables["outputs"].shape == (1, 3 + 32)
+    finally:
+        del FAMILIES[TOY.name]
+
+
+def test_a_class_that_is_not_of_the_family_is_refused(tmp_path):
+    looped_config(architectures=["LoopedForDancing"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'LoopedForDancing' is none of the looped family's: LoopedModel, LoopedForC"):
+        write_card(tmp_path)
 
 
 def stub_card(tags):

@@ -9,9 +9,9 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import LlamaConfig
 
-from hf_loop import HierarchicalForPuzzle
+from hf_loop import HierarchicalForPuzzle, HierarchicalPuzzleConfig
 from hf_loop.evaluation import measure_puzzles, write_puzzle_card
-from hf_loop.evaluation.hub_card import write_puzzle_card_before_push
+from hf_loop.evaluation.hub_card import write_card, write_card_before_push
 from hf_loop.tasks import sudoku
 from hf_loop.trainer.recipe import load_recipe
 from hf_loop.trainer.run import run_recipe
@@ -52,26 +52,41 @@ def test_a_push_takes_the_measurements_of_unchanged_weights_along(tmp_path):
 
     model.save_pretrained(tmp_path / "upload")
     (tmp_path / "upload" / "README.md").write_text("# Mine\n")
-    write_puzzle_card_before_push(model, tmp_path / "upload", "me/puzzles")
+    write_card_before_push(model, tmp_path / "upload", "me/puzzles")
     assert (tmp_path / "upload" / "README.md").read_text() == "# Mine\n"
     (tmp_path / "upload" / "README.md").unlink()
-    write_puzzle_card_before_push(model, tmp_path / "upload", "me/puzzles")
+    write_card_before_push(model, tmp_path / "upload", "me/puzzles")
     text = (tmp_path / "upload" / "README.md").read_text()
     assert "# puzzles\n" in text and 'from_pretrained("me/puzzles"' in text and "Seed 3." in text
 
     model.lm_head.weight.data += 1
     model.save_pretrained(tmp_path / "changed")
-    write_puzzle_card_before_push(model, tmp_path / "changed", "me/puzzles")
-    assert not (tmp_path / "changed" / "README.md").exists()
+    write_card_before_push(model, tmp_path / "changed", "me/puzzles")
+    assert "Nothing was measured on this model yet" in (tmp_path / "changed" / "README.md").read_text()
     assert not (tmp_path / "changed" / "puzzle_results.json").exists()
+
+
+def test_a_card_without_measurements(tmp_path):
+    model = tiny_puzzle_model("trm", max_segments=2)
+    model.save_pretrained(tmp_path)
+    card = ModelCard.load(write_card(tmp_path, "me/puzzles", license="mit", tags=["mine"]))
+    assert card.data.license == "mit"
+    assert card.data.tags == ["hf_loop", *model.family_tags, "puzzles", "mine"]
+    assert "| `max_segments` | `2` |" in card.text and "Nothing was measured on this model yet" in card.text
+    assert "The command was not recorded" in card.text and "No licence" not in card.text
+    assert not (tmp_path / "figures").exists()
 
 
 def test_other_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no config\.json"):
         write_puzzle_card(tmp_path, {}, data="none")
     LlamaConfig(architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"holds \['LlamaForCausalLM'\], and no puzzle model"):
+    with pytest.raises(ValueError, match="type 'llama', which is of no family"):
         write_puzzle_card(tmp_path, {}, data="none")
+    HierarchicalPuzzleConfig(architectures=["HierarchicalPuzzleModel"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds \['HierarchicalPuzzleModel'\], and no puzzle model"):
+        write_puzzle_card(tmp_path, {}, data="none")
+    assert not (tmp_path / "puzzle_results.json").exists()
 
 
 def test_the_script_measures_the_run_of_a_recipe(tmp_path, monkeypatch, capsys):
