@@ -10,10 +10,10 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..field_values import check_names, check_types, field_types
-from ..models import FAMILIES, Family, family_of
+from ..models import FAMILIES, Family
 from .feedback import retrofit_feedback
 from .looped import looped_config, retrofit_looped
-from .moving import move_into, open_base
+from .moving import check_kind, move_into, open_base
 
 
 # what makes the model, for families where that is more than to move the modules of the original
@@ -32,7 +32,7 @@ def retrofit(model_or_path: PreTrainedModel | str | os.PathLike, family: str = "
 
     Args:
         model_or_path (`PreTrainedModel` or `str`): a causal model of a supported backbone, quantized or not, or where
-            to load one from.
+            to load one from. For `"feedback"` and `"sleep"` also a looped or hierarchical model.
         family (`str`): the kind of recurrent model, by the name that its record has (`hf_loop.models.FAMILIES`).
         fields: fields of the family's configuration, such as [`FeedbackConfig`]; those that are not given have the
             configuration's defaults. For `"looped"` also which layers loop, see
@@ -57,7 +57,7 @@ def retrofit(model_or_path: PreTrainedModel | str | os.PathLike, family: str = "
     ```
     """
     fields = check_fields(family, fields)
-    base = open_base(model_or_path)
+    base = open_base(model_or_path, FAMILIES[family].config.backbone_kinds)
     make = MAKERS.get(family)
     return move_into(FAMILIES[family].causal, base, fields) if make is None else make(base, **fields)
 
@@ -83,9 +83,7 @@ def check_fields(family: str, fields: dict[str, Any], config: PreTrainedConfig |
     check_names(fields, known, f"the family {family!r}", "field")
     fields = check_types(fields, known)
     if config is not None:
-        already = family_of(config)
-        if already is not None:
-            raise ValueError(f"`model_or_path` is a {already.name} model already")
+        check_kind(config, record.config.backbone_kinds)
         make: Any = CONFIGURATIONS.get(family, record.config)
         make(backbone_config=copy.deepcopy(config), **fields)
     return fields

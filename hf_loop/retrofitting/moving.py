@@ -1,27 +1,29 @@
 """What every family does to a pretrained model: look at it, and move its modules into a model of its own."""
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..models.adapters import refuse_adapter
 from ..models.backbone import Backbone, backbone_spec, is_tested
 from ..models.backbone_check import check_one_loop
-from ..models.modeling_recurrent import RecurrentPreTrainedModel
+from ..models.configuration_recurrent import kind_of
 from ..models.offloading import check_weights_are_here
 from ..models.transformers_seams import attention_function, choose_attention_function
 from ..text_parts import carry_quantization, load_decoder, text_part
 
 
-def open_base(model_or_path: PreTrainedModel | str | os.PathLike) -> PreTrainedModel:
+def open_base(model_or_path: PreTrainedModel | str | os.PathLike, kinds: Collection[str] = ()) -> PreTrainedModel:
     """The pretrained model, loaded where a path is given.
 
     Args:
         model_or_path (`PreTrainedModel` or `str`): a causal model of a supported backbone, quantized or not, or where
             to load one from. Of a model with other parts than text, such as images, the text part is taken.
+        kinds (`Collection[str]`, *optional*): the kinds of recurrent models that it may be, too.
 
     Raises:
         ValueError: the tensors of the checkpoint are not those of the model, it carries an adapter, it is recurrent
@@ -31,17 +33,33 @@ def open_base(model_or_path: PreTrainedModel | str | os.PathLike) -> PreTrainedM
     base: Any = model_or_path if isinstance(model_or_path, nn.Module) else load_decoder(model_or_path)
     refuse_adapter(base, "it is made recurrent")
     base = text_part(base)
-    if isinstance(base, RecurrentPreTrainedModel):
-        raise ValueError(f"`model_or_path` is a {base.config.model_type.removesuffix('_lm')} model already")
-    backbone_spec(base.config, type(base))
+    check_kind(base.config, kinds)
+    is_recurrent = kind_of(base.config) is not None
+    if not is_recurrent:
+        backbone_spec(base.config, type(base))
     if base.get_output_embeddings() is None or base.base_model is base:
         raise ValueError(
             f"`model_or_path` must be a causal language model, got {type(base).__name__}, which has no head over the "
             "vocabulary"
         )
     check_weights_are_here(base, "model_or_path")
-    _check_weights(base)
+    if not is_recurrent:
+        _check_weights(base)
     return base
+
+
+def check_kind(config: PreTrainedConfig, kinds: Collection[str]) -> None:
+    """Refuse a model that is recurrent already, in a way that leaves nothing to add.
+
+    Args:
+        config (`PreTrainedConfig`): its configuration.
+        kinds (`Collection[str]`): the kinds of recurrent models that it may be.
+
+    Raises:
+        ValueError: names its family.
+    """
+    if kind_of(config) not in (None, *kinds):
+        raise ValueError(f"`model_or_path` is a {config.model_type.removesuffix('_lm')} model already")
 
 
 def _check_weights(base: Any) -> None:

@@ -9,6 +9,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreT
 from ..field_values import check_names, field_types
 from ..loading import load_pretrained
 from ..models import family_of
+from ..models.configuration_recurrent import RecurrentConfig, kind_of
 from ..retrofitting import retrofit
 from ..retrofitting.families import check_fields
 from ..text_parts import decoder_config, load_decoder
@@ -41,7 +42,7 @@ def check_model(section: ModelSection) -> None:
                 f"{family.name} model already"
             )
         decoder_config(section.pretrained, **own)
-    elif family is not None or section.record.causal is None:
+    elif section.record.causal is None or kind_of(config) not in (None, *section.record.config.backbone_kinds):
         plain = "" if section.record.causal is None else "a plain model or "
         raise ValueError(
             f"model.pretrained must be {plain}one of model.family={section.family}, got {section.pretrained}, a "
@@ -130,7 +131,12 @@ def new_backbone_config(backbone: dict[str, Any]) -> PreTrainedConfig:
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"model.backbone.model_type must be a model type of transformers, got {model_type!r}")
     config_class = CONFIG_MAPPING[model_type]
-    # configurations keep unknown fields as plain attributes, so that a misspelt one would silently mean the default
-    known = [*field_types(config_class), *config_class.attribute_map, "model_type"]
-    check_names(backbone, known, "model.backbone")
-    return config_class(**{name: value for name, value in backbone.items() if name != "model_type"})
+    fields = {name: value for name, value in backbone.items() if name != "model_type"}
+    if issubclass(config_class, RecurrentConfig):
+        try:
+            return config_class(**fields)
+        except TypeError as error:
+            raise ValueError(f"model.backbone: {error}") from error
+    # others keep unknown fields as plain attributes, so that a misspelt one would silently mean the default
+    check_names(fields, [*field_types(config_class), *config_class.attribute_map], "model.backbone")
+    return config_class(**fields)

@@ -1,0 +1,70 @@
+"""The models of recipes: a family over another one, new or pretrained."""
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+from hf_loop import retrofit
+from hf_loop.trainer.recipe import load_recipe
+from hf_loop.trainer.run import run_recipe
+
+from ..retrofitting.tiny_models import tiny_decoder
+
+
+LLAMA = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+LOOPED = {"model_type": "looped_lm", "num_loops": 3, "backbone_config": {"model_type": "llama", **LLAMA}}
+
+
+@pytest.fixture
+def make_recipe(tmp_path):
+    (tmp_path / "text.txt").write_text("the ball is under the second cup. " * 20)
+    sections = {
+        "model": {"family": "feedback", "config": {"block_size": 8, "feedback_length": 2}},
+        "data": {"files": [str(tmp_path / "text.txt")], "tokenizer": "bytes", "block_size": 16},
+        "training": {"output_dir": str(tmp_path / "run"), "max_steps": 1, "use_cpu": True, "disable_tqdm": True},
+    }
+
+    def make(*overrides, **model):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(sections | {"model": sections["model"] | model}))
+        return load_recipe(path, overrides)
+
+    return make
+
+
+def test_a_new_model_over_another_family(make_recipe, tmp_path):
+    run_recipe(make_recipe(backbone=LOOPED))
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "run").config
+    assert (config.model_type, config.backbone_config.model_type) == ("feedback_lm", "looped_lm")
+    assert (config.num_loops, config.vocab_size, config.hidden_size) == (3, 257, 16)
+    with pytest.raises(ValueError, match="model.backbone: LoopedConfig has no field `num_lops`; did you mean"):
+        run_recipe(make_recipe(f"training.output_dir={tmp_path / 'new'}", backbone={**LOOPED, "num_lops": 3}))
+
+
+@pytest.mark.parametrize("inner", ["looped", "hierarchical"])
+def test_a_pretrained_model_of_another_family_is_given_a_memory(make_recipe, tmp_path, inner):
+    retrofit(tiny_decoder("llama", vocab_size=257), inner, num_loops=2).save_pretrained(tmp_path / "inner")
+    run_recipe(make_recipe(pretrained=str(tmp_path / "inner")))
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "run").config
+    assert (config.model_type, config.backbone_config.model_type, config.num_loops) == (
+        "feedback_lm",
+        f"{inner}_lm",
+        2,
+    )
+    # it goes on as what it is now
+    overrides = [f"training.output_dir={tmp_path / 'again'}", "model.config={block_size: 4}"]
+    run_recipe(make_recipe(*overrides, pretrained=str(tmp_path / "run")))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "again").config.block_size == 4
+
+
+def test_layers_of_a_family_model_are_not_chosen_again(make_recipe, tmp_path):
+    retrofit(tiny_decoder("llama", vocab_size=257), num_loops=2).save_pretrained(tmp_path / "looped")
+    model = {"family": "looped", "pretrained": str(tmp_path / "looped")}
+    with pytest.raises(
+        ValueError, match="model.config.fold cannot be chosen, got 'first': .* is a looped model alrea"
+    ):
+        run_recipe(make_recipe(**model, config={"fold": "first"}))
+    with pytest.raises(ValueError, match="the tensors of .* are not those of LoopedForCausalLM"):
+        run_recipe(make_recipe(**model, config={"injection": "concat", "state_init": "zeros"}))
+    run_recipe(make_recipe(**model, config={"num_loops": 5}))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").config.num_loops == 5
