@@ -2,6 +2,7 @@
 
 from .adam_atan2 import AdamATan2
 from .arguments import LoopTrainingArguments
+from .card_trainer import CardTrainer
 from .deep_supervision import DeepSupervisionArguments, DeepSupervisionTrainer
 from .depth import DepthSchedule, StepDepth
 from .ema import WeightAveraging
@@ -11,6 +12,7 @@ from .trainer import LoopTrainer
 
 __all__ = [
     "AdamATan2",
+    "CardTrainer",
     "DeepSupervisionArguments",
     "DeepSupervisionTrainer",
     "DepthSchedule",

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..models.checks import check_positive_int
 from ..models.puzzle_loss import IGNORE_INDEX, puzzle_loss
 from ..models.transformers_seams import prepare_inputs
 from .adam_atan2 import AdamATan2
+from .card_trainer import CardTrainer
 from .ema import WeightAveraging
 from .optimizer import undecayed_parameter_names
 from .persistent_rows import PersistentRows, fewest_segments
@@ -56,7 +57,7 @@ class DeepSupervisionArguments(TrainingArguments):
             raise ValueError(f"label_smoothing_factor must be 0, got {self.label_smoothing_factor}")
 
 
-class DeepSupervisionTrainer(Trainer):
+class DeepSupervisionTrainer(CardTrainer):
     """A `Trainer` that makes an optimizer step after every segment (2506.21734, 2510.04871).
 
     A row stays for several steps. Each runs one segment from where the row's last one ended, without gradient into

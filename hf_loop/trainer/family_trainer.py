@@ -7,6 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, Trainer
 
 from ..text_parts import load_decoder
+from .card_trainer import CardTrainer
 from .data import TrainingData
 from .deep_supervision import DeepSupervisionTrainer
 from .recipe import Recipe
@@ -39,7 +40,7 @@ def make_trainer(model: PreTrainedModel, recipe: Recipe, data: TrainingData) -> 
     if record.loops:
         return LoopTrainer(**parts, teacher=load_teacher(recipe) if args.distillation_weight > 0 else None)
     passes_states = "random_state_passing" in record.own_fields
-    trainer = Trainer(**parts, callbacks=[RandomStatePassing()] if passes_states else [])
+    trainer = CardTrainer(**parts, callbacks=[RandomStatePassing()] if passes_states else [])
     if recipe.model.lora_rank and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError(
             f"model.lora_rank={recipe.model.lora_rank} needs whole weights in every process, to merge the adapter "

@@ -1,22 +1,18 @@
 """`transformers.Trainer` with a depth for every step."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer
-from transformers.utils import logging
+from transformers import PreTrainedModel
 
-from ..models.modeling_looped import LoopedPreTrainedModel
 from .arguments import LoopTrainingArguments
+from .card_trainer import CardTrainer
 from .depth import DepthSchedule, StepDepth
 from .distillation import distillation_loss
 from .optimizer import build_muon_adamw, undecayed_parameter_names
 
-
-logger = logging.get_logger(__name__)
 
 # what the teacher is given of a batch: neither the labels nor the student's depth
 TEACHER_INPUTS = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
@@ -25,7 +21,7 @@ TEACHER_INPUTS = ("input_ids", "attention_mask", "position_ids", "inputs_embeds"
 SAMPLING_TRAINERS = ("GRPOTrainer", "RLOOTrainer")
 
 
-class LoopTrainer(Trainer):
+class LoopTrainer(CardTrainer):
     """A `Trainer` that draws the number of loops anew for every optimizer step.
 
     All micro-batches of a step, on all ranks, run at the step's depth. The draw depends on `args.seed`, the step and
@@ -66,7 +62,7 @@ class LoopTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, LoopTrainingArguments):
             raise ValueError(f"args must be LoopTrainingArguments, got {type(self.args).__name__}")
-        looped_model = self._looped_model()
+        looped_model = self.recurrent_model
         # the config tells, not the signature: any model's **kwargs would swallow num_loops
         num_loops = getattr(looped_model.config, "num_loops", None)
         if num_loops is None:
@@ -144,20 +140,6 @@ class LoopTrainer(Trainer):
             self._depths_since_log.clear()
         super().log(logs, start_time)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """`Trainer.create_model_card`, then the looped model's own card, with what `Trainer` wrote as a section.
-
-        The folder of an adapter keeps the card of PEFT and `Trainer`. What goes wrong with a card is logged, as the
-        upload comes after it.
-        """
-        try:
-            super().create_model_card(*args, **kwargs)
-        except Exception as error:
-            logger.warning(f"Trainer's model card is not written: {error}")
-        if self.is_world_process_zero():
-            folder = str(self.args.output_dir)
-            self._looped_model().write_card(folder, self.hub_model_id or Path(folder).name)
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """`Trainer.create_optimizer`, or Muon and AdamW with `use_muon`."""
         if self.args.use_muon and self.optimizer is None:
@@ -177,15 +159,10 @@ class LoopTrainer(Trainer):
 
         return build
 
-    def _looped_model(self) -> LoopedPreTrainedModel:
-        # only PEFT's wrapper has this method
-        get_base_model = getattr(self.model, "get_base_model", None)
-        return cast(LoopedPreTrainedModel, self.model if get_base_model is None else get_base_model())
-
     def _frozen_teacher(self, teacher: PreTrainedModel | None) -> Any:
         if teacher is None:
             raise ValueError(f"distillation_weight={self.args.distillation_weight} needs a teacher, got None")
-        vocab_size = self._looped_model().config.vocab_size
+        vocab_size = self.recurrent_model.config.vocab_size
         if teacher.config.vocab_size != vocab_size:
             raise ValueError(
                 f"teacher must have the model's vocabulary of {vocab_size} tokens, got {teacher.config.vocab_size}"

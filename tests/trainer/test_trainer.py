@@ -6,8 +6,6 @@ from transformers import AutoConfig, Trainer, TrainingArguments
 
 from hf_loop import LoopedForSequenceClassification, LoopTrainer
 
-from ..models.composed_variants import make_composed
-from ..models.hierarchical_variants import tiny_hierarchical
 from .tiny import logged, tiny_arguments, tiny_dataset, tiny_model
 
 
@@ -213,16 +211,3 @@ def test_stock_trainer_at_the_configured_depth(tmp_path):
     fixed = train(tmp_path / "fixed", loop_sampling="fixed")
     assert logged(stock, "loss") == pytest.approx(logged(fixed, "loss"), abs=1e-6)
     assert logged(stock, "loss")[-1] < logged(stock, "loss")[0] - 0.1
-
-
-@pytest.mark.parametrize("make", [tiny_hierarchical, lambda: make_composed("sleep", "looped")])
-def test_every_family_with_loops_gets_its_card(make, tmp_path):
-    trainer = LoopTrainer(
-        model=make(), args=tiny_arguments(tmp_path, max_steps=1), train_dataset=tiny_dataset(length=8, num_rows=4)
-    )
-    trainer.train()
-    trainer.save_model()
-    trainer.create_model_card()
-    text = (tmp_path / "README.md").read_text()
-    assert f"(`{trainer.model.config.model_type}`): a schedule over the layers" in text
-    assert "| trained depth |" in text and "## Training\n" in text

@@ -1,0 +1,37 @@
+"""`transformers.Trainer` that writes the model card of the model's family."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import Trainer
+from transformers.utils import logging
+
+from ..models.pretrained_model import RecurrentPreTrainedModel
+
+
+logger = logging.get_logger(__name__)
+
+
+class CardTrainer(Trainer):
+    """A `Trainer` whose `push_to_hub` uploads the card of the model's family, with what `Trainer` says of the run."""
+
+    @property
+    def recurrent_model(self) -> RecurrentPreTrainedModel:
+        """The model, without the wrapper that PEFT may have put around it."""
+        # only that wrapper has this method
+        get_base_model = getattr(self.model, "get_base_model", None)
+        return cast(RecurrentPreTrainedModel, self.model if get_base_model is None else get_base_model())
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write `Trainer`'s card, then that of the model's family, with what `Trainer` wrote as a section.
+
+        The folder of an adapter keeps the card of PEFT and `Trainer`. What goes wrong with a card is logged, as the
+        upload comes after it.
+        """
+        try:
+            super().create_model_card(*args, **kwargs)
+        except Exception as error:
+            logger.warning(f"Trainer's model card is not written: {error}")
+        if self.is_world_process_zero():
+            folder = str(self.args.output_dir)
+            self.recurrent_model.write_card(folder, self.hub_model_id or Path(folder).name)
