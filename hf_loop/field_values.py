@@ -1,4 +1,4 @@
-"""Fields of configurations and recipes, given by name: their names and types are checked, their text is read."""
+"""Checks the names and types of fields of configurations and recipes, and reads their values from text."""
 
 import difflib
 import inspect
@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def field_types(cls: Any) -> dict[str, Any]:
-    """The fields that a dataclass is made of, each with its type.
+    """Return the fields of a dataclass that its constructor takes, each with its type.
 
     Args:
         cls (`type`): a dataclass.
@@ -18,7 +18,7 @@ def field_types(cls: Any) -> dict[str, Any]:
     try:
         hints = get_type_hints(cls)
     except NameError:
-        # some annotations of transformers' configurations name what their modules do not import
+        # some annotations of transformers' configurations name classes that their modules do not import
         hints = {item.name: item.type for item in fields(cls) if not isinstance(item.type, str)}
     return {item.name: hints.get(item.name, Any) for item in fields(cls) if item.init}
 
@@ -28,12 +28,12 @@ def check_names(names: Iterable[str], known: Collection[str], where: str, what: 
 
     Args:
         names (`Iterable[str]`): the names that were given.
-        known (`Collection[str]`): the names there are.
-        where (`str`): what they belong to, for the message.
-        what (`str`, *optional*, defaults to `"key"`): what they are the names of, for the message.
+        known (`Collection[str]`): the names that exist.
+        where (`str`): the place of the names, for the message.
+        what (`str`, *optional*, defaults to `"key"`): the kind of thing that is named, for the message.
 
     Raises:
-        ValueError: names the first that is not known, and the nearest known one.
+        ValueError: if a name is not known; the message names it and the nearest known name.
     """
     for name in names:
         if name not in known:
@@ -43,7 +43,7 @@ def check_names(names: Iterable[str], known: Collection[str], where: str, what: 
 
 
 def check_types(values: Mapping[str, Any], types_: Mapping[str, Any], label: str = "`{}`") -> dict[str, Any]:
-    """Refuse a value that is not of its field's type, and return the values with the integers of floats as floats.
+    """Refuse a value that is not of its field's type, and return the values, with integers for floats made floats.
 
     Args:
         values (`Mapping[str, Any]`): values by the names of their fields.
@@ -51,7 +51,7 @@ def check_types(values: Mapping[str, Any], types_: Mapping[str, Any], label: str
         label (`str`, *optional*): how the message names a field.
 
     Raises:
-        ValueError: names the field, its type and the value.
+        ValueError: if a value is of another type; the message has the field, its type and the value.
     """
     checked: dict[str, Any] = dict(values)
     for name, value in values.items():
@@ -59,15 +59,15 @@ def check_types(values: Mapping[str, Any], types_: Mapping[str, Any], label: str
         if not fits(value, hint):
             raise ValueError(f"{label.format(name)} must be {readable(hint)}, got {value!r}")
         kinds = get_args(hint) or (hint,)
-        # a float to whoever writes it, and not to a configuration
+        # a strict configuration refuses an integer where it wants a float
         if float in kinds and int not in kinds and value is not None:
             checked[name] = float(value)
     return checked
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether `value` is of the type `hint`; of a list or a dictionary, what is in it is not looked at."""
-    # here, because it needs torch
+    """Tell whether `value` is of the type `hint`. The items of a list or a dictionary are not checked."""
+    # imported here, because it needs torch
     from .models.checks import whole_number
 
     origin = get_origin(hint)
@@ -85,7 +85,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def readable(hint: Any) -> str:
-    """A type as a person writes it: `int | None`, `'average' | 'first'`, `list[str]`."""
+    """Format a type as in source code: `int | None`, `'average' | 'first'`, `list[str]`."""
     if hint is types.NoneType:
         return "None"
     if get_origin(hint) in (Union, types.UnionType):
@@ -96,10 +96,11 @@ def readable(hint: Any) -> str:
 
 
 def field_docs(documented: Any) -> dict[str, str]:
-    """What a docstring says of every argument.
+    """Read the description of every argument from a docstring.
 
     Args:
-        documented (`type` or `Callable`): a class or a function with a docstring in transformers' style, or anything.
+        documented (`type` or `Callable`): a class or a function. Without a docstring in transformers' style there are
+            no descriptions.
     """
     text = inspect.cleandoc(getattr(documented, "__doc__", None) or "")
     arguments = re.findall(r"^ {4}(\w+) \([^)\n]*\):(.*(?:\n {8}.*)*)", text, re.MULTILINE)
@@ -110,10 +111,10 @@ def parse_field_values(texts: Iterable[str]) -> dict[str, Any]:
     """Read `FIELD=VALUE` pairs, the values as [`parse_value`] does.
 
     Args:
-        texts (`Iterable[str]`): what was given with `--set`.
+        texts (`Iterable[str]`): the arguments of `--set`.
 
     Raises:
-        ValueError: an entry is no pair, names a field again, or has a value that cannot be read.
+        ValueError: if an entry is no pair, names a field again, or has a value that cannot be read.
     """
     values: dict[str, Any] = {}
     for text in texts:
@@ -131,12 +132,12 @@ def parse_value(text: str, where: str) -> Any:
 
     Args:
         text (`str`): the value.
-        where (`str`): what it belongs to, for the message.
+        where (`str`): the place of the value, for the message.
 
     Raises:
-        ValueError: it is no YAML.
+        ValueError: if the text is not YAML.
     """
-    # here: `hf-loop --help` needs none of it
+    # imported here: `hf-loop --help` needs none of it
     import yaml
     from omegaconf import OmegaConf
 
