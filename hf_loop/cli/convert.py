@@ -1,4 +1,4 @@
-"""`hf-loop convert`: a published looped checkpoint as a model folder of this library."""
+"""`hf-loop convert`: convert a published looped checkpoint to a model folder of this library."""
 
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ def convert(
 ) -> None:
     """Convert Huginn, Ouro, looped Nanbeige, Parcae, HRM, TRM, HRM-Text or retrofitted recurrence."""
     overrides = parse_field_values(set_ or [])
-    # `dtype` is a field like others, but what it means is the type of the weights
+    # the configuration has a field `dtype`, but setting it would not convert the weights
     if "dtype" in overrides:
         raise ValueError("--set: give the type of the weights as --dtype.")
     check_new_folder(output_dir)
@@ -37,7 +37,7 @@ def convert(
     from ..retrofitting.checkpoint import locate, tokenizer_files
 
     register()
-    # found before the weights are read
+    # refuse a wrong type before the weights are read
     torch_dtype = parse_dtype(dtype)
     console = Console()
     with console.status(f"converting {source}"):
@@ -50,10 +50,13 @@ def convert(
 
 
 def parse_dtype(name: str | None) -> Any:
-    """The floating-point type of a name, as torch has it.
+    """Return torch's floating-point type of a name.
+
+    Args:
+        name (`str`, *optional*): such as `bfloat16`.
 
     Raises:
-        ValueError: If there is no such type.
+        ValueError: if there is no such type.
     """
     import torch
 
@@ -66,7 +69,7 @@ def parse_dtype(name: str | None) -> Any:
 
 
 def print_facts(console: Any, model: "PreTrainedModel", output_dir: Path) -> None:
-    """What the model is, how large it is, and what to run next."""
+    """Print what the model is, how large it is, and what to run next."""
     from ..models import family_of
 
     config: Any = model.config

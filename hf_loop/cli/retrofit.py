@@ -1,4 +1,4 @@
-"""`hf-loop retrofit`: a plain checkpoint as a folder with a recurrent model of any family."""
+"""`hf-loop retrofit`: make a plain checkpoint a folder with a recurrent model of any family."""
 
 import textwrap
 from pathlib import Path
@@ -51,7 +51,7 @@ def retrofit(
     ] = None,
 ) -> None:
     """Make a plain checkpoint a recurrent model; train it with `hf-loop train`."""
-    # what cannot be read as a range is refused under the option's name
+    # refuses a range that cannot be read under the option's name
     layers = LayerRange(prelude, coda, core)
     values = parse_field_values(set_ or [])
     ranges = {"num_prelude_layers": layers.prelude, "num_coda_layers": layers.coda, "core_layers": layers.core}
@@ -67,7 +67,7 @@ def retrofit(
     from ..retrofitting import retrofit as retrofit_model
     from ..retrofitting.families import check_fields
 
-    # what does not fit is found before the weights are read
+    # refuse what does not fit before the weights are read
     check_fields(family, values)
     check_fields(family, values, load_config(model))
     console = Console()

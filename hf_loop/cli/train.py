@@ -1,4 +1,4 @@
-"""`hf-loop train`: runs a recipe."""
+"""`hf-loop train`: run a recipe."""
 
 import gc
 from pathlib import Path
@@ -41,7 +41,7 @@ def train(
                 evaluation += f", {name.replace('_', ' ')} {result.eval_metrics[f'eval_{name}']:.4f}"
         print(f"{result.num_parameters:,} parameters, training loss {result.train_loss:.4f}{evaluation}")
         print(result.output_dir)
-    # gloo's threads live as long as a model that uses the group, and a process that ends while they run may abort: a
-    # finished run would look like a failed one
+    # gloo's threads live as long as a model that uses the process group. A process that ends while they run may abort,
+    # and a finished run would look like a failed one
     gc.collect()
     PartialState().destroy_process_group()
