@@ -66,7 +66,7 @@ def check_types(values: Mapping[str, Any], types_: Mapping[str, Any], label: str
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Tell whether `value` is of the type `hint`. The items of a list or a dictionary are not checked."""
+    """Tell whether `value` is of the type `hint`. The items of a dictionary are not checked."""
     # imported here, because it needs torch
     from .models.checks import whole_number
 
@@ -77,6 +77,8 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, member) for member in get_args(hint))
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in get_args(hint))
+    if origin is list:
+        return isinstance(value, list) and all(fits(item, get_args(hint)[0]) for item in value)
     if origin is not None:
         return isinstance(value, origin)
     if hint in (int, float):

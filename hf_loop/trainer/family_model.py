@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..field_values import check_names, field_types
@@ -114,8 +115,8 @@ def new_config(
             num_tokens = from_preset(section.preset, **others).num_puzzle_tokens
             fields["max_position_embeddings"] = num_cells + num_tokens
         return from_preset(section.preset, **fields)
-    except TypeError as error:
-        raise ValueError(f"model.config: {error}") from error
+    except (TypeError, StrictDataclassError) as error:
+        raise ValueError(f"model.config: {error.__cause__ or error}") from error
 
 
 def new_backbone_config(backbone: dict[str, Any]) -> PreTrainedConfig:
@@ -125,18 +126,17 @@ def new_backbone_config(backbone: dict[str, Any]) -> PreTrainedConfig:
         backbone (`dict`): `model_type` and fields of its configuration.
 
     Raises:
-        ValueError: transformers has no such model type, or its configuration no such field.
+        ValueError: transformers has no such model type, or its configuration no such field, or not of this type.
     """
     model_type = backbone["model_type"]
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(f"model.backbone.model_type must be a model type of transformers, got {model_type!r}")
     config_class = CONFIG_MAPPING[model_type]
     fields = {name: value for name, value in backbone.items() if name != "model_type"}
-    if issubclass(config_class, RecurrentConfig):
-        try:
-            return config_class(**fields)
-        except TypeError as error:
-            raise ValueError(f"model.backbone: {error}") from error
-    # others keep unknown fields as plain attributes, so that a misspelt one would silently mean the default
-    check_names(fields, [*field_types(config_class), *config_class.attribute_map], "model.backbone")
-    return config_class(**fields)
+    # those of transformers keep unknown fields as plain attributes: a misspelt one would silently mean the default
+    if not issubclass(config_class, RecurrentConfig):
+        check_names(fields, [*field_types(config_class), *config_class.attribute_map], "model.backbone")
+    try:
+        return config_class(**fields)
+    except (TypeError, StrictDataclassError) as error:
+        raise ValueError(f"model.backbone: {error.__cause__ or error}") from error

@@ -26,13 +26,15 @@ SECTIONS = ("model", "data", "training")
 class Recipe:
     """A recipe that was read and checked.
 
-    Attributes:
-        model: Section `model`, whose `family` is `looped` where it is not given.
-        data: Section `data`.
-        training: Section `training`: every field of [`LoopTrainingArguments`] for a looped model, of
-            [`DeepSupervisionArguments`] for a hierarchical one, else of `TrainingArguments`.
-        output_dir: `training.output_dir`, which a recipe must give.
-        source: The sections as they were read, overrides included; this is what a run saves beside its model.
+    Args:
+        model (`ModelSection`): section `model`.
+        data (`DataSection`): section `data`.
+        training (`TrainingArguments`): section `training`, of the class that [`arguments_class`] says.
+        output_dir (`str`): `training.output_dir`, which a recipe must give.
+        source (`dict`): the sections as they were read, overrides included; what a run saves beside its model.
+
+    Raises:
+        ValueError: sections do not go together; names their keys.
     """
 
     model: ModelSection

@@ -1,4 +1,4 @@
-"""Runs a recipe: from one YAML file to a trained model in a folder."""
+"""Run a recipe: from one YAML file to a trained model in a folder."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +24,13 @@ RECIPE_COPY = "recipe.yaml"
 class RunResult:
     """What a run came to.
 
-    Attributes:
-        output_dir: The folder with the model, the tokenizer and a copy of the recipe.
-        num_parameters: Parameters of the model, without those of an adapter.
-        train_loss: Mean training loss.
-        eval_loss: Loss on the held-back rows, of a looped model at its `config.num_loops`; `None` without evaluation.
-        eval_metrics: All that evaluation came to.
+    Args:
+        output_dir (`str`): the folder with the model, the tokenizer and a copy of the recipe.
+        num_parameters (`int`): parameters of the model, without those of an adapter.
+        train_loss (`float`): mean training loss.
+        eval_loss (`float`, *optional*): loss on the held-back rows, of a looped model at its `config.num_loops`; none
+            without evaluation.
+        eval_metrics (`dict`): all that evaluation came to.
     """
 
     output_dir: str
@@ -40,12 +41,15 @@ class RunResult:
 
 
 def run_recipe(recipe: Recipe) -> RunResult:
-    """Trains the model of `recipe`, evaluates it, and saves it with its tokenizer and a copy of the recipe.
+    """Train the model of a recipe, evaluate it, and save it with its tokenizer and a copy of the recipe.
 
     Every rank of a distributed launch calls this.
 
+    Args:
+        recipe (`Recipe`): the recipe.
+
     Raises:
-        ValueError: The output folder is not empty and the run does not resume, it resumes where there is no
+        ValueError: the output folder is not empty and the run does not resume, it resumes where there is no
             checkpoint, or a section describes something that cannot be built.
     """
     # of whichever class
@@ -82,10 +86,14 @@ def run_recipe(recipe: Recipe) -> RunResult:
 
 
 def check_output_dir(output_dir: str, resuming: bool) -> None:
-    """Refuses to train into a folder that holds something else.
+    """Refuse to train into a folder that holds something else.
+
+    Args:
+        output_dir (`str`): the folder.
+        resuming (`bool`): whether the run goes on from a checkpoint in it.
 
     Raises:
-        ValueError: The folder is not empty and the run does not resume; or it resumes and there is no such folder.
+        ValueError: the folder is not empty and the run does not resume; or it resumes and there is no such folder.
     """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():

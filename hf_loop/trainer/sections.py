@@ -126,26 +126,32 @@ def check_model_keys(family: str, values: dict[str, Any]) -> None:
 class DataSection:
     """Section `data`: exactly one of `task`, `files` and `dataset`.
 
-    Attributes:
-        task: Name of a diagnostic task of `hf_loop.tasks`; it brings its own tokenizer.
-        task_options: Options of the task.
-        num_train_rows: Rows of the task to generate for training.
-        files: Local files, patterns such as `texts/*.txt`, or folders, relative to the current folder. All of one
-            kind: `.txt` or no suffix (one text a file), `.jsonl` or `.json` (one object a text), or `.parquet`.
-        dataset: Folder or Hub name of a dataset with text.
-        dataset_config: Its configuration.
-        split: Its split.
-        text_column: The column of text of a dataset, of JSON or of Parquet files.
-        streaming: Read the text while training instead of packing it before. The end of the text is followed by its
-            start; `training.max_steps` says when the run ends.
-        answer_column: Of texts that are questions, the column with their answers, which alone are learned.
-        repeated_segment: Tokens of a random stretch that is repeated at the end of each training row; 0 for none.
-        repeated_segment_weight: Weight of these tokens in the loss; all others have 1.
-        tokenizer: Folder or Hub name of the tokenizer, or `bytes` for one token per byte. `None` takes the one of
-            `model.pretrained`. Of the tasks, only `passkey_text` needs one.
-        block_size: Tokens per training row; texts are joined by the end-of-text token and cut to this length.
-        num_eval_rows: Rows held back for evaluation: the last ones, when streaming the first ones; for a task,
+    Args:
+        task (`str`, *optional*): name of a diagnostic task of `hf_loop.tasks`; it brings its own tokenizer.
+        task_options (`dict`): options of the task.
+        num_train_rows (`int`): rows of the task to generate for training.
+        files (`list[str]`, *optional*): local files, patterns such as `texts/*.txt`, or folders, relative to the
+            current folder. All of one kind: `.txt` or no suffix (one text a file), `.jsonl` or `.json` (one object a
+            text), or `.parquet`.
+        dataset (`str`, *optional*): folder or Hub name of a dataset with text.
+        dataset_config (`str`, *optional*): its configuration.
+        split (`str`): its split.
+        text_column (`str`): the column of text of a dataset, of JSON or of Parquet files.
+        streaming (`bool`): read the text while training instead of packing it before. The end of the text is followed
+            by its start; `training.max_steps` says when the run ends.
+        answer_column (`str`, *optional*): of texts that are questions, the column with their answers, which alone are
+            learned.
+        repeated_segment (`int`): tokens of a random stretch that is repeated at the end of each training row; 0 for
+            none.
+        repeated_segment_weight (`float`): weight of these tokens in the loss; all others have 1.
+        tokenizer (`str`, *optional*): folder or Hub name of the tokenizer, or `bytes` for one token per byte. `None`
+            takes the one of `model.pretrained`. Of the tasks, only `passkey_text` needs one.
+        block_size (`int`): tokens per training row; texts are joined by the end-of-text token and cut to this length.
+        num_eval_rows (`int`): rows held back for evaluation: the last ones, when streaming the first ones; for a task,
             generated apart from the training rows.
+
+    Raises:
+        ValueError: names the key.
     """
 
     task: str | None = None

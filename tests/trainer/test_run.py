@@ -230,6 +230,8 @@ class AutoTokenizerStub:
     [
         ({"hiden_size": 8}, "unknown key 'hiden_size' in model.backbone; did you mean 'hidden_size'?"),
         ({"model_type": "lama"}, "model.backbone.model_type must be a model type of transformers, got 'lama'"),
+        ({"model_type": ["llama"]}, "model.backbone.model_type must be a model type of transformers, got ['llama']"),
+        ({"hidden_size": [8]}, "model.backbone: Field 'hidden_size' expected int, got list (value: [8])"),
         ({"vocab_size": 100}, "must hold the tokenizer's 257 tokens, got vocab_size=100"),
     ],
 )
