@@ -17,13 +17,13 @@ class AdamATan2(torch.optim.Optimizer):
     the first steps larger; here as in the paper.)
 
     Args:
-        params: Parameters, or groups of them.
-        lr: Learning rate.
-        betas: Decay of the two averages.
-        weight_decay: Decoupled weight decay.
+        params (`Iterable`): parameters, or groups of them.
+        lr (`float`): learning rate.
+        betas (`tuple[float, float]`): decay of the two averages.
+        weight_decay (`float`): decoupled weight decay.
 
     Raises:
-        ValueError: An option is out of range, or a gradient is sparse.
+        ValueError: if an option is out of range, or a gradient is sparse.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class AdamATan2(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step over all parameters that have a gradient."""
+        """Make one step over all parameters that have a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -23,22 +23,23 @@ SEGMENT_MARK = "[repeat random segment]:"
 def pack_answers(
     texts: Dataset, tokenizer: PreTrainedTokenizerBase, prompt_column: str, answer_column: str, block_size: int
 ) -> Dataset:
-    """Joins prompts and answers, each answer closed by the end-of-text token, and cuts them into rows.
+    """Join prompts and answers, each answer closed by the end-of-text token, and cut them into rows.
 
     What is left at the end, less than a row, is dropped.
 
     Args:
-        texts: Rows of two texts, joined as they are: a space or a line break between them belongs to one of them.
-        tokenizer: Its end-of-text token follows every answer and is part of it.
-        prompt_column: The text that is given.
-        answer_column: The text that is learned.
-        block_size: Tokens of a row.
+        texts (`Dataset`): rows of two texts, joined as they are: a space or a line break between them belongs to one
+            of them.
+        tokenizer (`PreTrainedTokenizerBase`): its end-of-text token follows every answer and is part of it.
+        prompt_column (`str`): the text that is given.
+        answer_column (`str`): the text that is learned.
+        block_size (`int`): tokens of a row.
 
     Returns:
         `Dataset`: `input_ids` and `labels` of `block_size` tokens a row; `-100` on the prompts.
 
     Raises:
-        ValueError: The tokenizer has no end-of-text token, or a row has no text.
+        ValueError: if the tokenizer has no end-of-text token, or a row has no text.
     """
     end_of_text = tokenizer.eos_token_id
     if end_of_text is None:
@@ -63,14 +64,16 @@ def pack_answers(
 def repeat_segments(
     rows: Dataset, mark: Sequence[int], length: int = 256, weight: float = 0.1, seed: int = 0
 ) -> Dataset:
-    """Repeats a random stretch of each row at its end, behind `mark`.
+    """Repeat a random stretch of each row at its end, behind `mark`.
 
     Args:
-        rows: With `input_ids` and `labels`.
-        mark: The tokens between the row and the stretch, those of `SEGMENT_MARK`; they carry no label.
-        length: Tokens of the stretch; the whole row where that is shorter.
-        weight: Weight of the repeated tokens; the labels of the row itself have 1.
-        seed: Seed of the places where the stretches begin, each a function of the seed and the number of the row.
+        rows (`Dataset`): with `input_ids` and `labels`.
+        mark (`Sequence[int]`): the tokens between the row and the stretch, those of `SEGMENT_MARK`; they carry no
+            label.
+        length (`int`): tokens of the stretch; the whole row where that is shorter.
+        weight (`float`): weight of the repeated tokens; the labels of the row itself have 1.
+        seed (`int`): seed of the places where the stretches begin, each a function of the seed and the number of the
+            row.
 
     Returns:
         `Dataset`: `input_ids`, `labels` and `loss_weights`, of one length in a row.
@@ -100,7 +103,7 @@ class WeightedCollator(DataCollatorForSeq2Seq):
     """`DataCollatorForSeq2Seq` that pads `loss_weights`, where rows have them, beside the labels.
 
     Raises:
-        ValueError: On a batch in which some rows have weights and some have none.
+        ValueError: if in a batch some rows have weights and some have none.
     """
 
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:

@@ -19,27 +19,29 @@ class LoopTrainingArguments(TrainingArguments):
     sampled depth is never written to the config.
 
     Args:
-        loop_sampling: How the depth of an optimizer step is drawn: `"fixed"`, `"uniform"` or `"poisson_lognormal"`
-            (see [`~hf_loop.trainer.depth.DepthSchedule`] for the formulas).
-        mean_loops: The depth of `"fixed"`, the mean of the Poisson rate of `"poisson_lognormal"` (whose depth has mean
-            `mean_loops + 1`), and for `"uniform"` the mean that sets `max_loops` when that is not given.
-            `None` takes the model's `config.num_loops`.
-        min_loops: The lowest depth that may be drawn. `None` means 1.
-        max_loops: The highest depth that may be drawn. `None` means no bound for `"poisson_lognormal"` and
-            `2 * mean_loops - min_loops` for `"uniform"`.
-        loop_sigma: Standard deviation of the logarithm of the rate of `"poisson_lognormal"`.
-        num_backprop_loops: Truncated back-propagation: only the last so many loops carry gradient. `None` means all.
-        loop_curriculum: The fraction of training over which the depth grows to its full value; 0 turns it off.
-            Published values are 0.6 to 0.75.
-        use_muon: Train the matrices of the layers with Muon and everything else with AdamW.
-        muon_learning_rate: Learning rate of Muon. `None` takes `learning_rate`: the update is scaled to the size of
-            AdamW's (see [`~hf_loop.trainer.optimizer.build_muon_adamw`]), so one rate can serve both.
-        distillation_weight: Share of the divergence from a teacher in the training loss; the rest is the loss on the
-            labels. 0 turns distillation off, 1 leaves the teacher alone.
-        distillation_temperature: Both distributions are flattened by this number before they are compared.
+        loop_sampling (`str`): how the depth of an optimizer step is drawn: `"fixed"`, `"uniform"` or
+            `"poisson_lognormal"` (see [`~hf_loop.trainer.depth.DepthSchedule`] for the formulas).
+        mean_loops (`float`, *optional*): the depth of `"fixed"`, the mean of the Poisson rate of `"poisson_lognormal"`
+            (whose depth has mean `mean_loops + 1`), and for `"uniform"` the mean that sets `max_loops` when that is
+            not given. `None` takes the model's `config.num_loops`.
+        min_loops (`int`, *optional*): the lowest depth that may be drawn. `None` means 1.
+        max_loops (`int`, *optional*): the highest depth that may be drawn. `None` means no bound for
+            `"poisson_lognormal"` and `2 * mean_loops - min_loops` for `"uniform"`.
+        loop_sigma (`float`): standard deviation of the logarithm of the rate of `"poisson_lognormal"`.
+        num_backprop_loops (`int`, *optional*): truncated back-propagation: only the last so many loops carry gradient.
+            `None` means all.
+        loop_curriculum (`float`): the fraction of training over which the depth grows to its full value; 0 turns it
+            off. Published values are 0.6 to 0.75.
+        use_muon (`bool`): train the matrices of the layers with Muon and everything else with AdamW.
+        muon_learning_rate (`float`, *optional*): learning rate of Muon. `None` takes `learning_rate`: the update is
+            scaled to the size of AdamW's (see [`~hf_loop.trainer.optimizer.build_muon_adamw`]), so one rate can serve
+            both.
+        distillation_weight (`float`): share of the divergence from a teacher in the training loss; the rest is the
+            loss on the labels. 0 turns distillation off, 1 leaves the teacher alone.
+        distillation_temperature (`float`): both distributions are flattened by this number before they are compared.
 
     Raises:
-        ValueError: A field has a value that makes no sense; the message names the field and the value.
+        ValueError: if a field has a value that makes no sense; the message names the field and the value.
     """
 
     loop_sampling: LoopSampling = field(
@@ -113,13 +115,13 @@ class LoopTrainingArguments(TrainingArguments):
             raise ValueError(f"use_muon pairs Muon with torch's AdamW and ignores optim, got optim={optim}")
 
     def depth_schedule(self, default_mean_loops: float) -> DepthSchedule:
-        """The schedule that these arguments describe.
+        """Make the schedule that these arguments describe.
 
         Args:
-            default_mean_loops: The mean where `mean_loops` is `None`: the model's `config.num_loops`.
+            default_mean_loops (`float`): the mean where `mean_loops` is `None`: the model's `config.num_loops`.
 
         Raises:
-            ValueError: The mean lies below `min_loops` of `"uniform"`, so that no range has it as its middle.
+            ValueError: if the mean lies below `min_loops` of `"uniform"`, so that no range has it as its middle.
         """
         mean_loops = default_mean_loops if self.mean_loops is None else self.mean_loops
         min_loops = 1 if self.min_loops is None else self.min_loops

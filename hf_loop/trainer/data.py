@@ -52,10 +52,10 @@ class TrainingData:
     """What a training run reads.
 
     Attributes:
-        tokenizer: The tokenizer, saved beside the model.
-        train_dataset: Rows with `input_ids` and `labels`; endless when streaming.
-        eval_dataset: The same, held back; `None` without evaluation.
-        collator: Turns rows into a batch; `None` for rows of equal length.
+        tokenizer (`PreTrainedTokenizerBase`): the tokenizer, saved beside the model.
+        train_dataset (`Dataset` or `IterableDataset`): rows with `input_ids` and `labels`; endless when streaming.
+        eval_dataset (`Dataset`, *optional*): the same, held back; `None` without evaluation.
+        collator (`Callable`, *optional*): turns rows into a batch; `None` for rows of equal length.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -65,15 +65,15 @@ class TrainingData:
 
 
 def load_training_data(data: DataSection, default_tokenizer: str | None, seed: int) -> TrainingData:
-    """Loads what `data` describes.
+    """Load what `data` describes.
 
     Args:
-        data: The section `data` of a recipe.
-        default_tokenizer: Folder or Hub name of the tokenizer where `data.tokenizer` is `None`.
-        seed: Seed of generated rows.
+        data (`DataSection`): the section `data` of a recipe.
+        default_tokenizer (`str`, *optional*): folder or Hub name of the tokenizer where `data.tokenizer` is `None`.
+        seed (`int`): seed of generated rows.
 
     Raises:
-        ValueError: No file matches, or one is empty, not readable or of another kind than the rest; no tokenizer is
+        ValueError: if no file matches, or one is empty, not readable or of another kind than the rest; no tokenizer is
             known; the text column is missing; or the text is too short for one block beside the rows held back for
             evaluation.
     """
@@ -105,15 +105,15 @@ def load_training_data(data: DataSection, default_tokenizer: str | None, seed: i
 
 
 def pack(texts: Dataset, tokenizer: PreTrainedTokenizerBase, text_column: str, block_size: int) -> Dataset:
-    """Joins texts, each closed by the end-of-text token, and cuts them into blocks of `block_size` tokens.
+    """Join texts, each closed by the end-of-text token, and cut them into blocks of `block_size` tokens.
 
     What is left at the end, less than a block, is dropped.
 
     Returns:
-        A dataset with `input_ids` and `labels` of `block_size` tokens a row.
+        `Dataset`: `input_ids` and `labels` of `block_size` tokens a row.
 
     Raises:
-        ValueError: A row has no text, or the tokenizer has no end-of-text token.
+        ValueError: if a row has no text, or the tokenizer has no end-of-text token.
     """
     cut = block_cutter(tokenizer, text_column, block_size)
     return texts.map(cut, batched=True, remove_columns=texts.column_names, desc="Packing text")
@@ -122,10 +122,10 @@ def pack(texts: Dataset, tokenizer: PreTrainedTokenizerBase, text_column: str, b
 def stream_blocks(
     texts: IterableDataset, tokenizer: PreTrainedTokenizerBase, text_column: str, block_size: int
 ) -> IterableDataset:
-    """The blocks of `pack`, made while they are read. Every pass over them starts from the first text.
+    """Make the blocks of [`pack`] while they are read. Every pass over them starts from the first text.
 
     Raises:
-        ValueError: As `pack`, for the rows when they are read.
+        ValueError: as [`pack`], for the rows when they are read.
     """
     row = List(Value("int32"))
     return IterableDataset.from_generator(
@@ -145,10 +145,10 @@ def _generate_blocks(texts: IterableDataset, **options: Any) -> Iterator[dict[st
 def block_cutter(
     tokenizer: PreTrainedTokenizerBase, text_column: str, block_size: int
 ) -> Callable[[dict[str, list[str]]], dict[str, list[list[int]]]]:
-    """A function from a batch of texts to blocks; it keeps an incomplete block for the batch that follows.
+    """Make a function from a batch of texts to blocks, which keeps an incomplete block for the batch that follows.
 
     Raises:
-        ValueError: The tokenizer has no end-of-text token; on a call, a row has no text.
+        ValueError: if the tokenizer has no end-of-text token; on a call, a row has no text.
     """
     end_of_text = tokenizer.eos_token_id
     if end_of_text is None:
@@ -170,10 +170,10 @@ def block_cutter(
 
 
 def check_text_column(texts: Dataset | IterableDataset, text_column: str, key: str = "text_column") -> None:
-    """Refuses a dataset without texts in `text_column`, which is the value of `data.<key>`.
+    """Refuse a dataset without texts in `text_column`, which is the value of `data.<key>`.
 
     Raises:
-        ValueError: There are no rows, or the column is missing; the message names those that are there.
+        ValueError: if there are no rows, or the column is missing; the message names those that are there.
     """
     first = next(iter(texts), None)
     if first is None:
@@ -183,7 +183,7 @@ def check_text_column(texts: Dataset | IterableDataset, text_column: str, key: s
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per byte of UTF-8, and an end-of-text token; it reads any text and needs no files."""
+    """Make a tokenizer with one token per byte of UTF-8 and an end-of-text token, which reads any text without files."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<|endoftext|>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -229,13 +229,14 @@ def _load_text(data: DataSection) -> Dataset | IterableDataset:
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
-    """The files that `data.files` names.
+    """Find the files that `data.files` names.
 
     Args:
-        patterns: Files, patterns, or folders; a folder stands for all files in it that end as one of the kinds does.
+        patterns (`Sequence[str]`): files, patterns, or folders; a folder stands for all files in it that end as one of
+            the kinds does.
 
     Raises:
-        ValueError: Nothing matches, a file is of an unknown kind, or it is empty.
+        ValueError: if nothing matches, a file is of an unknown kind, or it is empty.
     """
     files: list[Path] = []
     for pattern in patterns:

@@ -28,15 +28,16 @@ class DeepSupervisionArguments(TrainingArguments):
     """`TrainingArguments`, and how rows halt, how weights are averaged, and what evaluation runs.
 
     Args:
-        exploration: Probability that a row may not halt before a number of segments drawn from 2 to the model's
-            `config.max_segments`.
-        ema_decay: Decay of the moving average of the weights that is evaluated and saved in the end; 0 turns it off.
-        use_adam_atan2: Train with [`AdamATan2`] in place of the optimizer that `optim` names.
-        eval_segments: Segments of an evaluation, `config.max_segments` if not given.
-        eval_halts: Whether evaluation reads a row where the model halts, or after the last segment.
+        exploration (`float`): probability that a row may not halt before a number of segments drawn from 2 to the
+            model's `config.max_segments`.
+        ema_decay (`float`): decay of the moving average of the weights that is evaluated and saved in the end; 0 turns
+            it off.
+        use_adam_atan2 (`bool`): train with [`AdamATan2`] in place of the optimizer that `optim` names.
+        eval_segments (`int`, *optional*): segments of an evaluation, `config.max_segments` if not given.
+        eval_halts (`bool`): whether evaluation reads a row where the model halts, or after the last segment.
 
     Raises:
-        ValueError: A field has a value that makes no sense; the message names the field and the value.
+        ValueError: if a field has a value that makes no sense; the message names the field and the value.
     """
 
     exploration: float = field(default=0.1, metadata={"help": "Probability that a row may not halt early."})
@@ -74,8 +75,8 @@ class DeepSupervisionTrainer(CardTrainer):
     uninterrupted one if neither batch nor processes change.
 
     Args:
-        model: A [`HierarchicalForPuzzle`].
-        args: A [`DeepSupervisionArguments`].
+        model (`PreTrainedModel`): a [`HierarchicalForPuzzle`].
+        args (`DeepSupervisionArguments`): a [`DeepSupervisionArguments`].
 
     Raises:
         ValueError: `args` is of another class, the model is no puzzle model, or one process drives several GPUs.
@@ -98,19 +99,19 @@ class DeepSupervisionTrainer(CardTrainer):
         if self.compute_metrics is None:
             self.compute_metrics = puzzle_metrics
         self._rows = PersistentRows()
-        self._step_of_slot = -1
-        self._next_slot = 0
+        self._counted_step = -1
+        self._next_micro_batch = 0
         self.add_callback(_RowsKeeper(self._rows))
         if self.args.ema_decay > 0:
             self.add_callback(WeightAveraging(self.args.ema_decay))
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """`Trainer.train`, from the rows of the checkpoint to resume from."""
+        """Run `Trainer.train` from the rows of the checkpoint to resume from."""
         folder = resume_from_checkpoint
         if folder is True:
             folder = get_last_checkpoint(str(self.args.output_dir))
-        self._rows.slots = {}
-        self._step_of_slot = -1
+        self._rows.micro_batches = {}
+        self._counted_step = -1
         for callback in self._averages():
             callback.checkpoint = folder or None
         if folder:
@@ -118,7 +119,7 @@ class DeepSupervisionTrainer(CardTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
-        """`Trainer.get_train_dataloader`, without a last batch that is not full."""
+        """Make the data loader of `Trainer`, without a last batch that is not full."""
         given = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = True
         try:
@@ -133,17 +134,17 @@ class DeepSupervisionTrainer(CardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The loss of one segment of the rows under way, some of which `inputs` replaces."""
+        """Compute the loss of one segment of the rows under way, some of which `inputs` replaces."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        index = self._take_slot()
+        index = self._count_micro_batch()
         rows, carry = self._rows.refill(index, inputs)
         outputs = model(**rows, carry=carry)
         self._rows.keep(index, rows, outputs.carry, self._halted(outputs, index))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """`Trainer.evaluate`, of the averaged weights where there are any."""
+        """Run `Trainer.evaluate`, of the averaged weights where there are any."""
         with ExitStack() as stack:
             for callback in self._averages():
                 stack.enter_context(callback.averaged(cast(nn.Module, self.model)))
@@ -152,7 +153,7 @@ class DeepSupervisionTrainer(CardTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor | None, Any, torch.Tensor | None]:
-        """The loss after the last segment that is read, the tokens with the number of segments, and the labels."""
+        """Compute the loss after the last segment that is read, the tokens with the number of segments, the labels."""
         inputs = prepare_inputs(self, inputs)
         labels = inputs.get("labels")
         solver: Any = self.accelerator.unwrap_model(model)
@@ -172,33 +173,33 @@ class DeepSupervisionTrainer(CardTrainer):
         return loss, (solution.tokens, solution.segments), labels
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """`Trainer.log`, with the mean number of segments that the rows under way have run."""
+        """Log as `Trainer`, with the mean number of segments that the rows under way have run."""
         mean_segments = self._rows.mean_segments() if "loss" in logs else None
         if mean_segments is not None:
             logs["mean_segments"] = mean_segments
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """`Trainer.create_optimizer`, or AdamATan2 with `use_adam_atan2`."""
+        """Make the optimizer of `Trainer`, or AdamATan2 with `use_adam_atan2`."""
         if self.args.use_adam_atan2 and self.optimizer is None:
             betas = (self.args.adam_beta1, self.args.adam_beta2)
             self.optimizer_cls_and_kwargs = (AdamATan2, {"lr": self.args.learning_rate, "betas": betas})
         return super().create_optimizer(model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Names of the parameters that decay: those that `Trainer` names, without vectors."""
+        """Name the parameters that decay: those that `Trainer` names, without vectors."""
         exempt = undecayed_parameter_names(model)
         return [name for name in super().get_decay_parameter_names(model) if name not in exempt]
 
     def _averages(self) -> list[WeightAveraging]:
         return [callback for callback in self.callback_handler.callbacks if isinstance(callback, WeightAveraging)]
 
-    def _take_slot(self) -> int:
-        """The slot of the micro-batch that is under way, counted from 0 in every step."""
-        if self._step_of_slot != self.state.global_step:
-            self._step_of_slot, self._next_slot = self.state.global_step, 0
-        self._next_slot += 1
-        return self._next_slot - 1
+    def _count_micro_batch(self) -> int:
+        """The index of the micro-batch that is under way, from 0 in every step."""
+        if self._counted_step != self.state.global_step:
+            self._counted_step, self._next_micro_batch = self.state.global_step, 0
+        self._next_micro_batch += 1
+        return self._next_micro_batch - 1
 
     def _halted(self, outputs: Any, index: int) -> torch.Tensor:
         solver: Any = self.accelerator.unwrap_model(self.model)
@@ -227,7 +228,7 @@ class _RowsKeeper(TrainerCallback):
 
 
 def puzzle_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Exact accuracy, cell accuracy and mean segments of what `prediction_step` returned."""
+    """Compute exact accuracy, cell accuracy and mean segments of what `prediction_step` returned."""
     predictions: Any = prediction.predictions
     (tokens, segments), labels = predictions, np.asarray(prediction.label_ids)
     is_labelled = labels != IGNORE_INDEX

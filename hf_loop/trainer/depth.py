@@ -23,8 +23,9 @@ class StepDepth:
     """The depth of one optimizer step, shared by all of its micro-batches and by all ranks.
 
     Attributes:
-        num_loops: Loops in total.
-        num_backprop_loops: How many of them, counted from the last, carry gradient; `None` means all.
+        num_loops (`int`): loops in total.
+        num_backprop_loops (`int`, *optional*): how many of them, counted from the last, carry gradient; `None` means
+            all.
     """
 
     num_loops: int
@@ -45,15 +46,15 @@ class DepthSchedule:
     (for `"uniform"`, the upper bound) grows to its full value.
 
     Args:
-        sampling: One of the three names above.
-        mean_loops: The mean. Read by `"fixed"` and `"poisson_lognormal"`.
-        min_loops: The lower bound.
-        max_loops: The upper bound. `None` means no bound, which `"uniform"` does not accept.
-        sigma: Standard deviation of the rate's logarithm.
-        num_backprop_loops: Truncated back-propagation: gradient flows through the last `min(num_backprop_loops, n)` of
-            `n` loops. `None` means through all.
-        curriculum: Fraction of the run over which the depth grows. 0 turns it off.
-        seed: Seed of the draws.
+        sampling (`str`): one of the three names above.
+        mean_loops (`float`): the mean. Read by `"fixed"` and `"poisson_lognormal"`.
+        min_loops (`int`): the lower bound.
+        max_loops (`int`, *optional*): the upper bound. `None` means no bound, which `"uniform"` does not accept.
+        sigma (`float`): standard deviation of the rate's logarithm.
+        num_backprop_loops (`int`, *optional*): truncated back-propagation: gradient flows through the last
+            `min(num_backprop_loops, n)` of `n` loops. `None` means through all.
+        curriculum (`float`): fraction of the run over which the depth grows. 0 turns it off.
+        seed (`int`): seed of the draws.
     """
 
     sampling: LoopSampling
@@ -76,7 +77,7 @@ class DepthSchedule:
             raise ValueError(f"max_loops must be at least min_loops={self.min_loops}, got {self.max_loops}")
 
     def depth_at(self, step: int, total_steps: int) -> StepDepth:
-        """The depth of optimizer step `step` (from 0) in a run of `total_steps`.
+        """Draw the depth of optimizer step `step` (from 0) in a run of `total_steps`.
 
         Raises:
             ValueError: `step` is negative or `total_steps` is not positive.
@@ -107,20 +108,20 @@ class DepthSchedule:
 
 
 def poisson_lognormal(mean: float, sigma: float, rng: np.random.Generator) -> int:
-    """One draw of `Poisson(rate) + 1` with `rate = exp(N(log(mean) - sigma^2 / 2, sigma))`; its mean is `mean + 1`."""
+    """Draw `Poisson(rate) + 1` with `rate = exp(N(log(mean) - sigma^2 / 2, sigma))`; its mean is `mean + 1`."""
     rate = rng.lognormal(math.log(mean) - sigma**2 / 2, sigma)
     return int(rng.poisson(rate)) + 1
 
 
 def curriculum_depth(full: float, progress: float, warmup: float) -> float:
-    """The "1-sqrt" curriculum of retrofitted recurrence (arXiv 2511.07384).
+    """Grow a depth by the "1-sqrt" curriculum of retrofitted recurrence (arXiv 2511.07384).
 
     `ceil(full * (1 - sqrt(1 - progress / warmup)))` while `progress < warmup`, at least 1; then `full`.
 
     Args:
-        full: The depth at the end of the warm-up.
-        progress: The fraction of the run that is over, in [0, 1].
-        warmup: The fraction of the run over which the depth grows, in (0, 1].
+        full (`float`): the depth at the end of the warm-up.
+        progress (`float`): the fraction of the run that is over, in [0, 1].
+        warmup (`float`): the fraction of the run over which the depth grows, in (0, 1].
     """
     if progress >= warmup:
         return full

@@ -29,17 +29,17 @@ def distillation_loss(
     beside the logits themselves one tensor of the student's shape and type is kept for the backward pass.
 
     Args:
-        student_logits: `[B, T, V]`; the gradient flows here.
-        teacher_logits: `[B, T, V]`, in any floating type.
-        labels: `[B, T]`, not shifted.
-        temperature: T, positive.
-        num_items_in_batch: Scored tokens of the whole optimizer step.
+        student_logits (`torch.Tensor` of shape `[B, T, V]`): the gradient flows here.
+        teacher_logits (`torch.Tensor` of shape `[B, T, V]`): in any floating type.
+        labels (`torch.LongTensor` of shape `[B, T]`): not shifted.
+        temperature (`float`): T, positive.
+        num_items_in_batch (`torch.Tensor` or `int`, *optional*): scored tokens of the whole optimizer step.
 
     Returns:
-        A scalar in float32.
+        `torch.Tensor`: a scalar in float32.
 
     Raises:
-        ValueError: The two logits have different shapes.
+        ValueError: if the two logits have different shapes.
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(

@@ -33,12 +33,12 @@ class WeightAveraging(TensorStateCallback):
     where a callback could put it in.
 
     Args:
-        decay: The highest decay, from 0 to below 1.
-        checkpoint: The folder of the checkpoint that training resumes from. Only needed where that is neither
-            `args.resume_from_checkpoint` nor in `args.output_dir`, since a callback is not told.
+        decay (`float`): the highest decay, from 0 to below 1.
+        checkpoint (`str` or `Path`, *optional*): the folder of the checkpoint that training resumes from. Only needed
+            where that is neither `args.resume_from_checkpoint` nor in `args.output_dir`, since a callback is not told.
 
     Raises:
-        ValueError: The decay is out of range. When training begins: weights are split over processes, the best
+        ValueError: if the decay is out of range. When training begins, if weights are split over processes, the best
             checkpoint is to be loaded at the end (its weights would be overwritten), or the average of the checkpoint
             to resume from is not found.
     """
@@ -79,7 +79,7 @@ class WeightAveraging(TensorStateCallback):
 
     @contextmanager
     def averaged(self, model: nn.Module) -> Generator[None]:
-        """Puts the average in the place of the model's weights, and the weights back afterwards."""
+        """Put the average in the place of the model's weights, and the weights back afterwards."""
         if self.average is None or self._is_in_place:
             yield
             return

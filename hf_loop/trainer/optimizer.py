@@ -14,11 +14,11 @@ class MuonAdamW(torch.optim.Optimizer):
     A learning-rate scheduler, a gradient scaler and a checkpoint each see one list of groups and one state.
 
     Args:
-        params: Parameter groups, each a dict with `params`, `use_muon` and any option of `torch.optim.Muon` or
-            `torch.optim.AdamW`.
+        params (`list[dict]`): parameter groups, each a dict with `params`, `use_muon` and any option of
+            `torch.optim.Muon` or `torch.optim.AdamW`.
 
     Raises:
-        ValueError: A Muon group holds a parameter that is not a matrix.
+        ValueError: if a Muon group holds a parameter that is not a matrix.
     """
 
     def __init__(self, params: list[dict[str, Any]]) -> None:
@@ -38,7 +38,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Steps both optimizers."""
+        """Step both optimizers."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -52,7 +52,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def muon_parameter_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that Muon trains: the trainable matrices of the decoder layers.
+    """Name the parameters that Muon trains: the trainable matrices of the decoder layers.
 
     Not among them, and left to AdamW: embeddings and heads (outside the layers), norms and biases (no matrices), the
     injection, low-rank adapters, and weights stacked over experts (three dimensions).
@@ -69,7 +69,7 @@ def muon_parameter_names(model: nn.Module) -> set[str]:
 
 
 def undecayed_parameter_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay must leave alone.
+    """Name the parameters that weight decay must leave alone.
 
     They are the vectors (gains of norms, biases, a learned initial state, and their differences per loop, which are
     stacked) and the whole injection: its time constants mean something other than zero at rest, and its matrices start
@@ -87,19 +87,19 @@ def undecayed_parameter_names(model: nn.Module) -> set[str]:
 def build_muon_adamw(
     model: nn.Module, args: TrainingArguments, muon_learning_rate: float | None, decay_parameters: set[str]
 ) -> MuonAdamW:
-    """Puts every trainable parameter of `model` in exactly one group.
+    """Put every trainable parameter of `model` in exactly one group.
 
     Muon runs with `adjust_lr_fn="match_rms_adamw"`, which scales the update to the root mean square of AdamW's
     (arXiv 2502.16982), so that a learning rate and a weight decay found for AdamW hold for both.
 
     Args:
-        model: The model.
-        args: Gives `learning_rate`, `weight_decay` and AdamW's betas and epsilon.
-        muon_learning_rate: The learning rate of Muon; `None` takes `args.learning_rate`.
-        decay_parameters: Names of the parameters that decay.
+        model (`nn.Module`): the model.
+        args (`TrainingArguments`): gives `learning_rate`, `weight_decay` and AdamW's betas and epsilon.
+        muon_learning_rate (`float`, *optional*): the learning rate of Muon; `None` takes `args.learning_rate`.
+        decay_parameters (`set[str]`): names of the parameters that decay.
 
     Raises:
-        ValueError: No trainable matrix lies inside the layers, so that Muon has nothing to train.
+        ValueError: if no trainable matrix lies inside the layers, so that Muon has nothing to train.
     """
     muon_names = muon_parameter_names(model)
     if not muon_names:

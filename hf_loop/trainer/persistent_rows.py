@@ -17,13 +17,13 @@ DRAW = 0xDEE9
 
 
 @dataclass
-class Slot:
+class MicroBatch:
     """The rows of one micro-batch.
 
     Attributes:
-        rows: What the model reads and is asked for, by name, each `[B, ...]`.
-        carry: Where their next segment starts.
-        halted: Rows `[B]` that make room for new ones.
+        rows (`dict[str, torch.Tensor]`): what the model reads and is asked for, by name, each `[B, ...]`.
+        carry (`HierarchicalCarry`): where their next segment starts.
+        halted (`torch.BoolTensor` of shape `[B]`): rows `[B]` that make room for new ones.
     """
 
     rows: dict[str, torch.Tensor]
@@ -34,54 +34,54 @@ class Slot:
 class PersistentRows:
     """The micro-batches of a training step, on one process, from one step to the next.
 
-    Every micro-batch of a step has a slot of its own. A step brings every slot as many new rows as it holds; a new row
-    takes the place of the row at its own index if that one has halted, and is dropped otherwise, as in HRM's and TRM's
-    code. So the same data loader serves as anywhere else, and how a batch is cut into micro-batches and processes
-    changes nothing.
+    A step brings every micro-batch as many new rows as it holds. A new row replaces the row at its own index if that
+    one has halted; otherwise it is discarded, as in HRM's and TRM's code. So the same data loader serves as anywhere
+    else, and how a batch is cut into micro-batches and processes changes nothing.
     """
 
     def __init__(self) -> None:
-        self.slots: dict[int, Slot] = {}
+        self.micro_batches: dict[int, MicroBatch] = {}
 
     def refill(self, index: int, fresh: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Any]:
-        """The rows of a slot with the halted ones replaced, and their carry (`None` where all are new).
+        """Give the rows of a micro-batch with the halted ones replaced, and their carry (`None` where all are new).
 
         Raises:
-            ValueError: The new rows are of another shape, or have other columns.
+            ValueError: if the new rows are of another shape, or have other columns.
         """
-        slot = self.slots.get(index)
-        if slot is None:
+        micro_batch = self.micro_batches.get(index)
+        if micro_batch is None:
             return fresh, None
         shapes, expected = (
-            {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in rows.items()} for rows in (fresh, slot.rows)
+            {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in rows.items()}
+            for rows in (fresh, micro_batch.rows)
         )
         if shapes != expected:
             raise ValueError(f"new rows must be like those that are under way, {expected}, got {shapes}")
-        halted = slot.halted
+        halted = micro_batch.halted
         rows = {
             name: torch.where(halted.view(-1, *[1] * (held.ndim - 1)), fresh[name], held)
-            for name, held in slot.rows.items()
+            for name, held in micro_batch.rows.items()
         }
-        steps: Any = slot.carry.steps
-        carry = HierarchicalCarry(high=slot.carry.high, steps=torch.where(halted, 0, steps), low=slot.carry.low)
-        return rows, carry
+        carry: Any = micro_batch.carry
+        steps = torch.where(halted, 0, carry.steps)
+        return rows, HierarchicalCarry(high=carry.high, steps=steps, low=carry.low)
 
     def keep(self, index: int, rows: dict[str, torch.Tensor], carry: HierarchicalCarry, halted: torch.Tensor) -> None:
-        """Put the rows of a slot back, with where they have come to."""
-        self.slots[index] = Slot(rows, carry, halted)
+        """Put the rows of a micro-batch back, with where they have come to."""
+        self.micro_batches[index] = MicroBatch(rows, carry, halted)
 
     def mean_segments(self) -> float | None:
         """Segments that the rows have run, on average; `None` before the first step."""
-        steps: list[Any] = [slot.carry.steps for slot in self.slots.values()]
+        steps: list[Any] = [micro_batch.carry.steps for micro_batch in self.micro_batches.values()]
         return float(torch.cat(steps).float().mean()) if steps else None
 
     def save(self, folder: Path, rank: int) -> None:
         """Write the rows of this process into a checkpoint's folder."""
         tensors = {}
-        for index, slot in self.slots.items():
-            named = {f"rows.{name}": tensor for name, tensor in slot.rows.items()}
-            named |= {f"carry.{name}": tensor for name, tensor in slot.carry.items()}
-            named["halted"] = slot.halted
+        for index, micro_batch in self.micro_batches.items():
+            named = {f"rows.{name}": tensor for name, tensor in micro_batch.rows.items()}
+            named |= {f"carry.{name}": tensor for name, tensor in micro_batch.carry.items()}
+            named["halted"] = micro_batch.halted
             tensors |= {f"{index}.{name}": tensor.detach().cpu().contiguous() for name, tensor in named.items()}
         with atomic_path(folder / file_name(rank)) as temporary:
             save_file(tensors, temporary)
@@ -90,7 +90,7 @@ class PersistentRows:
         """Read the rows of this process from a checkpoint's folder.
 
         Raises:
-            ValueError: They are not there, so that the run cannot be continued as it was.
+            ValueError: if they are not there, so that the run cannot be continued as it was.
         """
         path = folder / file_name(rank)
         if not path.is_file():
@@ -98,37 +98,37 @@ class PersistentRows:
                 f"{folder} has no {file_name(rank)}: it was written by another trainer or by fewer processes, and its "
                 "run cannot be continued as it was"
             )
-        slots: dict[int, dict[str, torch.Tensor]] = {}
+        micro_batches: dict[int, dict[str, torch.Tensor]] = {}
         for full_name, tensor in read_safetensors(path)[0].items():
             index, _, name = full_name.partition(".")
-            slots.setdefault(int(index), {})[name] = tensor.to(device)
-        self.slots = {index: _as_slot(named) for index, named in slots.items()}
+            micro_batches.setdefault(int(index), {})[name] = tensor.to(device)
+        self.micro_batches = {index: _as_micro_batch(named) for index, named in micro_batches.items()}
 
 
-def _as_slot(named: dict[str, torch.Tensor]) -> Slot:
+def _as_micro_batch(named: dict[str, torch.Tensor]) -> MicroBatch:
     def part(prefix: str) -> dict[str, Any]:
         return {name.removeprefix(prefix): named[name] for name in named if name.startswith(prefix)}
 
-    return Slot(part("rows."), HierarchicalCarry(**part("carry.")), named["halted"])
+    return MicroBatch(part("rows."), HierarchicalCarry(**part("carry.")), named["halted"])
 
 
 def file_name(rank: int) -> str:
-    """The file of a process in a checkpoint's folder."""
+    """Name the file of a process in a checkpoint's folder."""
     return f"deep_supervision_{rank}.safetensors"
 
 
 def fewest_segments(seed: int, step: int, rows: slice, exploration: float, max_segments: int) -> np.ndarray:
-    """Segments that rows must have run before they may halt after optimizer step `step`.
+    """Draw the segments that rows must have run before they may halt after optimizer step `step`.
 
     With probability `exploration` a number from 2 to `max_segments`, else 0 (2506.21734). A function of the arguments
     alone: all processes draw for all rows, and a resumed run repeats it.
 
     Args:
-        seed: Seed of the run.
-        step: The step, from 0.
-        rows: Rows of the whole batch, over all micro-batches and processes, to draw for.
-        exploration: The probability.
-        max_segments: Segments after which every row halts.
+        seed (`int`): seed of the run.
+        step (`int`): the step, from 0.
+        rows (`slice`): rows of the whole batch, over all micro-batches and processes, to draw for.
+        exploration (`float`): the probability.
+        max_segments (`int`): segments after which every row halts.
     """
     # two numbers a row, so that a row's do not depend on how many rows are drawn for
     draws = np.random.default_rng([seed, step, DRAW]).random((rows.stop, 2))[rows]

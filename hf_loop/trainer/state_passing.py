@@ -45,11 +45,11 @@ class RandomStatePassing(TensorStateCallback):
     its checksum, so that a resumed run repeats the uninterrupted one or says that it cannot.
 
     Args:
-        checkpoint: The folder of the checkpoint that training resumes from. Only needed where that is neither
-            `args.resume_from_checkpoint` nor in `args.output_dir`, since a callback is not told.
+        checkpoint (`str` or `Path`, *optional*): the folder of the checkpoint that training resumes from. Only needed
+            where that is neither `args.resume_from_checkpoint` nor in `args.output_dir`, since a callback is not told.
 
     Raises:
-        ValueError: When training begins, if there is no feedback model or more than one in the model; if one process
+        ValueError: when training begins, if there is no feedback model or more than one in the model; if one process
             drives several GPUs; or if the memory of the checkpoint to resume from is not found. In a step, if the
             model runs with a cache.
     """
@@ -144,10 +144,10 @@ def passes_state(seed: int, step: int, probability: float) -> bool:
 
 
 def find_feedback_model(model: nn.Module) -> Any:
-    """The one `FeedbackModel` in `model`, under whatever PEFT or a trainer wrapped it into.
+    """Find the one `FeedbackModel` in `model`, under whatever PEFT or a trainer wrapped it into.
 
     Raises:
-        ValueError: There is none, or more than one.
+        ValueError: if there is none, or more than one.
     """
     found = [module for module in model.modules() if hasattr(type(module), "has_state_passing")]
     if len(found) != 1:

@@ -41,18 +41,17 @@ class LoopTrainer(CardTrainer):
     depth of the model's configuration.
 
     Args:
-        model: A looped model, bare or wrapped by PEFT: its `forward` takes `num_loops` and `num_backprop_loops`, and
-            its config has `num_loops`.
-        args: A [`LoopTrainingArguments`].
-        teacher: A causal language model with the student's vocabulary: the pretrained model before its layers were
-            looped. It is frozen, moved to the device of training, and never saved. Any floating type will do; bfloat16
-            halves its memory.
+        model (`PreTrainedModel` or `PeftModel`): a looped model, bare or wrapped by PEFT: its `forward` takes
+            `num_loops` and `num_backprop_loops`, and its config has `num_loops`.
+        args (`LoopTrainingArguments`): the arguments of training.
+        teacher (`PreTrainedModel`, *optional*): a causal language model with the student's vocabulary: the pretrained
+            model before its layers were looped. It is frozen, moved to the device of training, and never saved. Any
+            floating type will do; bfloat16 halves its memory.
 
     Raises:
         ValueError: `args` is of another class; the trainer samples what it trains on; the model is not looped, or a
-            reference model is of another depth; re-entrant activation checkpointing is asked
-            for with more than one loop; or `args.distillation_weight` asks for a teacher that is not there or does
-            not fit.
+            reference model is of another depth; re-entrant activation checkpointing is asked for with more than one
+            loop; or `args.distillation_weight` asks for a teacher that is not there or does not fit.
     """
 
     args: LoopTrainingArguments
@@ -80,7 +79,7 @@ class LoopTrainer(CardTrainer):
         """The depth of optimizer step `step` (from 0) of the run under way.
 
         Raises:
-            ValueError: Called before `train`, when the length of the run is not known.
+            ValueError: if called before `train`, when the length of the run is not known.
         """
         if self.state.max_steps < 1:
             raise ValueError("the depth of a step depends on the length of the run, known once train() has begun")
@@ -92,7 +91,7 @@ class LoopTrainer(CardTrainer):
         """`Trainer.training_step` at the step's depth.
 
         Raises:
-            TypeError: What the trainer's data loader gives is no dictionary of what the model is called with.
+            TypeError: if what the trainer's data loader gives is no dictionary of what the model is called with.
         """
         if not isinstance(inputs, Mapping):
             raise TypeError(
@@ -113,7 +112,7 @@ class LoopTrainer(CardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """`Trainer.compute_loss`; in training with a teacher, its weighted sum with the distillation loss."""
+        """Compute the loss as `Trainer`; in training with a teacher, its weighted sum with the distillation loss."""
         if self._teacher is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]  # label smoothing takes them out of the inputs
@@ -132,7 +131,7 @@ class LoopTrainer(CardTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """`Trainer.log`, with `mean_loops` beside the training loss."""
+        """Log as `Trainer`, with `mean_loops` beside the training loss."""
         if "loss" in logs and self._depths_since_log:
             logs["mean_loops"] = sum(self._depths_since_log.values()) / len(self._depths_since_log)
             self._depths_since_log.clear()
@@ -141,13 +140,13 @@ class LoopTrainer(CardTrainer):
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """`Trainer.create_optimizer`, or Muon and AdamW with `use_muon`."""
+        """Make the optimizer of `Trainer`, or Muon and AdamW with `use_muon`."""
         if self.args.use_muon and self.optimizer is None:
             self.optimizer_cls_and_kwargs = (self._muon_factory, {})
         return super().create_optimizer(model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Names of the parameters that decay: those that `Trainer` names, without vectors and the injection."""
+        """Name the parameters that decay: those that `Trainer` names, without vectors and the injection."""
         exempt = undecayed_parameter_names(model)
         return [name for name in super().get_decay_parameter_names(model) if name not in exempt]
 
