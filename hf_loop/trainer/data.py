@@ -183,7 +183,7 @@ def check_text_column(texts: Dataset | IterableDataset, text_column: str, key: s
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a tokenizer with one token per byte of UTF-8 and an end-of-text token, which reads any text without files."""
+    """Make a tokenizer with one token per byte of UTF-8 and an end-of-text token; it reads any text, without files."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<|endoftext|>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
