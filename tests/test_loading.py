@@ -79,7 +79,7 @@ COMMANDS = {
     "retrofit": (["plain"], ["retrofit", "{model}", "{new}", "--core", "1-1"]),
     "retrofit feedback": (["plain"], ["retrofit", "{model}", "{new}", "--family", "feedback"]),
     "retrofit sleep": (["plain"], ["retrofit", "{model}", "{new}", "--family", "sleep"]),
-    "fold": (["plain"], ["retrofit", "{model}", "{new}", "--fold", "first", "--lora-rank", 2]),
+    "fold": (["plain"], ["retrofit", "{model}", "{new}", "--set", "fold=first", "--set", "loop_lora_rank=2"]),
     "scan": (["plain"], ["scan", "{model}", "--text", "{text}", "--output-dir", "{new}"]),
     "sweep": (["plain", "looped", "hierarchical"], ["sweep", "{model}", "--text", "{text}", "--output-dir", "{new}"]),
     "generate": (["plain", "looped", "feedback", "sleep", "hierarchical"], ["generate", "{model}", "1<->2"]),
