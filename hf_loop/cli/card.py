@@ -17,7 +17,7 @@ def card(
 ) -> None:
     """Write the model card of a folder."""
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}.")
+        raise ValueError(f"There is no folder {folder}")
 
     from ..evaluation.card_template import CARD_FILE, CARD_MARKER
     from ..evaluation.hub_card import write_card
@@ -26,7 +26,7 @@ def card(
 
     path = folder / CARD_FILE
     if path.is_file() and CARD_MARKER not in path.read_text(encoding="utf-8") and not overwrite:
-        raise ValueError(f"{path} was not written by hf-loop; give --overwrite to replace it.")
+        raise ValueError(f"{path} was not written by hf-loop; give --overwrite to replace it")
     family_config(folder)
     # a card describes weights; a folder may have none yet
     if any(folder.glob("*.safetensors")):

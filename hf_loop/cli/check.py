@@ -55,7 +55,7 @@ def _find_config(model: str) -> "PreTrainedConfig":
         return text_config(CONFIG_MAPPING[model](), model)
     config = load_config(model)
     if hasattr(config, "backbone_config"):
-        raise ValueError(f"{model} is a {config.model_type.removesuffix('_lm')} model already.")
+        raise ValueError(f"{model} is a {config.model_type.removesuffix('_lm')} model already")
     return config
 
 

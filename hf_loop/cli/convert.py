@@ -27,7 +27,7 @@ def convert(
     overrides = parse_field_values(set_ or [])
     # the configuration has a field `dtype`, but setting it would not convert the weights
     if "dtype" in overrides:
-        raise ValueError("--set: give the type of the weights as --dtype.")
+        raise ValueError("--set: give the type of the weights as --dtype")
     check_new_folder(output_dir)
 
     from rich.console import Console
@@ -64,7 +64,7 @@ def parse_dtype(name: str | None) -> Any:
         return None
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"--dtype: {name!r} is not a floating-point type; give float32, bfloat16 or float16.")
+        raise ValueError(f"--dtype: {name!r} is not a floating-point type; give float32, bfloat16 or float16")
     return dtype
 
 

@@ -46,9 +46,9 @@ def generate(
     loop_counts = parse_loops(loops or DEFAULT_LOOPS)
     layers = LayerRange(prelude, coda, core)
     if memory is not None and not memory.is_file():
-        raise ValueError(f"--memory: there is no file {memory}.")
+        raise ValueError(f"--memory: there is no file {memory}")
     if save_memory is not None and not save_memory.absolute().parent.is_dir():
-        raise ValueError(f"--save-memory: there is no folder {save_memory.parent}.")
+        raise ValueError(f"--save-memory: there is no folder {save_memory.parent}")
 
     from rich.console import Console
 
@@ -59,10 +59,10 @@ def generate(
         language_model: Any = load_recurrent_model(model, layers).to(default_device())
     has_loops, has_memory = hasattr(language_model.config, "num_loops"), hasattr(language_model, "load_memory")
     if loops is not None and not has_loops:
-        raise ValueError(f"--loops: {model} is a {language_model.config.model_type} model, which has no loops.")
+        raise ValueError(f"--loops: {model} is a {language_model.config.model_type} model, which has no loops")
     if not has_memory and (memory is not None or save_memory is not None):
         option = "--save-memory" if memory is None else "--memory"
-        raise ValueError(f"{option}: {model} is a {language_model.config.model_type} model, which keeps no memory.")
+        raise ValueError(f"{option}: {model} is a {language_model.config.model_type} model, which keeps no memory")
     cache = None if memory is None else language_model.load_memory(memory)
     # with a memory the prompt continues a text, so it gets no start token
     inputs = _encode(tokenizer, prompt, chat, is_start=memory is None)
@@ -137,11 +137,11 @@ def _encode(
 ) -> "tuple[torch.Tensor, torch.Tensor]":
     if chat:
         if tokenizer.chat_template is None:
-            raise ValueError("--chat: this model's tokenizer has no chat template.")
+            raise ValueError("--chat: this model's tokenizer has no chat template")
         messages = [{"role": "user", "content": prompt}]
         prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     # a chat template writes the special tokens itself
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=is_start and not chat)
     if inputs["input_ids"].shape[1] == 0:
-        raise ValueError("The prompt is empty.")
+        raise ValueError("The prompt is empty")
     return inputs["input_ids"], inputs["attention_mask"]

@@ -70,7 +70,7 @@ def load_model(name: str, layers: LayerRange | None = None) -> "LoopedForCausalL
     """
     model: Any = load_recurrent_model(name, layers)
     if not hasattr(model.config, "num_loops"):
-        raise ValueError(f"{name} is a {model.config.model_type} model, which does not run in loops.")
+        raise ValueError(f"{name} is a {model.config.model_type} model, which does not run in loops")
     return model
 
 
@@ -100,7 +100,7 @@ def load_recurrent_model(name: str, layers: LayerRange | None = None) -> "PreTra
     if isinstance(config, RecurrentConfig):
         if layers.is_given:
             family = config.model_type.removesuffix("_lm")
-            raise ValueError(f"{name} is a {family} model already; its layer range cannot be chosen.")
+            raise ValueError(f"{name} is a {family} model already; its layer range cannot be chosen")
         return load_pretrained(AutoModelForCausalLM, name)
     # refuse a range that does not fit before the weights are read
     layers.plan(config.num_hidden_layers)
@@ -193,19 +193,19 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     else:
         _check_folder(name)
         if path.is_dir() and not any(path.glob("tokenizer*")):
-            raise ValueError(f"{name} holds no tokenizer.")
+            raise ValueError(f"{name} holds no tokenizer")
         tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer is None:
-        raise ValueError(f"transformers knows no tokenizer for {name}.")
+        raise ValueError(f"transformers knows no tokenizer for {name}")
     return tokenizer
 
 
 def _gguf_name(path: Path) -> str:
     """The name of a GGUF file that exists and can be read."""
     if not path.is_file():
-        raise OSError(f"There is no file {path}.")
+        raise OSError(f"There is no file {path}")
     if find_spec("gguf") is None:
-        raise ValueError(f"{path} cannot be read without the package gguf; install it with `pip install gguf`.")
+        raise ValueError(f"{path} cannot be read without the package gguf; install it with `pip install gguf`")
     return path.name
 
 
@@ -213,7 +213,7 @@ def _check_folder(name: str) -> None:
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise OSError(f"The folder {name} has no config.json, so it is not a model folder.")
+            raise OSError(f"The folder {name} has no config.json, so it is not a model folder")
     # a repository's name is `name` or `owner/name`; anything else can only be meant as a folder
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise OSError(f"There is no folder {name}.")
+        raise OSError(f"There is no folder {name}")

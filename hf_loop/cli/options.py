@@ -40,8 +40,8 @@ def parse_loops(text: str) -> list[int]:
     for entry in text.split(","):
         entry = entry.strip()
         if not (entry.isascii() and entry.isdigit()) or int(entry) < 1:
-            raise ValueError(f"--loops: {entry!r} is not a loop count; give integers of at least 1, as in 1,2,4,8.")
+            raise ValueError(f"--loops: {entry!r} is not a loop count; give integers of at least 1, as in 1,2,4,8")
         if int(entry) in counts:
-            raise ValueError(f"--loops: {entry} is named twice.")
+            raise ValueError(f"--loops: {entry} is named twice")
         counts.append(int(entry))
     return sorted(counts)

@@ -15,9 +15,9 @@ def push(
     """Upload a model folder to the Hub."""
     for name, reason in (("config.json", "it is not a model folder"), ("README.md", "write it with `hf-loop card`")):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}; {reason}.")
+            raise ValueError(f"{folder} has no {name}; {reason}")
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} holds no weights (*.safetensors).")
+        raise ValueError(f"{folder} holds no weights (*.safetensors)")
 
     from huggingface_hub import HfApi
 

@@ -57,7 +57,7 @@ def retrofit(
     ranges = {"num_prelude_layers": layers.prelude, "num_coda_layers": layers.coda, "core_layers": layers.core}
     for name, value in ranges.items():
         if value is not None and name in values:
-            raise ValueError(f"--set: {name} is set twice.")
+            raise ValueError(f"--set: {name} is set twice")
     values |= {name: value for name, value in ranges.items() if value is not None}
     check_new_folder(output_dir)
 

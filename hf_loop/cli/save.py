@@ -14,7 +14,7 @@ def check_new_folder(output_dir: Path) -> None:
         ValueError: if `output_dir` is a file, or a folder that is not empty.
     """
     if output_dir.is_file() or (output_dir.is_dir() and any(output_dir.iterdir())):
-        raise ValueError(f"{output_dir} is not an empty folder; give another one.")
+        raise ValueError(f"{output_dir} is not an empty folder; give another one")
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def scan(
     inside = None if layers is None else parse_layer_range(layers, "--layers")
     within = None if inside is None else (inside[0], inside[-1])
     if not text.is_file():
-        raise ValueError(f"--text: there is no file {text}.")
+        raise ValueError(f"--text: there is no file {text}")
     path = Path(model)
     name = (path.resolve().stem if path.suffix == ".gguf" else path.resolve().name) if path.exists() else model
     folder = output_dir or Path("scans") / name.replace("/", "--")

@@ -44,9 +44,9 @@ def sweep(
     loop_counts = parse_loops(loops)
     layers = LayerRange(prelude, coda, core)
     if (text is None) == (task is None):
-        raise ValueError("Give one of --text FILE (perplexity) and --task NAME (accuracy).")
+        raise ValueError("Give one of --text FILE (perplexity) and --task NAME (accuracy)")
     if text is not None and not text.is_file():
-        raise ValueError(f"--text: there is no file {text}.")
+        raise ValueError(f"--text: there is no file {text}")
     name = Path(model).resolve().name if Path(model).exists() else model
     folder = output_dir or Path("sweeps") / name.replace("/", "--")
 
@@ -78,12 +78,12 @@ def _task_examples(
 
     generators = {"shell_game": tasks.shell_game, "coin_flips": tasks.coin_flips}
     if task not in generators:
-        raise ValueError(f"--task: there is no task {task!r}; there are {', '.join(generators)}.")
+        raise ValueError(f"--task: there is no task {task!r}; there are {', '.join(generators)}")
     sizes = {} if length is None else {"num_swaps" if task == "shell_game" else "num_moves": length}
     splits, task_tokenizer = generators[task](1, num_examples, **sizes, seed=seed)
     # another vocabulary would give a number without an error, and the number would mean nothing
     if tokenizer.get_vocab() != task_tokenizer.get_vocab():
-        raise ValueError(f"--task: the model's tokenizer is not the one of {task}; it was trained on something else.")
+        raise ValueError(f"--task: the model's tokenizer is not the one of {task}; it was trained on something else")
     return splits["test"]
 
 

@@ -48,7 +48,7 @@ def accuracy_over_loops(
     loops = sorted(check_loops(loops))
     batch_size = check_positive_int("batch_size", batch_size)
     if len(dataset) == 0:
-        raise ValueError("dataset is empty; there is nothing to measure.")
+        raise ValueError("dataset is empty; there is nothing to measure")
     batches = list(_padded_batches(dataset, batch_size))
     last_correct, all_correct = dict.fromkeys(loops, 0), dict.fromkeys(loops, 0)
     with evaluation_mode(model), tqdm(total=len(loops) * len(batches), disable=not progress, desc=label) as bar:
@@ -82,7 +82,7 @@ def _padded_batches(
         for index, row_labels in enumerate(labels, start):
             # the first token has nothing before it to be predicted from
             if not (row_labels[1:] != IGNORE_INDEX).any():
-                raise ValueError(f"Row {index} of dataset has no labelled token after the first; nothing to score.")
+                raise ValueError(f"Row {index} of dataset has no labelled token after the first; nothing to score")
         pad = torch.nn.utils.rnn.pad_sequence
         yield {
             "input_ids": pad(input_ids, batch_first=True),

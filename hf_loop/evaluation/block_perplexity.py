@@ -37,7 +37,7 @@ class BlockCurve:
         lengths = {len(losses) for losses in self.losses}
         if lengths != {len(self.num_predicted)}:
             raise ValueError(
-                f"losses must hold {len(self.num_predicted)} blocks of every text, got {sorted(lengths)}."
+                f"losses must hold {len(self.num_predicted)} blocks of every text, got {sorted(lengths)}"
             )
 
     @property
@@ -63,7 +63,7 @@ class BlockCurve:
             len(other.losses),
             len(other.num_predicted),
         ):
-            raise ValueError(f"{self.label!r} and {other.label!r} must be measured on the same blocks.")
+            raise ValueError(f"{self.label!r} and {other.label!r} must be measured on the same blocks")
         differences = [
             mine - theirs
             for own_losses, other_losses in zip(self.losses, other.losses, strict=True)
@@ -107,13 +107,13 @@ def perplexity_by_block(
     block_size = check_int("block_size", block_size, 2)
     window = None if window is None else check_positive_int("window", window)
     if window is not None and (window < block_size or window % block_size):
-        raise ValueError(f"window must be a multiple of block_size {block_size}, got {window}.")
+        raise ValueError(f"window must be a multiple of block_size {block_size}, got {window}")
     if input_ids.dim() not in (1, 2):
-        raise ValueError(f"input_ids must have the shape [B, T] or [T], got {list(input_ids.shape)}.")
+        raise ValueError(f"input_ids must have the shape [B, T] or [T], got {list(input_ids.shape)}")
     texts = input_ids.reshape(-1, input_ids.shape[-1])
     num_blocks = texts.shape[1] // block_size
     if num_blocks == 0:
-        raise ValueError(f"input_ids must hold at least a block of {block_size} tokens, got {texts.shape[1]}.")
+        raise ValueError(f"input_ids must hold at least a block of {block_size} tokens, got {texts.shape[1]}")
     losses, num_predicted = [], []
     cache = last_logits = None
     blocks = texts[:, : num_blocks * block_size].split(block_size, dim=1)

@@ -33,10 +33,10 @@ def plot_block_curves(
         ValueError: if there are no curves, or they are not of the same blocks.
     """
     if not curves:
-        raise ValueError("curves is empty; there is nothing to draw.")
+        raise ValueError("curves is empty; there is nothing to draw")
     sizes = {(curve.block_size, len(curve.num_predicted)) for curve in [*curves, *([reference] if reference else [])]}
     if len(sizes) > 1:
-        raise ValueError(f"curves must be of the same blocks, got (block_size, blocks) {sorted(sizes)}.")
+        raise ValueError(f"curves must be of the same blocks, got (block_size, blocks) {sorted(sizes)}")
     figure = new_figure(7.4, 5.4)
     axes = figure.add_subplot()
     divisors = [1.0] * len(curves[0].num_predicted) if reference is None else reference.perplexities()

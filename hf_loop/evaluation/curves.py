@@ -27,15 +27,15 @@ def check_loops(loops: Sequence[int]) -> list[int]:
         ValueError: if `loops` is empty, holds something other than a positive integer, or repeats a count.
     """
     if len(loops) == 0:
-        raise ValueError("loops is empty; give at least one loop count.")
+        raise ValueError("loops is empty; give at least one loop count")
     counts = []
     for count in loops:
         number = whole_number(count)
         if number is None or number < 1:
-            raise ValueError(f"loops must hold integers of at least 1, got {count!r}.")
+            raise ValueError(f"loops must hold integers of at least 1, got {count!r}")
         counts.append(number)
     if len(set(counts)) != len(counts):
-        raise ValueError(f"loops must name each loop count once, got {counts}.")
+        raise ValueError(f"loops must name each loop count once, got {counts}")
     return counts
 
 
@@ -65,18 +65,18 @@ class LoopCurve:
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
-            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}.")
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
         self.num_loops = check_loops(self.num_loops)
         if self.num_loops != sorted(self.num_loops):
-            raise ValueError(f"num_loops must ascend, got {self.num_loops}.")
+            raise ValueError(f"num_loops must ascend, got {self.num_loops}")
         if len(self.values) != len(self.num_loops):
-            raise ValueError(f"values has {len(self.values)} entries for {len(self.num_loops)} loop counts.")
+            raise ValueError(f"values has {len(self.values)} entries for {len(self.num_loops)} loop counts")
         if self.sequence_accuracy is not None and len(self.sequence_accuracy) != len(self.num_loops):
             raise ValueError(
-                f"sequence_accuracy has {len(self.sequence_accuracy)} entries for {len(self.num_loops)} loop counts."
+                f"sequence_accuracy has {len(self.sequence_accuracy)} entries for {len(self.num_loops)} loop counts"
             )
         if self.trained_loops is not None and self.trained_loops < 1:
-            raise ValueError(f"trained_loops must be at least 1, got {self.trained_loops}.")
+            raise ValueError(f"trained_loops must be at least 1, got {self.trained_loops}")
 
     def value_at(self, num_loops: int) -> float:
         """Return the metric at a measured loop count.
@@ -85,7 +85,7 @@ class LoopCurve:
             ValueError: if that count was not measured.
         """
         if num_loops not in self.num_loops:
-            raise ValueError(f"num_loops={num_loops} was not measured; measured: {self.num_loops}.")
+            raise ValueError(f"num_loops={num_loops} was not measured; measured: {self.num_loops}")
         return self.values[self.num_loops.index(num_loops)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,9 +101,9 @@ class LoopCurve:
         """
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(data) - known):
-            raise ValueError(f"A loop curve has no field {', '.join(unknown)}.")
+            raise ValueError(f"A loop curve has no field {', '.join(unknown)}")
         if missing := sorted({"metric", "label", "num_loops", "values"} - set(data)):
-            raise ValueError(f"A loop curve needs the field {', '.join(missing)}.")
+            raise ValueError(f"A loop curve needs the field {', '.join(missing)}")
         data = dict(data)
         data["values"] = [math.inf if value is None else value for value in data["values"]]
         return cls(**data)
@@ -126,7 +126,7 @@ class LoopCurve:
 def reference_loops(curve: LoopCurve) -> int:
     """Return the measured loop count nearest to the trained depth (the smaller one of two equally near)."""
     if curve.trained_loops is None:
-        raise ValueError(f"The curve {curve.label!r} does not say at how many loops its model was trained.")
+        raise ValueError(f"The curve {curve.label!r} does not say at how many loops its model was trained")
     trained_loops = curve.trained_loops
     return min(curve.num_loops, key=lambda count: (abs(count - trained_loops), count))
 
@@ -151,7 +151,7 @@ def safe_range(curve: LoopCurve, tolerance: float | None = None) -> tuple[int, i
     """
     tolerance = DEFAULT_TOLERANCE[curve.metric] if tolerance is None else tolerance
     if tolerance < 0:
-        raise ValueError(f"tolerance must not be negative, got {tolerance}.")
+        raise ValueError(f"tolerance must not be negative, got {tolerance}")
     position = curve.num_loops.index(reference_loops(curve))
     reference = curve.values[position]
 

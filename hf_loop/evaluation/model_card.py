@@ -105,7 +105,7 @@ class ModelCardFacts:
         family: Any = family_of(config)
         auto_class = _auto_class(config, family)
         if auto_class not in PIPELINE_TAGS:
-            raise ValueError(f"{folder} holds a model of type {config.model_type!r}, which is no language model.")
+            raise ValueError(f"{folder} holds a model of type {config.model_type!r}, which is no language model")
         dtype = config.dtype or torch.float32
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         num_loops = config.num_loops if config.has_loops else None
@@ -144,10 +144,10 @@ def family_config(folder: str | Path) -> Any:
         ValueError: if it does not.
     """
     if not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json, so it is not a model folder.")
+        raise ValueError(f"{folder} has no config.json, so it is not a model folder")
     config = AutoConfig.from_pretrained(folder)
     if family_of(config) is None:
-        raise ValueError(f"{folder} holds a model of type {config.model_type!r}, which is of no family of hf_loop.")
+        raise ValueError(f"{folder} holds a model of type {config.model_type!r}, which is of no family of hf_loop")
     return config
 
 
@@ -216,7 +216,7 @@ def _auto_class(config: Any, family: Any) -> str:
         if model_class.__name__ == architecture:
             return auto_class
     known = ", ".join(model_class.__name__ for model_class in family.classes.values())
-    raise ValueError(f"The architecture {architecture!r} is none of the {family.name} family's: {known}.")
+    raise ValueError(f"The architecture {architecture!r} is none of the {family.name} family's: {known}")
 
 
 def _levels(config: Any) -> list[Level]:

@@ -76,14 +76,14 @@ def cut_windows(input_ids: torch.Tensor | Sequence[torch.Tensor], window: int) -
     window = check_window(window)
     if isinstance(input_ids, torch.Tensor):
         if input_ids.dim() > 2 or (input_ids.dim() == 2 and input_ids.shape[0] != 1):
-            raise ValueError(f"input_ids must have the shape [1, T] or [T], got {list(input_ids.shape)}.")
+            raise ValueError(f"input_ids must have the shape [1, T] or [T], got {list(input_ids.shape)}")
         windows = list(input_ids.reshape(-1).split(window))
     else:
         windows = [torch.as_tensor(tokens).reshape(-1) for tokens in input_ids]
     # a window of one token predicts nothing
     windows = [tokens for tokens in windows if len(tokens) >= 2]
     if not windows:
-        raise ValueError("input_ids holds fewer than two tokens; there is nothing to predict.")
+        raise ValueError("input_ids holds fewer than two tokens; there is nothing to predict")
     return windows
 
 
@@ -95,7 +95,7 @@ def check_window(window: int) -> int:
     """
     number = whole_number(window)
     if number is None or number < 2:
-        raise ValueError(f"window must be an integer of at least 2 (the first is not predicted), got {window!r}.")
+        raise ValueError(f"window must be an integer of at least 2 (the first is not predicted), got {window!r}")
     return number
 
 

@@ -34,10 +34,10 @@ def plot_loop_curves(
         ValueError: if there are no curves or they measure different things.
     """
     if not curves:
-        raise ValueError("curves is empty; there is nothing to draw.")
+        raise ValueError("curves is empty; there is nothing to draw")
     metrics = {curve.metric for curve in curves}
     if len(metrics) > 1:
-        raise ValueError(f"curves must share one metric, got {', '.join(sorted(metrics))}.")
+        raise ValueError(f"curves must share one metric, got {', '.join(sorted(metrics))}")
 
     figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()

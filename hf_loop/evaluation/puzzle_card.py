@@ -165,5 +165,5 @@ def write_puzzle_card_again(
 def _puzzle_config(folder: Path) -> Any:
     config = family_config(folder)
     if not (config.architectures or [""])[0].endswith("ForPuzzle"):
-        raise ValueError(f"{folder} holds {config.architectures}, and no puzzle model.")
+        raise ValueError(f"{folder} holds {config.architectures}, and no puzzle model")
     return config

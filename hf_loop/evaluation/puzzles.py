@@ -116,7 +116,7 @@ def record_segments(
     num_segments = check_positive_int("num_segments", num_segments)
     batch_size = check_positive_int("batch_size", batch_size)
     if len(input_ids) == 0:
-        raise ValueError("input_ids is empty; there is nothing to measure.")
+        raise ValueError("input_ids is empty; there is nothing to measure")
     parts = []
     with evaluation_mode(model):
         for ids, answers in zip(input_ids.split(batch_size), labels.split(batch_size)):

@@ -60,9 +60,9 @@ class Results:
     def __post_init__(self) -> None:
         for name in ("datasets", "notes"):
             if not isinstance(getattr(self, name), list):
-                raise ValueError(f"{name} must be a list of strings, got {getattr(self, name)!r}.")
+                raise ValueError(f"{name} must be a list of strings, got {getattr(self, name)!r}")
         if any(not isinstance(curve, LoopCurve) for curve in self.curves):
-            raise ValueError("curves must hold LoopCurve objects.")
+            raise ValueError("curves must hold LoopCurve objects")
 
     def curves_of(self, metric: str) -> list[LoopCurve]:
         """Return the curves of one metric, the model's own first."""
@@ -95,9 +95,9 @@ class Results:
         try:
             data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}.") from error
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
         known = {item.name for item in fields(cls)}
         if unknown := sorted(set(data) - known):
-            raise ValueError(f"{path} has unknown fields: {', '.join(unknown)}.")
+            raise ValueError(f"{path} has unknown fields: {', '.join(unknown)}")
         data["curves"] = [LoopCurve.from_dict(curve) for curve in data.get("curves", [])]
         return cls(**data)

@@ -97,11 +97,11 @@ def scan_layer_ranges(
     model = text_part(model)
     num_layers = check_scannable(model.config)
     if model.get_output_embeddings() is None:
-        raise ValueError(f"model must have a language-model head; {type(model).__name__} has none.")
+        raise ValueError(f"model must have a language-model head; {type(model).__name__} has none")
     ranges = check_ranges(ranges, num_layers)
     loops = check_scan_loops(loops)
     if not updates or len(set(updates)) != len(updates) or not set(updates) <= set(UPDATES):
-        raise ValueError(f"updates must be one or both of {', '.join(UPDATES)}, got {list(updates)}.")
+        raise ValueError(f"updates must be one or both of {', '.join(UPDATES)}, got {list(updates)}")
     batch_size = check_positive_int("batch_size", batch_size)
     window = check_window(window)
     windows = cut_windows(input_ids, window)
@@ -123,7 +123,7 @@ def scan_layer_ranges(
             num_tokens = sum(batch[:, 1:].numel() for batch in batches)
             scan = LayerScan(label, num_layers, num_tokens, passes.base_perplexity, settings)
             if not math.isfinite(scan.base_perplexity):
-                raise ValueError(f"The model's own perplexity on this text is not finite in {settings['dtype']}.")
+                raise ValueError(f"The model's own perplexity on this text is not finite in {settings['dtype']}")
         for (first, last), counts in missing.items():
             scan.cells.extend(passes.measure(first, last, counts))
             if path is not None:
@@ -140,7 +140,7 @@ def check_scannable(config: PreTrainedConfig) -> int:
         ValueError: if the model is looped already or its architecture is not supported.
     """
     if hasattr(config, "num_loops"):
-        raise ValueError(f"model must be a plain checkpoint; {config.model_type} is looped already, sweep it instead.")
+        raise ValueError(f"model must be a plain checkpoint; {config.model_type} is looped already, sweep it instead")
     backbone_spec(config)
     return config.num_hidden_layers
 
@@ -153,7 +153,7 @@ def check_scan_loops(loops: Sequence[int]) -> list[int]:
     """
     loops = check_loops(loops)
     if 1 in loops:
-        raise ValueError("loops must be at least 2 in a scan: one loop is the model itself, which is always measured.")
+        raise ValueError("loops must be at least 2 in a scan: one loop is the model itself, which is always measured")
     return sorted(loops)
 
 

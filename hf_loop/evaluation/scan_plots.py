@@ -43,7 +43,7 @@ def plot_layer_scan(scan: LayerScan, path: str | Path, *, title: str | None = No
         ValueError: if the scan holds no cell.
     """
     if not scan.cells:
-        raise ValueError("scan holds no cells; there is nothing to draw.")
+        raise ValueError("scan holds no cells; there is nothing to draw")
 
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable

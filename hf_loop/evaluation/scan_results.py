@@ -121,7 +121,7 @@ class LayerScan:
             ]
             return cls(**data | {"base_perplexity": _or_infinite(data["base_perplexity"]), "cells": cells})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} does not hold a layer scan ({error}); use another folder.") from error
+            raise ValueError(f"{path} does not hold a layer scan ({error}); use another folder") from error
 
     def check_settings(self, settings: dict[str, Any], path: str | Path) -> None:
         """Check that this scan, read from `path`, was measured under `settings` (some or all of them).
@@ -136,7 +136,7 @@ class LayerScan:
         ]
         if differences:
             raise ValueError(
-                f"{path} holds a scan with other settings ({'; '.join(differences)}); use another folder."
+                f"{path} holds a scan with other settings ({'; '.join(differences)}); use another folder"
             )
 
 
@@ -170,7 +170,7 @@ def layer_ranges(
     max_length = None if max_length is None else check_positive_int("max_length", max_length)
     longest = high - low + 1 if max_length is None else min(max_length, high - low + 1)
     if min_length > longest:
-        raise ValueError(f"min_length {min_length} leaves no range: at most {longest} layers can be looped.")
+        raise ValueError(f"min_length {min_length} leaves no range: at most {longest} layers can be looped")
     lengths = range(min_length, longest + 1, stride)
     starts = range(low, high + 1, stride)
     return [(first, first + length - 1) for first in starts for length in lengths if first + length - 1 <= high]
@@ -183,19 +183,19 @@ def check_ranges(ranges: Sequence[tuple[int, int]], num_layers: int) -> list[tup
         ValueError: if there are none, or one runs backwards, passes the end, or is named twice.
     """
     if len(ranges) == 0:
-        raise ValueError("ranges is empty; give at least one (first, last).")
+        raise ValueError("ranges is empty; give at least one (first, last)")
     checked = []
     for given in ranges:
         first, last = (whole_number(end) for end in given)
         if first is None or last is None:
-            raise ValueError(f"ranges must hold pairs of integers, got ({given[0]!r}, {given[1]!r}).")
+            raise ValueError(f"ranges must hold pairs of integers, got ({given[0]!r}, {given[1]!r})")
         if first > last:
-            raise ValueError(f"ranges: ({first}, {last}) runs backwards; give the first layer first.")
+            raise ValueError(f"ranges: ({first}, {last}) runs backwards; give the first layer first")
         if first < 0 or last >= num_layers:
-            raise ValueError(f"ranges: ({first}, {last}) does not fit a model whose layers are 0 to {num_layers - 1}.")
+            raise ValueError(f"ranges: ({first}, {last}) does not fit a model whose layers are 0 to {num_layers - 1}")
         checked.append((first, last))
     if len(set(checked)) != len(checked):
-        raise ValueError(f"ranges must name each range once, got {checked}.")
+        raise ValueError(f"ranges must name each range once, got {checked}")
     return checked
 
 

@@ -40,7 +40,7 @@ def plot_seeds(
         ValueError: if there are no runs, or one lacks a share for a count.
     """
     if not runs or any(len(shares) != len(counts) for seeds in runs.values() for shares in seeds):
-        raise ValueError(f"every run must have {len(counts)} shares, one for each count, and there must be runs.")
+        raise ValueError(f"every run must have {len(counts)} shares, one for each count, and there must be runs")
     figure = new_figure(7.2, 4.4)
     axes = figure.add_subplot()
     for index, (variant, seeds) in enumerate(runs.items()):
