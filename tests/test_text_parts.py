@@ -158,13 +158,9 @@ def test_every_command_takes_a_composite_checkpoint(folder, hf_loop, tmp_path):
 def test_training_starts_from_a_composite_checkpoint(folder, family, hf_loop, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("1<->2 2<->3 " * 20)
-    model = {"pretrained": str(folder), "family": family}
-    if family == "looped":
-        model |= {"num_loops": 2, "core_layers": "1-2"}
-    else:
-        model |= {"sleep": {"sleep_window": 8}}
+    fields = {"num_loops": 2, "core_layers": "1-2"} if family == "looped" else {"sleep_window": 8}
     sections = {
-        "model": model,
+        "model": {"pretrained": str(folder), "family": family, "config": fields},
         "data": {"files": [str(text)], "tokenizer": str(folder), "block_size": 8, "num_eval_rows": 0},
         "training": {"output_dir": str(tmp_path / "run"), "max_steps": 1, "use_cpu": True, "disable_tqdm": True},
     }
