@@ -31,6 +31,8 @@ class RecurrentGenerationMixin(GenerationHooks):
 
     def generation_settings(self: Any, generation_config, **kwargs):
         depth = {name: kwargs.pop(name, None) for name in self.depth_names}
+        if kwargs.get("num_loops") is not None:
+            raise ValueError(f"`num_loops` is no keyword of a {self.config.model_type} model{self.about_loops}")
         generation_config, model_kwargs = super().generation_settings(generation_config, **kwargs)
         keywords = set(inspect.signature(self.forward).parameters) - ({"num_loops"} - set(self.depth_names))
         check_depth_names(vars(generation_config), keywords, "generation configuration")

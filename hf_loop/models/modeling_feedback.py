@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from transformers import Cache
 from transformers import initialization as init
-from transformers.utils import auto_docstring, can_return_tuple, logging
+from transformers.utils import auto_docstring, logging
 
 from .backbone import Backbone, LayerInputs
 from .configuration_feedback import FeedbackConfig
@@ -286,59 +286,6 @@ class FeedbackForCausalLM(FeedbackPreTrainedModel, RecurrentForCausalLM, MemoryM
 
     model_class = FeedbackModel
     output_class = FeedbackCausalLMOutputWithPast
-
-    @takes_cache
-    @can_return_tuple
-    @auto_docstring
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        loss_weights: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        initial_feedback: torch.Tensor | None = None,
-        num_loops: int | None = None,
-        num_backprop_loops: int | None = None,
-        **kwargs,
-    ) -> FeedbackCausalLMOutputWithPast:
-        r"""
-        cache (`Cache`, *optional*):
-            What earlier calls have left for this one; `past_key_values` is its older name.
-        attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-            0 at padding, which counts for no block. Without a mask and a cache, positions that start anew within a
-            row begin a document with a memory of its own.
-        loss_weights (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            The weight of every label in the loss, 1 if not given.
-        initial_feedback (`torch.FloatTensor` of shape `(num_calls, feedback_length, hidden_size)`, *optional*):
-            The memory that every row starts from, in place of the learned one: one for every layer call, or a single
-            one with `feedback_source="top"`.
-        num_loops (`int`, *optional*):
-            Loops of a backbone that has them, its configuration's number if not given.
-        num_backprop_loops (`int`, *optional*):
-            How many of the last loops carry gradient, all if not given.
-
-        Raises:
-            TypeError: a number of loops is given for a backbone without loops.
-            ValueError: the mask is not one of padding, the cache is not of this model, or a memory is given for rows
-                that have one.
-        """
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "cache": cache,
-            "inputs_embeds": inputs_embeds,
-            "use_cache": use_cache,
-            "initial_feedback": initial_feedback,
-            "num_loops": num_loops,
-            "num_backprop_loops": num_backprop_loops,
-        }
-        return self.predict(inputs, labels, logits_to_keep, kwargs, loss_weights)
 
 
 # trf-ignore: TRF057 as above

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Cache
-from transformers.utils import auto_docstring, can_return_tuple, logging
+from transformers.utils import auto_docstring, logging
 
 from .backbone import TWO_STACK_BACKBONES
 from .configuration_hierarchical import HierarchicalConfig
@@ -245,51 +245,6 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, RecurrentForCausalLM)
             new_types = model_kwargs["token_type_ids"][:, prompt_types.shape[1] :]
             model_kwargs["token_type_ids"] = torch.cat([prompt_types, torch.zeros_like(new_types)], dim=1)
         return model_kwargs
-
-    @takes_cache
-    @can_return_tuple
-    @auto_docstring
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        num_loops: int | None = None,
-        num_backprop_loops: int | None = None,
-        **kwargs,
-    ) -> LoopedCausalLMOutputWithPast:
-        r"""
-        cache (`Cache`, *optional*):
-            What earlier calls have left for this one; `past_key_values` is its older name.
-        token_type_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            For a backbone with `prefix_lm`, 1 for the tokens of the prefix, which see each other in both directions.
-            They must all be in the first call that fills a cache.
-        num_loops (`int`, *optional*):
-            Slow cycles to run, `config.num_loops` if not given.
-        num_backprop_loops (`int`, *optional*):
-            How many of the last slow cycles gradient may reach, all that `config.gradient` lets it if not given.
-
-        Raises:
-            ValueError: a loop count is not a positive integer, or the cache was made for another loop count.
-        """
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "cache": cache,
-            "token_type_ids": token_type_ids,
-            "inputs_embeds": inputs_embeds,
-            "use_cache": use_cache,
-            "num_loops": num_loops,
-            "num_backprop_loops": num_backprop_loops,
-        }
-        return self.predict(inputs, labels, logits_to_keep, kwargs)
 
 
 # trf-ignore: TRF057 as above

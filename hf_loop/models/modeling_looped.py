@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from transformers import Cache
 from transformers import initialization as init
-from transformers.utils import auto_docstring, can_return_tuple
+from transformers.utils import auto_docstring
 
 from .backbone import Backbone
 from .configuration_looped import LoopedConfig
@@ -248,6 +248,7 @@ class LoopedForCausalLM(LoopedPreTrainedModel, RecurrentForCausalLM):
 
     model_class = LoopedModel
     output_class = LoopedCausalLMOutputWithPast
+    set_arguments = frozenset(("output_loop_hidden_states", "noise_per_example"))
 
     def prepare_inputs_for_generation(self, *args, **kwargs):
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
@@ -256,54 +257,18 @@ class LoopedForCausalLM(LoopedPreTrainedModel, RecurrentForCausalLM):
             inputs["noise_per_example"] = False
         return inputs
 
-    @takes_cache
-    @can_return_tuple
-    @auto_docstring
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        num_loops: int | None = None,
-        num_backprop_loops: int | None = None,
-        output_loop_states: bool = False,
-        output_loop_logits: bool = False,
-        **kwargs,
-    ) -> LoopedCausalLMOutputWithPast:
-        r"""
-        cache (`Cache`, *optional*):
-            What earlier calls have left for this one; `past_key_values` is its older name.
-        num_loops (`int`, *optional*):
-            Loops to run, `config.num_loops` if not given.
-        num_backprop_loops (`int`, *optional*):
-            How many of the last loops carry gradient, all if not given.
-        output_loop_states (`bool`, *optional*, defaults to `False`):
-            Whether to return the state after every loop.
-        output_loop_logits (`bool`, *optional*, defaults to `False`):
-            Whether to return the logits after every loop; no cache is used then.
+    # trf-ignore: TRF057 the signature is made of the arguments documented here and those of the model inside
+    def forward(self, output_loop_logits: bool = False, **kwargs) -> LoopedCausalLMOutputWithPast:
+        """As [`LoopedModel`], with logits.
+
+        Args:
+            output_loop_logits (`bool`, *optional*, defaults to `False`): whether to return the logits after every
+                loop; no cache is used then.
 
         Raises:
-            ValueError: a loop count is not a positive integer, the cache was made for another loop count, or logits
-                after every loop are asked for together with a cache.
+            ValueError: as [`LoopedModel`].
         """
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "cache": cache,
-            "inputs_embeds": inputs_embeds,
-            "use_cache": use_cache,
-            "num_loops": num_loops,
-            "num_backprop_loops": num_backprop_loops,
-            "output_loop_states": output_loop_states,
-            "output_loop_hidden_states": output_loop_logits,
-        }
-        return self.predict(inputs, labels, logits_to_keep, kwargs)
+        return super().forward(output_loop_hidden_states=output_loop_logits, **kwargs)
 
     def read_outputs(self, outputs: Any, logits_to_keep: int | torch.Tensor) -> dict[str, Any]:
         if outputs.loop_hidden_states is None:

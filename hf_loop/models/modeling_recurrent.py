@@ -13,7 +13,9 @@
 # limitations under the License.
 """What the models of the families share: the backbone, one forward pass, the language-model head."""
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -235,8 +237,8 @@ def _counts(depth: dict[str, Any]) -> dict[str, Any]:
 class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
     """A recurrent model with the decoder's language-model head.
 
-    A family sets `model_class` and `output_class`; where its forward pass has arguments of its own, it names them in
-    one that calls `predict`.
+    A family sets `model_class` and `output_class`. Its forward pass names the arguments of that model as well; one
+    with arguments of the head's own has them by keyword only, and calls this one.
 
     Args:
         config (`RecurrentConfig`): the backbone and the schedule.
@@ -244,8 +246,17 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
 
     model_class: ClassVar[type[RecurrentModel]] = RecurrentModel
     output_class: ClassVar[Any] = RecurrentCausalLMOutputWithPast
+    output_names: ClassVar[frozenset[str]]
+    # arguments of the model without its head that a family's forward pass sets itself
+    set_arguments: ClassVar[frozenset[str]] = frozenset()
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # here, since a graph that is compiled cannot ask a class for its fields
+        cls.output_names = frozenset(field.name for field in fields(cls.output_class))
+        cls.forward: Any = name_arguments(cls.forward, cls.model_class.forward, cls.set_arguments)
 
     def __init__(self, config: Any):
         super().__init__(config)
@@ -267,55 +278,41 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        loss_weights: torch.Tensor | None = None,
         **kwargs,
     ) -> RecurrentCausalLMOutputWithPast:
         r"""
         cache (`Cache`, *optional*):
             What earlier calls have left for this one; `past_key_values` is its older name.
+        loss_weights (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            The weight of every label in the loss, 1 if not given.
         """
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "cache": cache,
-            "inputs_embeds": inputs_embeds,
-            "use_cache": use_cache,
-        }
-        return self.predict(inputs, labels, logits_to_keep, kwargs)
-
-    def predict(
-        self,
-        inputs: dict[str, Any],
-        labels: torch.Tensor | None,
-        logits_to_keep: int | torch.Tensor,
-        kwargs: dict[str, Any],
-        loss_weights: torch.Tensor | None = None,
-    ) -> Any:
-        """Logits, and with labels the loss.
-
-        Args:
-            inputs (`dict[str, Any]`): the arguments of the model without its head.
-            labels (`torch.Tensor` of shape `[B, T]`, *optional*): the tokens to be predicted.
-            logits_to_keep (`int` or `torch.Tensor`): how many of the last logits are computed (0 for all), or which.
-            kwargs (`dict[str, Any]`): further keywords, which go to the model and to the loss.
-            loss_weights (`torch.Tensor` of shape `[B, T]`, *optional*): the weight of every label.
-        """
-        outputs = self.model(**inputs, **kwargs)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
         logits = self.read_logits(outputs.last_hidden_state, logits_to_keep)
-        loss = None
-        if labels is not None:
-            vocab_size = self.config.vocab_size
-            if loss_weights is None:
-                loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
-            else:
-                loss = weighted_causal_lm_loss(logits, labels, loss_weights, vocab_size=vocab_size, **kwargs)
-        names = [field.name for field in fields(self.output_class) if outputs.get(field.name) is not None]
+        loss = None if labels is None else self.compute_loss(logits, labels, loss_weights, kwargs)
         return self.output_class(
             loss=loss,
             logits=logits,
-            **{name: outputs[name] for name in names},
+            **{name: value for name, value in outputs.items() if name in self.output_names},
             **self.read_outputs(outputs, logits_to_keep),
         )
+
+    def compute_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, loss_weights: torch.Tensor | None, kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        """The loss of logits `[B, T, V]`, with a weight for every label where there are any."""
+        kwargs = {**kwargs, "logits": logits, "labels": labels, "vocab_size": self.config.vocab_size}
+        if loss_weights is None:
+            return self.loss_function(**kwargs)
+        return weighted_causal_lm_loss(loss_weights=loss_weights, **kwargs)
 
     def read_outputs(self, outputs: Any, logits_to_keep: int | torch.Tensor) -> dict[str, Any]:
         """What a family's output has besides logits and what the model without its head gives."""
@@ -327,6 +324,40 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
         return compute_logits(self.config.decoder_config, self.lm_head, hidden_states, self.model.spec)
 
 
+def name_arguments(
+    forward: Callable[..., Any], of_model: Callable[..., Any], set_arguments: frozenset[str]
+) -> Callable[..., Any]:
+    """`forward` of a model with a head, with a signature that has the arguments of the model without it as well.
+
+    `generate` and `Trainer` send what the signature names.
+
+    Args:
+        forward (`Callable`): takes them among its `**kwargs`.
+        of_model (`Callable`): the forward pass of the model without its head.
+        set_arguments (`frozenset[str]`): those of its arguments that `forward` sets itself.
+    """
+
+    head = inspect.signature(RecurrentForCausalLM.forward).parameters
+    names = [name for name, parameter in head.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+
+    @functools.wraps(forward)
+    def call(*args, **kwargs):
+        if len(args) > len(names):
+            raise TypeError(f"`forward` takes at most {len(names) - 1} arguments by position, got {len(args) - 1}")
+        return forward(args[0], **dict(zip(names[1:], args[1:])), **kwargs)
+
+    further = inspect.signature(of_model).parameters | inspect.signature(forward).parameters
+    further = {
+        name: parameter.replace(kind=parameter.KEYWORD_ONLY)
+        for name, parameter in further.items()
+        if name not in head and name not in set_arguments
+    }
+    *first, kwargs = head.values()
+    wrapper: Any = call
+    wrapper.__signature__ = inspect.Signature([*first, *further.values(), kwargs])
+    return wrapper
+
+
 def make_head(outer: Any) -> nn.Linear:
     """The head of a model whose model without it is `outer.model`, tied to the embeddings where they are."""
     config = outer.config
@@ -334,4 +365,11 @@ def make_head(outer: Any) -> nn.Linear:
     return nn.Linear(config.hidden_size, config.vocab_size, bias=outer.model.spec.head_bias)
 
 
-__all__ = ["ForwardPass", "RecurrentForCausalLM", "RecurrentModel", "RecurrentPreTrainedModel", "make_head"]
+__all__ = [
+    "ForwardPass",
+    "RecurrentForCausalLM",
+    "RecurrentModel",
+    "RecurrentPreTrainedModel",
+    "make_head",
+    "name_arguments",
+]

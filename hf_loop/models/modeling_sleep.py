@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Cache
-from transformers.utils import auto_docstring, can_return_tuple
+from transformers.utils import auto_docstring
 
 from .backbone import Backbone, next_positions
 from .checks import check_positive_int
@@ -239,6 +239,7 @@ class SleepForCausalLM(SleepPreTrainedModel, RecurrentForCausalLM, MemoryMixin):
     """
 
     model_class = SleepModel
+    set_arguments = frozenset(("reads_once",))
 
     @property
     def depth_names(self) -> tuple[str, ...]:
@@ -248,64 +249,24 @@ class SleepForCausalLM(SleepPreTrainedModel, RecurrentForCausalLM, MemoryMixin):
         """Write what is in the open windows of a cache into its fast weights now; see `SleepModel.sleep`."""
         self.model.sleep(cache, num_passes, num_loops)
 
-    @takes_cache
-    @can_return_tuple
-    @auto_docstring
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        num_sleep_passes: int | None = None,
-        num_loops: int | None = None,
-        num_backprop_loops: int | None = None,
-        **kwargs,
-    ) -> RecurrentCausalLMOutputWithPast:
-        r"""
-        cache (`Cache`, *optional*):
-            What earlier calls have left for this one; `past_key_values` is its older name.
-        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Where they restart within a row, without a mask and without a cache, a new document begins, with fast
-            weights of its own. Positions themselves are counted from the window or the row, see `position_mode`.
-        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            The tokens to be predicted, -100 where there is none. No cache is made then unless `use_cache` asks for it.
-        num_sleep_passes (`int`, *optional*):
-            Passes over a full window, `config.num_sleep_passes` if not given.
-        num_loops (`int`, *optional*):
-            Loops of a backbone that has them, its configuration's number if not given.
-        num_backprop_loops (`int`, *optional*):
-            How many of the last loops carry gradient, all if not given.
+    # trf-ignore: TRF057 the signature is made of the arguments documented here and those of the model inside
+    def forward(self, labels: torch.Tensor | None = None, **kwargs) -> RecurrentCausalLMOutputWithPast:
+        """As [`SleepModel`], with logits.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): the tokens to be
+                predicted, -100 where there is none. No cache is made then unless `use_cache` asks for it.
 
         Raises:
-            TypeError: a number of loops is given for a backbone without loops.
-            ValueError: the number of passes is not a positive integer, the mask is not one of padding, the cache is
-                not a sleep model's or has another number of rows, or there are labels and a cache where
-                `config.sleep_over_labels` is False.
+            ValueError: as [`SleepModel`]; or there are labels and a cache where `config.sleep_over_labels` is False.
         """
-        if labels is not None and cache is None and use_cache is None:
-            use_cache = False
-        reads_once = None
-        # CODEPATH: Algorithm 1 of the paper reads windows with labels once; in generation there is no such difference
-        if labels is not None and not self.config.sleep_over_labels:
-            reads_once = _predicts(labels, kwargs.get("shift_labels"))
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "cache": cache,
-            "inputs_embeds": inputs_embeds,
-            "use_cache": use_cache,
-            "num_sleep_passes": num_sleep_passes,
-            "reads_once": reads_once,
-            "num_loops": num_loops,
-            "num_backprop_loops": num_backprop_loops,
-        }
-        return self.predict(inputs, labels, logits_to_keep, kwargs)
+        if labels is not None:
+            has_cache = any(kwargs.get(name) is not None for name in ("cache", "past_key_values", "use_cache"))
+            kwargs |= {} if has_cache else {"use_cache": False}
+            # CODEPATH: Algorithm 1 of the paper reads windows with labels once; generation has no such difference
+            if not self.config.sleep_over_labels:
+                kwargs["reads_once"] = _predicts(labels, kwargs.get("shift_labels"))
+        return super().forward(labels=labels, **kwargs)
 
 
 # trf-ignore: TRF057 as above
