@@ -32,7 +32,7 @@ def answer(model):
 MAKE = """
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, set_seed
 import hf_loop
-from hf_loop.tasks.tokenizer import byte_tokenizer
+from hf_loop.trainer.data import byte_tokenizer
 
 set_seed(0)
 base = LlamaForCausalLM(LlamaConfig(
@@ -71,7 +71,12 @@ def library(tmp_path_factory) -> Path:
     """A copy of the library with the family in it."""
     folder = tmp_path_factory.mktemp("library")
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(Path(hf_loop.__file__).parent, folder / "hf_loop", ignore=ignored)
+    package = Path(hf_loop.__file__).parent
+    shutil.copytree(package, folder / "hf_loop", ignore=ignored)
+    templates = package.parent / "model_cards"
+    if templates.is_dir():
+        # a checkout has them beside the package, a wheel inside
+        shutil.copytree(templates, folder / "model_cards", ignore=shutil.ignore_patterns("*.png", "*.safetensors"))
     for file in FILES:
         shutil.copy(file, folder / "hf_loop" / "models")
     return folder
@@ -127,3 +132,26 @@ def test_the_commands_know_it(library, work, pushed):
     output = run_command(library, work, "retrofit", "base", "out", "--family", "twice", "--set", "initial_gate=0.25")
     assert "every layer twice, gates from 0.25" in output
     assert json.loads((work / "out" / "config.json").read_text())["initial_gate"] == 0.25
+
+
+def test_a_recipe_trains_it(library, work):
+    (work / "text.txt").write_text("the ball is under the second cup. " * 40)
+    recipe = """
+model:
+  family: twice
+  backbone: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_attention_heads: 2, num_hidden_layers: 2}
+  config: {initial_gate: 0.1}
+data: {files: [text.txt], tokenizer: bytes, block_size: 16}
+training: {output_dir: run, max_steps: 3, per_device_train_batch_size: 2, learning_rate: 1e-2, use_cpu: true}
+"""
+    (work / "recipe.yaml").write_text(recipe)
+    assert "training loss" in run_command(library, work, "train", "recipe.yaml")
+    saved = json.loads((work / "run" / "config.json").read_text())
+    assert saved["architectures"] == ["TwiceForCausalLM"] and saved["initial_gate"] == 0.1
+    run_command(library, work, "generate", "run", "the ball", "--max-new-tokens", "2")
+
+
+def test_its_card_says_what_it_is(pushed):
+    card = pushed[2]["README.md"].decode()
+    assert "every layer twice, gates from 0.0" in card
+    assert "initial_gate" in card and "twice_lm" in card
