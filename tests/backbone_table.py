@@ -11,7 +11,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from hf_loop.models.backbone_specs import LIKE_LLAMA, BackboneSpec, find_spec
+from hf_loop.models.backbone_parts import BackboneSpec
+from hf_loop.models.backbone_specs import LIKE_LLAMA, find_spec
 
 from .models.tiny_decoders import causal_model_types, tiny_decoder
 

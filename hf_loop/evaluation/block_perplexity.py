@@ -36,9 +36,7 @@ class BlockCurve:
     def __post_init__(self) -> None:
         lengths = {len(losses) for losses in self.losses}
         if lengths != {len(self.num_predicted)}:
-            raise ValueError(
-                f"losses must hold {len(self.num_predicted)} blocks of every text, got {sorted(lengths)}"
-            )
+            raise ValueError(f"losses must hold {len(self.num_predicted)} blocks of every text, got {sorted(lengths)}")
 
     @property
     def perplexity(self) -> float:

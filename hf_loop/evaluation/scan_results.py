@@ -135,9 +135,7 @@ class LayerScan:
             if self.settings.get(name) != value
         ]
         if differences:
-            raise ValueError(
-                f"{path} holds a scan with other settings ({'; '.join(differences)}); use another folder"
-            )
+            raise ValueError(f"{path} holds a scan with other settings ({'; '.join(differences)}); use another folder")
 
 
 def layer_ranges(

@@ -10,10 +10,7 @@ tests do not cover is held to the base model before it is used, see `backbone_ch
 """
 
 import copy
-import functools
-import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,57 +18,33 @@ from torch import nn
 from transformers import AutoModel, Cache, PreTrainedConfig, PreTrainedModel
 
 from .backbone_check import check_entry
+from .backbone_parts import BackboneSpec, get_part, missing_parts, set_part
 from .backbone_specs import (
     PUZZLE_BACKBONES,
     REGISTERED_BACKBONES,
     SUPPORTED_BACKBONES,
     TWO_STACK_BACKBONES,
-    BackboneSpec,
     find_spec,
-    get_part,
     is_tested,
-    missing_parts,
     register_backbone,
-    set_part,
 )
 from .cache_views import CacheSlot
 from .configuration_recurrent import kind_of
+from .layer_calls import LayerInputs, goes_on, named_arguments, of_layer, reason_not_used, run_by_token
+from .module_seams import drops_cache, without_checkpointing
 from .schedules import Call, Depth
 from .transformers_seams import (
     RELEASE,
     adopt_attention,
     create_masks_for_generate,
-    drops_cache,
     layer_cache_name,
     make_model,
     named_cache,
-    without_checkpointing,
 )
 
 
 # layers of these types are a part of a decoder that carries nothing from token to token
 STATELESS_LAYER_TYPES = ("moe", "mlp")
-
-
-@dataclass(frozen=True)
-class LayerInputs:
-    """What every layer call of one forward pass shares.
-
-    Args:
-        position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`): position of every token.
-        position_embeddings (`dict` or `tuple`): rotary cosines and sines, by layer type where they differ.
-        masks (`dict`, `torch.Tensor` or `None`): attention masks, by layer type where they differ.
-        cache (`Cache` or `None`): the cache of the whole model.
-        use_cache (`bool`): whether layers write to the cache.
-        kwargs (`dict`): whatever else the caller passed down to the attention functions.
-    """
-
-    position_ids: torch.Tensor
-    position_embeddings: Any
-    masks: Any
-    cache: Cache | None
-    use_cache: bool
-    kwargs: dict[str, Any]
 
 
 class Backbone:
@@ -269,24 +242,24 @@ class Backbone:
             masks = None if layer_type in STATELESS_LAYER_TYPES else masks[layer_type]
         keywords = {
             "attention_mask": masks,
-            "position_embeddings": _of_layer(rotary, layer_type, index),
+            "position_embeddings": of_layer(rotary, layer_type, index),
             "position_ids": inputs.position_ids,
             "use_cache": inputs.use_cache,
             **keywords,
         }
         if self.spec.layers_take_index:
             keywords["layer_idx"] = index
-        taken = _named_arguments(type(layer))
+        taken = named_arguments(type(layer))
         if taken is not None:
             keywords = {name: value for name, value in keywords.items() if name in taken}
-        if self.spec.continues_by_token and hidden_states.shape[1] > 1 and _goes_on(layer_type, cache_view, slot):
-            output = _run_by_token(layer, hidden_states, keywords)
+        if self.spec.continues_by_token and hidden_states.shape[1] > 1 and goes_on(layer_type, cache_view, slot):
+            output = run_by_token(layer, hidden_states, keywords)
         else:
             output = layer(hidden_states, **keywords)
         if cache_view is not None and not cache_view.was_used and not self._carries_nothing(index):
             raise RuntimeError(
                 f"layer {index} of the {self.config.model_type} backbone neither read nor wrote slot {slot} of the "
-                f"cache (transformers {RELEASE}): {_reason_not_used(layer)}"
+                f"cache (transformers {RELEASE}): {reason_not_used(layer)}"
             )
         return output[0] if isinstance(output, tuple) else output
 
@@ -373,15 +346,6 @@ def backbone_spec(config: PreTrainedConfig, causal_class: type[PreTrainedModel] 
     return spec
 
 
-def _reason_not_used(layer: nn.Module) -> str:
-    if layer.training and getattr(layer, "gradient_checkpointing", False):
-        return (
-            "a layer that is checkpointed by itself drops it. Train without a cache, and switch checkpointing on by "
-            "`gradient_checkpointing_enable` of the whole model, not of its backbone"
-        )
-    return "this release hands the cache to its layers in a way that hf_loop does not know, and results would be wrong"
-
-
 def _sees_all(batch_idx: Any, head_idx: Any, q_idx: torch.Tensor, kv_idx: torch.Tensor) -> torch.Tensor:
     """A mask function that hides nothing: with one, transformers makes the mask where it could leave it out."""
     return q_idx >= 0
@@ -394,40 +358,6 @@ def _without_stateless_layers(config: PreTrainedConfig, layer_types: list[str] |
     config = copy.copy(config)
     config.layer_types = [layer_type for layer_type in layer_types if layer_type not in STATELESS_LAYER_TYPES]
     return config
-
-
-def _of_layer(rotary: Any, layer_type: str | None, index: int) -> Any:
-    if isinstance(rotary, dict):
-        return rotary[layer_type]
-    return rotary[index] if isinstance(rotary, list) else rotary
-
-
-def _goes_on(layer_type: str | None, cache_view: Any, slot: int) -> bool:
-    """Whether a layer goes on from a state that it left in the cache."""
-    return layer_type == "linear_attention" and cache_view is not None and cache_view.has_previous_state(slot)
-
-
-def _run_by_token(layer: Any, hidden_states: torch.Tensor, keywords: dict[str, Any]) -> torch.Tensor:
-    """A layer that goes on from its state, which this architecture does for single tokens only."""
-    mask = keywords["attention_mask"]
-    outputs = []
-    for token in range(hidden_states.shape[1]):
-        chosen = slice(token, token + 1)
-        output = layer(
-            hidden_states[:, chosen],
-            **{**keywords, "attention_mask": None if mask is None else mask[:, chosen]},
-        )
-        outputs.append(output[0] if isinstance(output, tuple) else output)
-    return torch.cat(outputs, dim=1)
-
-
-@functools.cache
-def _named_arguments(layer_class: type[nn.Module]) -> frozenset[str] | None:
-    """The arguments that layers of a class take, `None` where they take any."""
-    parameters = inspect.signature(layer_class.forward).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return None
-    return frozenset(parameters)
 
 
 __all__ = [

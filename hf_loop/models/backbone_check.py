@@ -14,14 +14,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from .backbone_specs import (
-    PUZZLE_BACKBONES,
-    REFUSED_BACKBONES,
-    REGISTERED_BACKBONES,
-    TWO_STACK_BACKBONES,
-    BackboneSpec,
-    missing_parts,
-)
+from .backbone_parts import BackboneSpec, missing_parts
+from .backbone_specs import PUZZLE_BACKBONES, REFUSED_BACKBONES, REGISTERED_BACKBONES, TWO_STACK_BACKBONES
 from .backbone_twin import NoTwinError, fingerprint, make_twin, twin_context
 from .schedules import Call
 

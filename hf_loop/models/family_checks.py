@@ -16,7 +16,8 @@ from transformers import DynamicCache, PreTrainedConfig
 
 from .backbone import Backbone
 from .backbone_check import CACHE_TOLERANCE, describe
-from .backbone_specs import BackboneSpec, find_spec, is_tested
+from .backbone_parts import BackboneSpec
+from .backbone_specs import find_spec, is_tested
 from .backbone_twin import NoTwinError, fingerprint, make_twin, twin_context
 
 

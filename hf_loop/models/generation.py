@@ -9,7 +9,8 @@ from typing import Any
 from transformers import GenerationConfig
 
 from .checks import check_depth_names, check_positive_int
-from .transformers_seams import GenerationHooks, is_prompted, is_scored_by_trl, module_view
+from .module_seams import module_view
+from .transformers_seams import GenerationHooks, is_prompted, is_scored_by_trl
 
 
 class RecurrentGenerationMixin(GenerationHooks):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .transformers_seams import child_module, inner_forward, is_hooked, module_view, own_parameter, replace_forward
+from .module_seams import child_module, inner_forward, is_hooked, module_view, own_parameter, replace_forward
 
 
 class LinearUpdate(NamedTuple):

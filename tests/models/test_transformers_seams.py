@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_loop.models import module_seams
 from hf_loop.models import transformers_seams as seams
 from hf_loop.models.outputs import RecurrentCausalLMOutputWithPast, RecurrentModelOutputWithPast
 
@@ -212,17 +213,17 @@ def test_generate_takes_the_steps_that_our_models_change():
 def test_a_module_view_shares_all_that_it_is_not_given():
     block = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     block.compile(backend="eager")
-    view = seams.module_view(block, {"1": nn.Identity()})
+    view = module_seams.module_view(block, {"1": nn.Identity()})
     states = torch.randn(3, 2)
     assert torch.equal(view(states), block[0](states)) and not torch.equal(view(states), block(states))
-    assert seams.child_module(view, "0") is block[0] and seams.child_module(view, "2") is None
-    norm = seams.module_view(block[1], parameters={"weight": torch.zeros(2)})
-    assert not norm(states).any() and seams.own_parameter(norm, "bias") is block[1].bias
-    assert seams.own_parameter(norm, "gain") is None
+    assert module_seams.child_module(view, "0") is block[0] and module_seams.child_module(view, "2") is None
+    norm = module_seams.module_view(block[1], parameters={"weight": torch.zeros(2)})
+    assert not norm(states).any() and module_seams.own_parameter(norm, "bias") is block[1].bias
+    assert module_seams.own_parameter(norm, "gain") is None
     block.forward = lambda states: states
     with pytest.raises(ValueError, match="whose forward was replaced"):
-        seams.module_view(block)
-    assert seams.module_view(block, is_lenient=True).forward is block.forward
+        module_seams.module_view(block)
+    assert module_seams.module_view(block, is_lenient=True).forward is block.forward
 
 
 def test_trl_scores_by_a_forward_of_its_own():
@@ -230,7 +231,7 @@ def test_trl_scores_by_a_forward_of_its_own():
     model = LlamaForCausalLM(tiny_backbone("llama"))
     assert not seams.is_scored_by_trl(model)
     add_fused_lm_head(model)
-    assert seams.is_scored_by_trl(model) and seams.is_scored_by_trl(seams.module_view(model))
+    assert seams.is_scored_by_trl(model) and seams.is_scored_by_trl(module_seams.module_view(model))
 
 
 def test_a_forward_can_be_replaced_inside_the_hooks_of_accelerate():
@@ -239,22 +240,24 @@ def test_a_forward_can_be_replaced_inside_the_hooks_of_accelerate():
     states = torch.randn(3, 2)
     weights = {}
     for inside in (True, False):
-        view = seams.module_view(linear)
-        seams.replace_forward(view, lambda states: linear.weight * 1.0, inside_hooks=inside)
+        view = module_seams.module_view(linear)
+        module_seams.replace_forward(view, lambda states: linear.weight * 1.0, inside_hooks=inside)
         weights[inside] = view(states)
     assert weights[False].is_meta and not weights[True].is_meta and linear.weight.is_meta
-    assert seams.is_hooked(linear) and seams.inner_forward(linear) is not linear.forward
-    assert not seams.is_hooked(nn.Linear(2, 2))
+    assert module_seams.is_hooked(linear) and module_seams.inner_forward(linear) is not linear.forward
+    assert not module_seams.is_hooked(nn.Linear(2, 2))
 
 
 def test_a_checkpointed_layer_is_run_as_it_is_where_nothing_is_differentiated():
     model = LlamaModel(tiny_backbone("llama")).train()
     layer = model.layers[0]
-    assert not seams.drops_cache(layer)
+    assert not module_seams.drops_cache(layer)
     model.activation_checkpointing_enable()
-    assert not seams.drops_cache(layer)
+    assert not module_seams.drops_cache(layer)
     with torch.no_grad():
-        assert seams.drops_cache(layer) and not seams.drops_cache(seams.without_checkpointing(layer))
+        assert module_seams.drops_cache(layer) and not module_seams.drops_cache(
+            module_seams.without_checkpointing(layer)
+        )
     assert layer.gradient_checkpointing
 
 

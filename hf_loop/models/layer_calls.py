@@ -1,0 +1,81 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""What one call of a decoder's layer is given, and what some layers need done around it."""
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What every layer call of one forward pass shares.
+
+    Args:
+        position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`): position of every token.
+        position_embeddings (`dict` or `tuple`): rotary cosines and sines, by layer type where they differ.
+        masks (`dict`, `torch.Tensor` or `None`): attention masks, by layer type where they differ.
+        cache (`Cache` or `None`): the cache of the whole model.
+        use_cache (`bool`): whether layers write to the cache.
+        kwargs (`dict`): whatever else the caller passed down to the attention functions.
+    """
+
+    position_ids: torch.Tensor
+    position_embeddings: Any
+    masks: Any
+    cache: Cache | None
+    use_cache: bool
+    kwargs: dict[str, Any]
+
+
+def reason_not_used(layer: nn.Module) -> str:
+    """Why a layer neither read nor wrote the cache that it was given."""
+    if layer.training and getattr(layer, "gradient_checkpointing", False):
+        return (
+            "a layer that is checkpointed by itself drops it. Train without a cache, and switch checkpointing on by "
+            "`gradient_checkpointing_enable` of the whole model, not of its backbone"
+        )
+    return "this release hands the cache to its layers in a way that hf_loop does not know, and results would be wrong"
+
+
+def of_layer(rotary: Any, layer_type: str | None, index: int) -> Any:
+    """The rotary embedding of a layer, out of one for all, or one for every layer type or layer."""
+    if isinstance(rotary, dict):
+        return rotary[layer_type]
+    return rotary[index] if isinstance(rotary, list) else rotary
+
+
+def goes_on(layer_type: str | None, cache_view: Any, slot: int) -> bool:
+    """Whether a layer goes on from a state that it left in the cache."""
+    return layer_type == "linear_attention" and cache_view is not None and cache_view.has_previous_state(slot)
+
+
+def run_by_token(layer: Any, hidden_states: torch.Tensor, keywords: dict[str, Any]) -> torch.Tensor:
+    """A layer that goes on from its state, which this architecture does for single tokens only."""
+    mask = keywords["attention_mask"]
+    outputs = []
+    for token in range(hidden_states.shape[1]):
+        chosen = slice(token, token + 1)
+        output = layer(
+            hidden_states[:, chosen],
+            **{**keywords, "attention_mask": None if mask is None else mask[:, chosen]},
+        )
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+    return torch.cat(outputs, dim=1)
+
+
+@functools.cache
+def named_arguments(layer_class: type[nn.Module]) -> frozenset[str] | None:
+    """The arguments that layers of a class take, `None` where they take any."""
+    parameters = inspect.signature(layer_class.forward).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return frozenset(parameters)
+
+
+__all__ = ["LayerInputs", "goes_on", "named_arguments", "of_layer", "reason_not_used", "run_by_token"]
