@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..models.checks import check_positive_int
 from ..models.puzzle_loss import IGNORE_INDEX
 from .curves import LoopCurve, check_loops
-from .running import evaluation_mode
+from .running import evaluation_mode, trained_loops
 
 
 def accuracy_over_loops(
@@ -30,7 +30,7 @@ def accuracy_over_loops(
     forcing). Rows of one batch are padded on the right, which a causal model cannot see.
 
     Args:
-        model (`PreTrainedModel`): a model whose `forward` takes `num_loops`.
+        model (`PreTrainedModel`): a causal language model with loops.
         dataset (`Dataset` or a sequence of mappings): rows with `input_ids` and `labels`, and optionally
             `attention_mask`, each of the row's length.
         loops (`Sequence[int]`): the loop counts.
@@ -43,8 +43,10 @@ def accuracy_over_loops(
         share of rows in which every scored token is.
 
     Raises:
-        ValueError: if a loop count is not a positive integer, there are no rows, or a row has nothing to score.
+        ValueError: if the model is no causal language model with loops, a loop count is not a positive integer, there
+            are no rows, or a row has nothing to score.
     """
+    trained = trained_loops(model)
     loops = sorted(check_loops(loops))
     batch_size = check_positive_int("batch_size", batch_size)
     if len(dataset) == 0:
@@ -63,7 +65,7 @@ def accuracy_over_loops(
         label=label,
         num_loops=loops,
         values=[last_correct[count] / len(dataset) for count in loops],
-        trained_loops=float(model.config.num_loops),
+        trained_loops=trained,
         sequence_accuracy=[all_correct[count] / len(dataset) for count in loops],
     )
 

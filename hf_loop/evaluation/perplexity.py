@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..models.checks import check_positive_int, whole_number
 from .curves import LoopCurve, check_loops
-from .running import evaluation_mode
+from .running import evaluation_mode, trained_loops
 
 
 def perplexity_over_loops(
@@ -31,7 +31,7 @@ def perplexity_over_loops(
     sliding-window perplexity of the same text, in which every token has a long context.
 
     Args:
-        model (`PreTrainedModel`): a model whose `forward` takes `num_loops`.
+        model (`PreTrainedModel`): a causal language model with loops.
         input_ids (`torch.Tensor` of shape `[1, T]` or `[T]`, or a sequence of tensors `[T_i]`): the text's tokens, or
             windows that are already cut (`window` then does not matter).
         loops (`Sequence[int]`): the loop counts.
@@ -44,8 +44,10 @@ def perplexity_over_loops(
         `LoopCurve`: with metric `"perplexity"`.
 
     Raises:
-        ValueError: if a loop count is not a positive integer, or there are fewer than two tokens to predict from.
+        ValueError: if the model is no causal language model with loops, a loop count is not a positive integer, or
+            there are fewer than two tokens to predict from.
     """
+    trained = trained_loops(model)
     loops = sorted(check_loops(loops))
     batch_size = check_positive_int("batch_size", batch_size)
     batches = batch_windows(cut_windows(input_ids, window), batch_size)
@@ -63,7 +65,7 @@ def perplexity_over_loops(
         label=label,
         num_loops=loops,
         values=values,
-        trained_loops=float(model.config.num_loops),
+        trained_loops=trained,
     )
 
 

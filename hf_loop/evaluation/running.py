@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -16,3 +17,20 @@ def evaluation_mode(model: torch.nn.Module) -> Generator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def trained_loops(model: Any) -> float:
+    """Return the loops of a model's configuration, at which it was trained.
+
+    Args:
+        model (`PreTrainedModel`): the model to be measured over loops.
+
+    Raises:
+        ValueError: if it is no causal language model, or has no loops.
+    """
+    if not model.can_generate():
+        raise ValueError(f"model must be a causal language model, got {type(model).__name__}")
+    # the configuration tells: any forward that takes keywords would swallow `num_loops`
+    if not hasattr(model.config, "num_loops"):
+        raise ValueError(f"model must have num_loops in its configuration, got {type(model).__name__} without loops")
+    return float(model.config.num_loops)

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..files import digest_config, digest_weights
+from ..models import family_of
 from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_spec
 from ..models.checks import check_positive_int
@@ -87,7 +88,7 @@ def scan_layer_ranges(
         `LayerScan`: all cells of `path`, which may be more than were asked for now.
 
     Raises:
-        ValueError: if the model carries an adapter, is looped already, has no language-model head or an unsupported
+        ValueError: if the model carries an adapter, is recurrent already, has no language-model head or an unsupported
             architecture; if a range, a loop count or an update is not as described; if there are fewer than two
             tokens; if `path` was measured with other weights, another text or another window; if the model's own
             perplexity is not finite.
@@ -137,10 +138,12 @@ def check_scannable(config: PreTrainedConfig) -> int:
     """Check by its configuration that a model can be scanned, and return its number of layers.
 
     Raises:
-        ValueError: if the model is looped already or its architecture is not supported.
+        ValueError: if the model is recurrent already or its architecture is not supported.
     """
-    if hasattr(config, "num_loops"):
-        raise ValueError(f"model must be a plain checkpoint; {config.model_type} is looped already, sweep it instead")
+    family: Any = family_of(config)
+    if family is not None:
+        hint = "; sweep it instead" if family.causal is not None and config.has_loops else ""
+        raise ValueError(f"model must be a plain checkpoint, and {config.model_type} is recurrent already{hint}")
     backbone_spec(config)
     return config.num_hidden_layers
 

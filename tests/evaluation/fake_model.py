@@ -21,6 +21,9 @@ class _FakeLoopedModel(torch.nn.Module):
         self.device = torch.device("cpu")
         self.calls: list[tuple[int, list[int], bool]] = []
 
+    def can_generate(self) -> bool:
+        return True
+
     def forward(
         self,
         input_ids: torch.Tensor,
