@@ -1,13 +1,10 @@
 """A metric as a function of the number of loops, and the range of loops in which a model is safe to use."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
-from ..files import write_text
 from ..models.checks import whole_number
 
 
@@ -107,20 +104,6 @@ class LoopCurve:
         data = dict(data)
         data["values"] = [math.inf if value is None else value for value in data["values"]]
         return cls(**data)
-
-    def save_json(self, path: str | Path) -> None:
-        """Write the curve to a JSON file, whole or not at all."""
-        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
-
-    @classmethod
-    def load_json(cls, path: str | Path) -> "LoopCurve":
-        """Read a curve written by [`~LoopCurve.save_json`].
-
-        Raises:
-            OSError: if the file cannot be read.
-            ValueError: if it does not hold a curve.
-        """
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def reference_loops(curve: LoopCurve) -> int:
