@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from hashlib import sha256
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -61,6 +62,26 @@ def test_folders_of_models_have_the_mode_that_the_umask_gives(tmp_path, umask):
     files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
     assert [mode_of(path) for path in files] == [0o666 & ~umask] * 2
     assert mode_of(tmp_path / "model") == mode_of(tmp_path / "model" / "code") == 0o777 & ~umask
+
+
+def test_a_folder_that_is_there_stays_the_same_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with whole_folder(Path()) as folder:
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_text(name)
+        assert not Path("config.json").exists()
+    assert sorted(os.listdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_error_leaves_no_folder_and_nothing_in_it(tmp_path, is_there):
+    output_dir = tmp_path / "model"
+    if is_there:
+        output_dir.mkdir()
+    with pytest.raises(OSError, match="disk full"), whole_folder(output_dir) as folder:
+        (folder / "config.json").write_text("half")
+        raise OSError("disk full")
+    assert [path.name for path in tmp_path.rglob("*")] == ["model"] * is_there
 
 
 def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path, monkeypatch):

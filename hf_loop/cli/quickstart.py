@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .save import check_new_folder, whole_folder
+
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -35,7 +37,7 @@ def quickstart(
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each model.")] = 1500,
 ) -> None:
     """Train a small looped model beside one of fixed depth and see it answer better with more loops."""
-    _check_output_dir(output_dir)
+    check_new_folder(output_dir)
 
     import torch
     from rich.console import Console
@@ -62,7 +64,8 @@ def quickstart(
         for label, model in (("looped", looped_model), ("fixed depth", fixed_model))
     ]
     print_accuracy(console, curves)
-    save(output_dir, looped_model, tokenizer, curves, splits["test"], seed, steps)
+    with whole_folder(output_dir) as folder:
+        save(folder, looped_model, tokenizer, curves, splits["test"], seed, steps, name=output_dir.resolve().name)
     ask_again(console, output_dir, splits["test"].select(range(3)))
     console.print(f"Next: hf-loop generate {output_dir} {example['prompt']!r} --loops 1,2,4,6,12", markup=False)
 
@@ -144,18 +147,20 @@ def print_accuracy(console: "Console", curves: "list[LoopCurve]") -> None:
 
 
 def save(
-    output_dir: Path,
+    folder: Path,
     model: "LoopedForCausalLM",
     tokenizer: "PreTrainedTokenizerBase",
     curves: "list[LoopCurve]",
     test_games: "Dataset",
     seed: int,
     steps: int,
+    name: str,
 ) -> None:
     """Write the model folder: weights, configuration, tokenizer, `results.json`, card and figure."""
     from transformers import GenerationConfig
 
-    from ..evaluation import Results, write_model_card
+    from ..evaluation import Results
+    from ..evaluation.hub_card import write_card
 
     # Trainer turned the cache off for training
     model.config.use_cache = True
@@ -166,8 +171,8 @@ def save(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    model.save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     Results(
         curves=curves,
         command=f"hf-loop quickstart --seed {seed} --steps {steps}",
@@ -178,8 +183,8 @@ def save(
             f"The model knows the shell game with three cups and up to {NUM_SWAPS} swaps, and nothing else.",
             "The fixed-depth model has as many parameters and saw the same games, but spends less compute on a token.",
         ],
-    ).save(output_dir)
-    write_model_card(output_dir)
+    ).save(folder)
+    write_card(folder, name)
 
 
 def ask_again(console: "Console", output_dir: Path, games: "Dataset") -> None:
@@ -205,9 +210,3 @@ def ask_again(console: "Console", output_dir: Path, games: "Dataset") -> None:
             cells.append(f"{answer} right" if answer == game["answer"] else f"{answer} wrong")
         table.add_row(str(num_loops), *cells)
     console.print(table)
-
-
-def _check_output_dir(output_dir: Path) -> None:
-    """Refuse an output folder that holds something, before any work is done."""
-    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
-        raise ValueError(f"output_dir must be a new or empty folder, got {str(output_dir)!r}")

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+CONFIG_FILE = "config.json"
+
+
 def check_new_folder(output_dir: Path) -> None:
     """Refuse an output folder that is not new or empty.
 
@@ -25,8 +28,10 @@ def whole_folder(output_dir: Path) -> Generator[Path]:
         output_dir (`Path`): the folder to make; it is new or empty (see [`check_new_folder`]).
     """
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    # beside the folder: only within a file system is a rename one step
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as scratch:
+    # within the folder or beside it, as only within a file system is a rename one step
+    is_there = output_dir.is_dir()
+    place = output_dir if is_there else output_dir.parent
+    with tempfile.TemporaryDirectory(dir=place, prefix=f".{output_dir.name}-") as scratch:
         folder = Path(scratch) / "model"
         folder.mkdir()
         yield folder
@@ -35,9 +40,13 @@ def whole_folder(output_dir: Path) -> Generator[Path]:
         for file in folder.rglob("*"):
             if file.is_file():
                 file.chmod(mode)
-        if output_dir.is_dir():
-            output_dir.rmdir()
-        folder.rename(output_dir)
+        if not is_there:
+            folder.rename(output_dir)
+            return
+        # a folder that is there stays the same one: it may be where the user is, or a file system of its own; without
+        # its configuration, which comes last, it is no model folder
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG_FILE):
+            path.rename(output_dir / path.name)
 
 
 def size_on_disk(folder: Path) -> str:

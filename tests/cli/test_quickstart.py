@@ -38,6 +38,9 @@ def test_writes_a_model_folder_with_card_and_figure(folder):
     card = (folder / "README.md").read_text()
     assert "hf-loop quickstart --seed 1 --steps 3" in card
     assert "accuracy_over_loops.png" in card
+    # the folder is put together elsewhere, and named after where it goes
+    assert "# folder\n" in card and 'from_pretrained("folder")' in card
+    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
 
 
 def test_results_hold_both_curves(folder):
@@ -80,7 +83,7 @@ def test_an_output_folder_that_is_not_empty_is_refused_and_kept(tmp_path, monkey
         folder.mkdir()
         kept = folder / "thesis.txt"
     kept.write_text("mine")
-    with pytest.raises(ValueError, match="output_dir must be a new or empty folder"):
+    with pytest.raises(ValueError, match="is not an empty folder"):
         quickstart(folder, steps=1)
     assert kept.read_text() == "mine"
     assert sorted(tmp_path.rglob("*")) == sorted({folder, kept})
