@@ -140,7 +140,7 @@ class _Layout:
     num_values: int
 
     def num_written(self, num_blocks: int) -> int:
-        """Keys that a row of `num_blocks` blocks has written when it asks."""
+        """Count the keys that a row of `num_blocks` blocks has written when it asks."""
         return self.pairs_per_block + (num_blocks - 2) * (self.pairs_per_block - self.updates_per_block)
 
     def check(self, max_blocks: int) -> None:
@@ -180,7 +180,7 @@ def _split(split: str, lengths: np.ndarray, layout: _Layout, rng: np.random.Gene
 
 
 def _draw(num_rows: int, num_blocks: int, layout: _Layout, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Rows of one length, whichever split they belong to."""
+    """Draw rows of one length, whichever split they belong to."""
     size, num_pairs = layout.block_size, layout.pairs_per_block
     num_written = layout.num_written(num_blocks)
     ids = np.full((num_rows, num_blocks, size), FILL_ID, dtype=np.int32)

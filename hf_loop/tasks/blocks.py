@@ -126,7 +126,7 @@ def check_integers(values: Mapping[str, object], low: int) -> None:
         low (`int`): the lowest value allowed.
 
     Raises:
-        ValueError: Names the argument and its value.
+        ValueError: names the argument and its value.
     """
     for name, value in values.items():
         number = whole_number(value)
@@ -138,7 +138,7 @@ def check_share(name: str, value: float) -> None:
     """Refuse a value outside 0 to 1.
 
     Raises:
-        ValueError: Names the argument and its value.
+        ValueError: names the argument and its value.
     """
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be between 0 and 1, got {value!r}")

@@ -66,7 +66,7 @@ def check_counts(**counts: int | None) -> None:
     """Refuse numbers of rows or puzzles that are no positive integers; `None` is let through.
 
     Raises:
-        ValueError: Names the argument and its value.
+        ValueError: names the argument and its value.
     """
     for name, value in counts.items():
         if value is not None and (whole_number(value) is None or value < 1):
@@ -77,7 +77,7 @@ def check_range(name: str, low: int, high: int, least: int, most: int) -> None:
     """Refuse a range that is empty or reaches outside of what there is.
 
     Raises:
-        ValueError: Names the range and its ends.
+        ValueError: names the range and its ends.
     """
     if not least <= low <= high <= most:
         raise ValueError(f"min_{name} and max_{name} must lie between {least} and {most}, got {low} and {high}")

@@ -88,7 +88,7 @@ def is_test_layout(puzzle: str, size: int) -> bool:
 
 
 def dig_maze(size: int, rng: random.Random) -> list[str]:
-    """Walls with a tree of corridors in them, made by a random depth-first walk over the cells of odd coordinates."""
+    """Dig a tree of corridors into walls, by a random depth-first walk over the cells of odd coordinates."""
     cells = [WALL] * (size * size)
     place = size + 1
     cells[place] = FREE

@@ -98,7 +98,7 @@ def passkey(
 
 
 def _draw_keys(split: str, num_keys: int, key_length: int, num_symbols: int, rng: np.random.Generator) -> np.ndarray:
-    """Keys of one split `[num_keys, key_length]`; a key is a number whose digits are its symbols."""
+    """Draw the keys of one split `[num_keys, key_length]`; a key is a number whose digits are its symbols."""
     codes = draw_codes(split, num_keys, 0, num_symbols**key_length, rng)
     return codes[:, None] // num_symbols ** np.arange(key_length) % num_symbols
 

@@ -147,7 +147,7 @@ def _is_test_game(code: int) -> bool:
 
 
 def _length(progress: float, num_moves: int, curriculum: float) -> int:
-    """Moves of a training game at `progress` (0 to 1) through the training rows."""
+    """Count the moves of a training game at `progress` (0 to 1) through the training rows."""
     if progress >= curriculum:
         return num_moves
     return 1 + int((num_moves - 1) * progress / curriculum)

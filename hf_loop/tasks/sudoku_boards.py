@@ -19,7 +19,7 @@ def check_size(size: int) -> None:
     """Refuse a board that there are no boxes for.
 
     Raises:
-        ValueError: Names the size.
+        ValueError: names the size.
     """
     if size not in BOXES:
         raise ValueError(f"size must be one of {', '.join(map(str, BOXES))}, got {size!r}")
@@ -50,12 +50,12 @@ class Search:
     """Fill a board by depth-first search, the cell with the fewest candidates first.
 
     Args:
-        board: the clues, blanks as 0.
-        size: the side of the board.
-        rng: tries candidates in random order; in ascending order without it.
+        board (`Sequence[int]`): the clues, blanks as 0.
+        size (`int`): the side of the board.
+        rng (`random.Random`, *optional*): tries candidates in random order; in ascending order without it.
 
     Attributes:
-        num_dead_ends: cells without a candidate that were met so far: how often it had to go back.
+        num_dead_ends (`int`): cells without a candidate that were met so far: how often it had to go back.
     """
 
     def __init__(self, board: Sequence[int], size: int, rng: random.Random | None = None) -> None:
@@ -125,7 +125,7 @@ def dig(solution: Board, size: int, max_blanks: int, rng: random.Random) -> Boar
 
 
 def random_symmetry(size: int, rng: random.Random) -> Symmetry:
-    """Numbers renamed, bands of rows and stacks of columns reordered and mixed; turned over where boxes are square."""
+    """Rename numbers, reorder and mix bands of rows and stacks of columns; turn over where boxes are square."""
     height, width = BOXES[size]
     rows, columns = _mixed(size, height, rng), _mixed(size, width, rng)
     numbers = [*range(1, size + 1)]

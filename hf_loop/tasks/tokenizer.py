@@ -27,7 +27,7 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
         words (`Sequence[str]`): the vocabulary; distinct, not empty, without white space.
 
     Returns:
-        A tokenizer that `save_pretrained` writes and `AutoTokenizer.from_pretrained` loads.
+        `PreTrainedTokenizerFast`: a tokenizer that `save_pretrained` writes and `AutoTokenizer.from_pretrained` loads.
 
     Raises:
         ValueError: if a word repeats, is empty, contains white space or is one of the special tokens.

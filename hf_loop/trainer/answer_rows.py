@@ -79,7 +79,7 @@ def repeat_segments(
         `Dataset`: `input_ids`, `labels` and `loss_weights`, of one length in a row.
 
     Raises:
-        ValueError: `length` is no positive integer, or `weight` is negative.
+        ValueError: if `length` is no positive integer, or `weight` is negative.
     """
     length = check_positive_int("length", length)
     if weight < 0:

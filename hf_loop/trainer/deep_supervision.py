@@ -79,7 +79,7 @@ class DeepSupervisionTrainer(CardTrainer):
         args (`DeepSupervisionArguments`): a [`DeepSupervisionArguments`].
 
     Raises:
-        ValueError: `args` is of another class, the model is no puzzle model, or one process drives several GPUs.
+        ValueError: if `args` is of another class, the model is no puzzle model, or one process drives several GPUs.
     """
 
     args: DeepSupervisionArguments

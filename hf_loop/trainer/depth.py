@@ -80,7 +80,7 @@ class DepthSchedule:
         """Draw the depth of optimizer step `step` (from 0) in a run of `total_steps`.
 
         Raises:
-            ValueError: `step` is negative or `total_steps` is not positive.
+            ValueError: if `step` is negative or `total_steps` is not positive.
         """
         if step < 0:
             raise ValueError(f"step must not be negative, got {step}")

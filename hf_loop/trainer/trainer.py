@@ -49,7 +49,7 @@ class LoopTrainer(CardTrainer):
             floating type will do; bfloat16 halves its memory.
 
     Raises:
-        ValueError: `args` is of another class; the trainer samples what it trains on; the model is not looped, or a
+        ValueError: if `args` is of another class; the trainer samples what it trains on; the model is not looped, or a
             reference model is of another depth; re-entrant activation checkpointing is asked for with more than one
             loop; or `args.distillation_weight` asks for a teacher that is not there or does not fit.
     """
