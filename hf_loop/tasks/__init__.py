@@ -2,6 +2,7 @@
 
 from .associative_recall import associative_recall, recall_accuracy
 from .coin_flips import coin_flips
+from .delayed_shell_game import delayed_shell_game
 from .grids import grid_tokenizer
 from .maze import maze
 from .passkey import passkey
@@ -17,6 +18,7 @@ from .tokenizer import word_tokenizer
 __all__ = [
     "associative_recall",
     "coin_flips",
+    "delayed_shell_game",
     "grid_tokenizer",
     "maze",
     "passkey",

@@ -16,6 +16,7 @@ from ..field_values import check_names
 from ..tasks import (
     associative_recall,
     coin_flips,
+    delayed_shell_game,
     maze,
     passkey,
     passkey_text,
@@ -32,6 +33,7 @@ from .sections import TEXT_TASKS, DataSection
 TASKS: dict[str, Callable[..., Any]] = {
     "associative_recall": associative_recall,
     "coin_flips": coin_flips,
+    "delayed_shell_game": delayed_shell_game,
     "maze": maze,
     "passkey": passkey,
     "passkey_text": passkey_text,

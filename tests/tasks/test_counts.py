@@ -25,6 +25,7 @@ def test_arguments_of_a_function():
     [
         ("coin_flips", {"num_train": 8, "num_test": 4, "num_moves": 4}),
         ("shell_game", {"num_train": 8, "num_test": 4, "num_swaps": 3, "num_cups": 3}),
+        ("delayed_shell_game", {"num_train": 8, "num_test": 4, "num_swaps": 3}),
         ("sudoku", {"num_train": 2, "num_test": 1, "size": 4}),
         ("maze", {"num_train": 2, "num_test": 1, "size": 7}),
         ("passkey", {"num_train": 8, "num_test": 4}),
