@@ -308,8 +308,9 @@ _KINDS = {"depth": "layer calls", "time": "tokens", "puzzle": "the segments of a
 
 def kind_of(config: PreTrainedConfig) -> str | None:
     """The kind of a recurrent model's configuration, `None` of a decoder's."""
-    # not by class: a local folder loads its classes twice
-    return getattr(config, "kind", None) if hasattr(config, "decoder_config") else None
+    # by what the class has and not by the class, which a local folder loads twice
+    config_class: Any = type(config)
+    return config_class.kind if hasattr(config_class, "decoder_config") else None
 
 
 def _backbone_property(name: str) -> property:

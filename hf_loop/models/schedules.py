@@ -202,23 +202,24 @@ class HierarchicalDepth(Depth):
         super().__init__(config.num_stack_layers, norm)
         self.config = config
         self.model = model
+        # once: attributes of configurations are slow to read for every layer call of every token
+        self.low_cycles, self.num_calls, self.stack_norm = config.low_cycles, config.num_calls, config.stack_norm
+        self.first_high_layer = 0 if config.shared_stack else self.num_layers
 
     # slots: layer i of stack call c in cycle h -> (h * num_calls + c) * n + i; with two states the last call of a
     # cycle is the slow stack's. They grow at the end with the number of cycles
     def stack_calls(self, cycle: int, call: int) -> list[Call]:
         """The layer calls of one stack call, both numbers counted from 0."""
-        config, num_layers = self.config, self.num_layers
-        is_high = call == config.low_cycles and not config.shared_stack
-        first_layer = num_layers if is_high else 0
-        first_slot = (cycle * config.num_calls + call) * num_layers
-        return [Call(first_layer + index, first_slot + index, cycle) for index in range(num_layers)]
+        first_layer = self.first_high_layer if call == self.low_cycles else 0
+        first_slot = (cycle * self.num_calls + call) * self.num_layers
+        return [Call(first_layer + index, first_slot + index, cycle) for index in range(self.num_layers)]
 
     def calls(self, num_loops: int | None = None) -> list[Call]:
         num_loops = self.config.num_loops if num_loops is None else num_loops
         return [
             layer_call
             for cycle in range(num_loops)
-            for call in range(self.config.num_calls)
+            for call in range(self.num_calls)
             for layer_call in self.stack_calls(cycle, call)
         ]
 
@@ -257,12 +258,12 @@ class HierarchicalDepth(Depth):
         is_injected = config.injection == "add"
         high, low = states
         for cycle in range(num_loops):
-            for call in range(config.num_calls):
+            for call in range(self.num_calls):
                 carries_gradient = config.carries_gradient(num_loops, cycle, call, num_backprop_loops)
                 with nullcontext() if carries_gradient else torch.no_grad():
                     # the stacks may be on two devices
                     state = high if low is None else low.to(high.device) + high
-                    if call == config.low_cycles:
+                    if call == self.low_cycles:
                         high = self.run_stack(state, run_call, cycle, call)
                         continue
                     state = state + encoded.to(state.device) if is_injected else state
@@ -273,14 +274,12 @@ class HierarchicalDepth(Depth):
     def run_stack(self, state: torch.Tensor, run_call: RunCall, cycle: int, call: int) -> torch.Tensor:
         """One stack call, `[B, T, D]`."""
         state = run_calls(state, run_call, self.stack_calls(cycle, call))
-        stack_norm = self.config.stack_norm
-        if stack_norm == "weightless":
+        if self.stack_norm == "weightless":
             return self.model.stack_norm(state)
-        return self.norm(state) if stack_norm == "final" else state
+        return self.norm(state) if self.stack_norm == "final" else state
 
     def finish(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        is_normed = self.config.stack_norm == "final"
-        return hidden_states if is_normed else self.norm(hidden_states)
+        return hidden_states if self.stack_norm == "final" else self.norm(hidden_states)
 
 
 __all__ = ["Call", "Depth", "HierarchicalDepth", "LoopedDepth", "RunCall", "run_calls"]
