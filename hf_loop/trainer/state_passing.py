@@ -39,6 +39,9 @@ class RandomStatePassing(TensorStateCallback):
     trainer = Trainer(model, args, train_dataset=rows, callbacks=[RandomStatePassing()])
     ```
 
+    Over a backbone with loops every layer call has a memory; a step with another number of loops than the one before
+    starts from the learned memory.
+
     The micro-batches of a step, on all processes, share one memory, that of the first row of the first one: how a
     batch is cut into micro-batches and processes changes nothing. The draw depends on `args.seed` and the step alone.
     The memory is written beside every checkpoint, in `passed_feedback.safetensors`, and the state of the trainer keeps
@@ -124,9 +127,15 @@ class RandomStatePassing(TensorStateCallback):
     def _pass_in(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         # what is sampled within a step, as by TRL, is no part of it
         is_step = module.training and torch.is_grad_enabled()
-        if is_step and self._initial is not None and kwargs.get("initial_feedback") is None:
+        initial = self._initial
+        if (
+            is_step
+            and initial is not None
+            and kwargs.get("initial_feedback") is None
+            and _fits(initial, module, kwargs)
+        ):
             device = next(module.parameters()).device
-            kwargs = {**kwargs, "initial_feedback": self._initial.to(device)}
+            kwargs = {**kwargs, "initial_feedback": initial.to(device)}
         return args, kwargs
 
     def _take_out(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
@@ -136,6 +145,14 @@ class RandomStatePassing(TensorStateCallback):
                 raise ValueError("random state passing needs use_cache=False in training, got a model with a cache")
             if outputs.feedback is not None:
                 self._ended = outputs.feedback[0].detach().clone()
+
+
+def _fits(memory: torch.Tensor, module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Whether a memory has as many layer calls as a forward pass."""
+    config: Any = module.config
+    num_loops = kwargs.get("num_loops")
+    calls = config.calls() if num_loops is None else config.calls(num_loops=num_loops)
+    return len(memory) == (1 if config.feedback_source == "top" else len(calls))
 
 
 def passes_state(seed: int, step: int, probability: float) -> bool:

@@ -13,7 +13,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, Trainer, TrainerCallback, TrainingArguments
 
-from hf_loop import FeedbackConfig, FeedbackForCausalLM
+from hf_loop import FeedbackConfig, FeedbackForCausalLM, LoopedConfig, LoopTrainer, LoopTrainingArguments
 from hf_loop.models import modeling_feedback
 from hf_loop.trainer import RandomStatePassing
 from hf_loop.trainer.state_passing import FILE_NAME, find_feedback_model, passes_state
@@ -266,6 +266,46 @@ def test_models_without_memory_and_with_a_cache_are_refused(tmp_path):
     callback.on_step_begin(args, trainer.state, trainer.control)
     with pytest.raises(ValueError, match="random state passing needs use_cache=False"):
         model.train()(torch.ones(1, 8, dtype=torch.long), use_cache=True)
+
+
+def test_a_step_with_other_loops_starts_from_the_learned_memory(tmp_path):
+    plain = feedback_model().config
+    looped = LoopedConfig(backbone_config=plain.backbone_config, num_loops=2)
+    fields = {"block_size": 4, "feedback_length": 2, "random_state_passing": 1.0}
+    model = FeedbackForCausalLM(FeedbackConfig(backbone_config=looped, **fields))
+    starts = []
+
+    def note(module, args, kwargs):
+        memory = kwargs.get("initial_feedback")
+        starts.append((kwargs.get("num_loops"), None if memory is None else len(memory)))
+
+    args = LoopTrainingArguments(
+        output_dir=str(tmp_path),
+        loop_sampling="uniform",
+        min_loops=1,
+        max_loops=2,
+        max_steps=12,
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    callbacks = [RandomStatePassing(), _Hook(model.model, note)]
+    LoopTrainer(model, args, train_dataset=rows((8,)), callbacks=callbacks).train()
+    assert {loops for loops, _ in starts} == {1, 2}
+    before = None
+    for loops, memories in starts:
+        assert memories == (2 * loops if loops == before else None)
+        before = loops
+
+
+class _Hook(TrainerCallback):
+    """Looks at what the model is given once the memory is passed in."""
+
+    def __init__(self, module, hook):
+        self.module, self.hook = module, hook
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.module.register_forward_pre_hook(self.hook, with_kwargs=True)
 
 
 def test_two_processes_equal_one(tmp_path):
