@@ -54,7 +54,7 @@ def prepare_prompt_learning(model: Any, peft_config: Any) -> None:
         peft_config (`PeftConfig`): changed, except where it gives a size itself.
 
     Raises:
-        ValueError: the model has no use for prompts, or its layers differ in what a prefix is made of.
+        ValueError: if the model has no use for prompts, or its layers differ in what a prefix is made of.
     """
     config, decoder = model.config, decoder_config(model.config)
     peft_type = getattr(peft_config.peft_type, "value", peft_config.peft_type)
@@ -150,7 +150,7 @@ def refuse_adapter(model: nn.Module, action: str) -> None:
         action (`str`): what is to be done with it, for the message.
 
     Raises:
-        ValueError: there is an adapter; says where, and how to merge it.
+        ValueError: if there is an adapter; says where, and how to merge it.
     """
     place = adapted_module(model)
     if place is not None:

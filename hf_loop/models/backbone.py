@@ -87,7 +87,7 @@ class Backbone:
         """Token embeddings `[B, T, D]` of one of the two that a forward pass may be given.
 
         Raises:
-            ValueError: both are given, or neither.
+            ValueError: if both are given, or neither.
         """
         if input_ids is not None and inputs_embeds is None:
             return self.embed(input_ids)
@@ -141,7 +141,7 @@ class Backbone:
                 masks take it.
 
         Raises:
-            ValueError: the layers need the tokens, and there are none.
+            ValueError: if the layers need the tokens, and there are none.
         """
         if "paged_cache" in kwargs:
             kwargs["cache"] = kwargs.pop("paged_cache")
@@ -177,7 +177,7 @@ class Backbone:
         """The tokens, for layers that embed them too.
 
         Raises:
-            ValueError: there are none.
+            ValueError: if there are none.
         """
         if input_ids is None:
             raise ValueError(
@@ -303,7 +303,7 @@ def make_backbone(
         classes (`Mapping`, *optional*): the classes of recurrent models by model type, before those of `AutoModel`.
 
     Raises:
-        ValueError: the architecture does not pass the check, or asks for a router loss.
+        ValueError: if the architecture does not pass the check, or asks for a router loss.
     """
     if getattr(config, "output_router_logits", False):
         raise ValueError(
@@ -338,7 +338,7 @@ def backbone_spec(config: PreTrainedConfig, causal_class: type[PreTrainedModel] 
         causal_class (`type`, *optional*): the class of its causal models, by default the one the Auto classes have.
 
     Raises:
-        ValueError: it fails; the message names the first thing that differs.
+        ValueError: if it fails; the message names the first thing that differs.
     """
     spec = find_spec(config)
     if not is_tested(config):

@@ -59,7 +59,7 @@ def check_entry(
         causal_class (`type`, *optional*): the class of its causal models, by default the one the Auto classes have.
 
     Raises:
-        ValueError: something differs; the message names it.
+        ValueError: if something differs; the message names it.
     """
     key = (fingerprint(config), spec)
     if key not in _RESULTS:

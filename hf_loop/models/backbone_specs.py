@@ -301,8 +301,8 @@ def register_backbone(model_type: str, spec: BackboneSpec, exist_ok: bool = Fals
         exist_ok (`bool`): whether it may replace one that is there.
 
     Raises:
-        TypeError: `spec` is no `BackboneSpec`.
-        ValueError: there is an entry for the model type, and `exist_ok` is False.
+        TypeError: if `spec` is no `BackboneSpec`.
+        ValueError: if there is an entry for the model type, and `exist_ok` is False.
     """
     if not isinstance(spec, BackboneSpec):
         raise TypeError(f"`spec` must be a BackboneSpec, got {type(spec).__name__}")

@@ -67,7 +67,7 @@ def make_twin(config: PreTrainedConfig, causal_class: type[PreTrainedModel] | No
     """The causal model of a small twin, in evaluation mode.
 
     Raises:
-        NoTwinError: there is no causal model of such configurations, or none that runs; says why.
+        NoTwinError: if there is no causal model of such configurations, or none that runs; says why.
     """
     causal_class = causal_class or causal_model_class(config)
     if causal_class is None:

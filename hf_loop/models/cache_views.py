@@ -80,7 +80,7 @@ def check_num_slots(cache: Cache, num_slots: int, num_loops: int | None) -> None
         num_loops (`int`, *optional*): loops of this forward pass, for the message.
 
     Raises:
-        ValueError: the cache has another number of slots.
+        ValueError: if the cache has another number of slots.
     """
     if not isinstance(cache, Cache):
         # the paged cache of continuous batching, which was made for the configuration of this call

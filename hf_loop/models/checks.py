@@ -52,7 +52,7 @@ def check_int(name: str, value: Any, least: int = 0) -> int:
         least (`int`, *optional*, defaults to 0): the smallest number allowed.
 
     Raises:
-        ValueError: `value` is not a whole number, or is below `least`.
+        ValueError: if `value` is not a whole number, or is below `least`.
     """
     number = whole_number(value)
     if number is None or number < least:
@@ -68,7 +68,7 @@ def check_positive_int(name: str, value: Any) -> int:
         value (`Any`): the value to check, see `whole_number`.
 
     Raises:
-        ValueError: `value` is not a whole number, or is below 1.
+        ValueError: if `value` is not a whole number, or is below 1.
     """
     return check_int(name, value, 1)
 
@@ -102,7 +102,7 @@ def check_depth_names(given: Iterable[str], keywords: Iterable[str], where: str)
         where (`str`): what they were given to, for the message.
 
     Raises:
-        TypeError: a name is none of them, and meant for one, or for the count of another family.
+        TypeError: if a name is none of them, and meant for one, or for the count of another family.
     """
     for name in given:
         meant = "num_loops" if name in LOOPS_ELSEWHERE else nearest(name, ("num_loops", "num_sleep_passes"), 0.8)
@@ -146,7 +146,7 @@ def plain_count(name: str, value: Any) -> Any:
     """A whole number, or those in a list, as Python's; anything else is left to the check of types.
 
     Raises:
-        ValueError: there is a boolean.
+        ValueError: if there is a boolean.
     """
     if isinstance(value, bool) or (isinstance(value, list | tuple) and any(isinstance(item, bool) for item in value)):
         raise ValueError(f"`{name}` must be an integer, got {value!r}")

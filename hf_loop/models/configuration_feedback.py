@@ -63,7 +63,7 @@ class FeedbackConfig(TimeConfig):
             offset shared by all of them changes rounding only.
 
     Raises:
-        ValueError: a field is out of range, or the backbone has layers that are not attention.
+        ValueError: if a field is out of range, or the backbone has layers that are not attention.
 
     Example:
 

@@ -65,7 +65,7 @@ class HierarchicalConfig(RecurrentConfig):
             For `"last_k"`, fast calls with gradient in the last slow cycles, in their order; earlier cycles have one.
 
     Raises:
-        ValueError: a field is out of range or does not fit another one.
+        ValueError: if a field is out of range or does not fit another one.
 
     Example:
 
@@ -104,7 +104,7 @@ class HierarchicalConfig(RecurrentConfig):
                 `hidden_size` as the papers have it.
 
         Raises:
-            ValueError: there is no such preset, or a field is refused.
+            ValueError: if there is no such preset, or a field is refused.
         """
         fields = preset_fields(name)
         others = fields.schedule.keys() - cls.__dataclass_fields__.keys()
@@ -234,7 +234,7 @@ class HierarchicalPuzzleConfig(HierarchicalConfig):
             All fields of [`HierarchicalConfig`].
 
     Raises:
-        ValueError: a field is out of range or does not fit another one.
+        ValueError: if a field is out of range or does not fit another one.
 
     Example:
 

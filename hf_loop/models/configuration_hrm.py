@@ -47,7 +47,7 @@ class HrmBackboneConfig(LlamaConfig):
             Added to the mean square in every norm.
 
     Raises:
-        ValueError: a field is out of range or does not fit another one.
+        ValueError: if a field is out of range or does not fit another one.
 
     Example:
 

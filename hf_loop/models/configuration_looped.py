@@ -75,7 +75,7 @@ class LoopedConfig(RecurrentConfig):
             Whether the gains of norms and all biases of the core differ per loop too.
 
     Raises:
-        ValueError: a field is out of range, or the prelude and the coda leave no layer for the core.
+        ValueError: if a field is out of range, or the prelude and the coda leave no layer for the core.
 
     Example:
 

@@ -40,7 +40,8 @@ class ParcaeBackboneConfig(LlamaConfig):
             The bound of the logits, if there is one.
 
     Raises:
-        ValueError: a layer of `value_embedding_layers` does not exist, or the gate has more channels than the input.
+        ValueError: if a layer of `value_embedding_layers` does not exist, or the gate has more channels than the
+            input.
 
     Example:
 

@@ -62,7 +62,7 @@ def cache_types(backbone_config: PreTrainedConfig) -> list[str]:
     """Kind of cache of every layer of a backbone that mixes them.
 
     Raises:
-        AttributeError: it does not. A property that asks this is then absent, as the backbone's own is.
+        AttributeError: if it does not. A property that asks this is then absent, as the backbone's own is.
     """
     if backbone_config.layer_types is None:
         raise AttributeError(f"`layer_types` of the {backbone_config.model_type} backbone is None")
@@ -84,9 +84,9 @@ class RecurrentConfig(PreTrainedConfig):
             or left out; they are read and written through to it.
 
     Raises:
-        ValueError: the backbone is no configuration, of an unknown type, or a recurrent model that this one cannot
+        ValueError: if the backbone is no configuration, of an unknown type, or a recurrent model that this one cannot
             run; or the loop count is no positive integer.
-        TypeError: there is no field of a name that is given.
+        TypeError: if there is no field of a name that is given.
     """
 
     sub_configs = {"backbone_config": AutoConfig}
@@ -227,7 +227,7 @@ class RecurrentConfig(PreTrainedConfig):
         """The number of loops that has so many cache slots.
 
         Raises:
-            ValueError: there is none.
+            ValueError: if there is none.
         """
         if not self.has_loops:
             raise ValueError(f"`num_hidden_layers` follows from `backbone_config`, got {num_slots}")
@@ -251,7 +251,7 @@ class RecurrentConfig(PreTrainedConfig):
         """A shallow copy with another loop count, to size a cache for one call.
 
         Raises:
-            ValueError: the model has no loops, or the number is not a positive integer.
+            ValueError: if the model has no loops, or the number is not a positive integer.
         """
         self.check_has_loops(num_loops)
         config = copy.copy(self)

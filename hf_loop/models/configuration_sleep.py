@@ -78,8 +78,8 @@ class SleepConfig(TimeConfig):
             slept over. Without labels, as in generation, every full window is.
 
     Raises:
-        ValueError: a field is out of range, the backbone has layers that cannot sleep, or nothing would be left of a
-            window after a sleep.
+        ValueError: if a field is out of range, the backbone has layers that cannot sleep, or nothing would be left of
+            a window after a sleep.
 
     Example:
 

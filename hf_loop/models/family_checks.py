@@ -47,12 +47,12 @@ def check_blocks(config: Any, backbone: Backbone, model_class: type[nn.Module]) 
             "their cache, which is a ring buffer here"
         )
     if config.feedback_length:
-        _check_memory_rows(config, spec, backbone.layers)
+        _check_memory_queries(config, spec, backbone.layers)
     if not is_tested(decoder):
         _try("have blocks", decoder, lambda twin: _blocks_difference(twin, model_class))
 
 
-def _check_memory_rows(config: Any, spec: BackboneSpec, layers: Any) -> None:
+def _check_memory_queries(config: Any, spec: BackboneSpec, layers: Any) -> None:
     model_type = config.decoder_config.model_type
     if spec.layers_take_token_ids:
         raise ValueError(

@@ -75,7 +75,7 @@ def fast_weights(
         after the last token, `[B, H, K, V]` in float32.
 
     Raises:
-        ValueError: `rule` is unknown, or has no decay and `g` is given.
+        ValueError: if `rule` is unknown, or has no decay and `g` is given.
     """
     check_rule(rule, g)
     b, g = _mask_tokens(b, g, mask)

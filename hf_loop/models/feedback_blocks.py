@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Passes over blocks of tokens with a feedback memory beside them: what enters and leaves a layer call."""
+"""Passes over blocks of tokens with a feedback memory: what enters and leaves each layer call."""
 
 from typing import Any, cast
 
@@ -10,19 +10,19 @@ from .backbone import Backbone, LayerInputs
 from .configuration_feedback import FeedbackConfig
 from .feedback_memory import BlockView, LayerMemory
 from .feedback_plan import BlockPlan
-from .layer_views import LayerUpdates, LeadingRows, updated_view
+from .layer_views import LayerUpdates, LeadingStates, updated_view
 from .schedules import Call
 
 
 class BlockRun:
-    """Passes over blocks with the memories beside them. Made where it is used and thrown away: it owns no module.
+    """Runs the passes over blocks with their memories. Made for one forward pass; it owns no module.
 
     Args:
-        backbone (`Backbone`): makes the passes.
-        config (`FeedbackConfig`): where the memory comes from.
+        backbone (`Backbone`): runs the layers.
+        config (`FeedbackConfig`): configuration of the model.
         embedding (`torch.Tensor` of shape `[f, D]` or `[layers, f, D]`, *optional*): the learned vectors.
-        depth (`dict[str, Any]`): the arguments of the depth schedule.
-        all_layers (`bool`): whether the states after every layer call are given.
+        depth (`dict[str, Any]`): arguments of the depth schedule.
+        all_layers (`bool`): whether to return the states after every layer call.
     """
 
     def __init__(
@@ -42,11 +42,23 @@ class BlockRun:
     def run(
         self, tokens: torch.Tensor, memories: list[LayerMemory], plan: BlockPlan, inputs: LayerInputs
     ) -> tuple[list[torch.Tensor], list[LayerMemory]]:
-        """The tokens `[R, n, D]` and the memories, one for every slot, after one pass over a round."""
+        """Run one pass over a chunk.
+
+        Args:
+            tokens (`torch.Tensor` of shape `[R, n, D]`): the first layer's input.
+            memories (`list[LayerMemory]`): the memory of every slot.
+            plan (`BlockPlan`): the plan of the chunk.
+            inputs (`LayerInputs`): positions and masks.
+
+        Returns:
+            `tuple[list[torch.Tensor], list[LayerMemory]]`: the last layer's output, after those of all earlier calls
+            and the input if `all_layers`; and the new memories.
+        """
         depth = self.backbone.depth
-        # recurrent memory tokens ("top") enter the first layer only; a layer's own memory enters at its calls
+        # recurrent memory tokens ("top") enter the first layer only, a layer's own memory at each of its calls
         carries_memory = self.config.feedback_source == "layer" and plan.num_lead > 0
-        # loops without gradient too: checkpointing would find what a later block has written
+        # decided for the whole pass: checkpointing runs loops without gradient again too, when a later block may have
+        # overwritten what they read
         in_place = not torch.is_grad_enabled()
         entry = self._entry(tokens, memories, plan)
         outputs, new_memories = [tokens] if self.all_layers else [], list(memories)
@@ -63,22 +75,22 @@ class BlockRun:
                 feedback = lead if feedback is None else torch.where(plan.completes, lead, feedback)
             new_memories[call.slot] = LayerMemory(view.keys, view.values, feedback)
             if self.all_layers:
-                outputs.append(queries.split(plan.row_counts, dim=1)[1])
+                outputs.append(queries.split(plan.query_counts, dim=1)[1])
             return queries
 
         lead: Any = entry if plan.num_lead else tokens[:, :0]
         tail: Any = entry if plan.num_tail else tokens[:, :0]
         queries = depth.run(torch.cat([lead, tokens, tail], dim=1), run_call, **self.depth)
-        _, tokens, tail = queries.split(plan.row_counts, dim=1)
+        _, tokens, tail = queries.split(plan.query_counts, dim=1)
         if plan.num_tail:
             feedback = torch.where(plan.completes, depth.finish(tail), cast(torch.Tensor, entry))
             new_memories[0] = new_memories[0]._replace(feedback=feedback)
         return [*outputs[:-1], tokens], new_memories
 
     def _entry(self, tokens: torch.Tensor, memories: list[LayerMemory], plan: BlockPlan) -> torch.Tensor | None:
-        """What enters the first layer `[R, f, D]`: the last layer's output for the block before, or the learned
-        vectors."""
-        # CODEPATH: a prompt enters the first layer in the first block of a row, whatever the other rows have by then
+        """Return the memory `[R, f, D]` that enters the first layer: the learned vectors, or the last layer's output
+        for the previous block."""
+        # CODEPATH: a prompt enters the first layer in a sequence's first block, whatever block the others are in
         if self.config.feedback_source == "layer" and plan.num_lead and self.config.feedback_init == "prompt":
             return cast(torch.Tensor, self.embedding).expand(len(tokens), -1, -1)
         return memories[0].feedback
@@ -86,18 +98,18 @@ class BlockRun:
     def _insert_memory(
         self, queries: torch.Tensor, memory: LayerMemory, layer: Any, plan: BlockPlan
     ) -> tuple[torch.Tensor, Any]:
-        """The queries `[R, f + n, D]` of a layer call with the layer's own memory first, and the layer."""
+        """Put the layer's own memory first among its queries `[R, f + n, D]`; return them and the layer to call."""
         rest = queries[:, plan.num_lead :]
-        lead = lead_rows(queries[:, : plan.num_lead], memory.feedback, plan)
-        # CODEPATH: the first memory is nothing but what it attends to, as in the paper
+        lead = lead_queries(queries[:, : plan.num_lead], memory.feedback, plan)
+        # CODEPATH: in the paper the first memory has no residual: it is only what it attends to
         if self.config.zero_first_residual and plan.any_first:
-            updates: LayerUpdates = {self.backbone.spec.layer_entry: LeadingRows(lead)}
+            updates: LayerUpdates = {self.backbone.spec.layer_entry: LeadingStates(lead)}
             layer, lead = updated_view(layer, updates), lead.masked_fill(plan.is_first, 0)
         return torch.cat([lead, rest], dim=1), layer
 
 
-def lead_rows(travelling: torch.Tensor, feedback: torch.Tensor | None, plan: BlockPlan) -> torch.Tensor:
-    """The rows of memory `[R, f, D]` that a layer is given: its own memory, or in a row's first block what comes from
+def lead_queries(travelling: torch.Tensor, feedback: torch.Tensor | None, plan: BlockPlan) -> torch.Tensor:
+    """Return the memory queries `[R, f, D]` of a layer: its own memory, or in a sequence's first block the output of
     the layer below."""
     if feedback is None:
         return travelling

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""What the layers of the feedback model carry from block to block, in one forward pass and in a cache."""
+"""The memories of a feedback model's layers, within one forward pass and in a cache."""
 
 from typing import Any, NamedTuple
 
@@ -11,11 +11,11 @@ from .transformers_seams import CacheLayerMixin
 
 
 class LayerMemory(NamedTuple):
-    """What one layer carries from round to round.
+    """What one layer carries from chunk to chunk.
 
     Args:
-        keys, values (`torch.Tensor` of shape `[R, H, f + W, head_dim]`, *optional*): those of the feedback memory,
-            then those of the past tokens.
+        keys, values (`torch.Tensor` of shape `[R, H, f + W, head_dim]`, *optional*): keys and values of the feedback
+            memory, then the ring buffer of those of past tokens.
         feedback (`torch.Tensor` of shape `[R, f, D]`, *optional*): the feedback memory, once there is one.
     """
 
@@ -24,20 +24,20 @@ class LayerMemory(NamedTuple):
     feedback: torch.Tensor | None = None
 
     def map(self, function) -> "LayerMemory":
-        """The same with `function` applied to every tensor."""
+        """Apply `function` to every tensor."""
         return LayerMemory(*(None if tensor is None else function(tensor) for tensor in self))
 
 
 class BlockView:
-    """What one layer call sees of the cache: keys and values `[feedback memory | past and present tokens | tail]`.
+    """The cache of one layer call, with keys and values `[feedback memory | past and present tokens | tail]`.
 
-    Made for one layer call and thrown away; `keys` and `values` then are what the layer carries on.
+    After the call, `keys` and `values` are those of the layer's new memory.
 
     Args:
-        memory (`LayerMemory`): what the layer carries.
-        plan (`BlockPlan`): the round.
-        in_place (`bool`): whether `memory` is written to. Where gradient is recorded it must be left as it is, since a
-            block that was run before may need it once more.
+        memory (`LayerMemory`): the layer's memory before the call.
+        plan (`BlockPlan`): the plan of the chunk.
+        in_place (`bool`): whether to write into `memory`. It must not be changed while gradient is recorded, because
+            checkpointing may run earlier blocks again.
     """
 
     def __init__(self, memory: LayerMemory, plan: BlockPlan, in_place: bool):
@@ -59,7 +59,7 @@ class BlockView:
 
     def _write(self, buffer: torch.Tensor | None, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         plan = self.plan
-        lead, tokens, tail = states.split(plan.row_counts, dim=2)
+        lead, tokens, tail = states.split(plan.query_counts, dim=2)
         missing = plan.feedback_length + plan.capacity - (0 if buffer is None else buffer.shape[2])
         if missing > 0:
             room = tokens.new_zeros(*tokens.shape[:2], missing, tokens.shape[3])
@@ -71,49 +71,50 @@ class BlockView:
 def _write_copy(buffer: Any, lead: torch.Tensor, tokens: torch.Tensor, plan: BlockPlan) -> torch.Tensor:
     feedback, past = buffer.split([plan.feedback_length, plan.capacity], dim=2)
     feedback = _new_lead(feedback, lead, plan)
-    if plan.first_slot is None:
+    if plan.first_index is None:
         return torch.cat([feedback, past.scatter(2, *_scattered(past, tokens, plan))], dim=2)
-    end = plan.first_slot + plan.num_tokens
-    return torch.cat([feedback, past[:, :, : plan.first_slot], tokens, past[:, :, end:]], dim=2)
+    end = plan.first_index + plan.num_tokens
+    return torch.cat([feedback, past[:, :, : plan.first_index], tokens, past[:, :, end:]], dim=2)
 
 
 def _write_in_place(buffer: Any, lead: torch.Tensor, tokens: torch.Tensor, plan: BlockPlan) -> torch.Tensor:
     if plan.num_lead:
         buffer[:, :, : plan.num_lead] = _new_lead(buffer[:, :, : plan.num_lead], lead, plan)
     past = buffer[:, :, plan.feedback_length :]
-    if plan.first_slot is None:
+    if plan.first_index is None:
         past.scatter_(2, *_scattered(past, tokens, plan))
     else:
-        past[:, :, plan.first_slot : plan.first_slot + plan.num_tokens] = tokens
+        past[:, :, plan.first_index : plan.first_index + plan.num_tokens] = tokens
     return buffer
 
 
 def _new_lead(feedback: torch.Tensor, lead: torch.Tensor, plan: BlockPlan) -> torch.Tensor:
     if not plan.num_lead:
         return feedback
-    # the rows of memory of a sequence that has no token now are at no place
-    return lead if plan.first_slot is not None else torch.where(plan.has_tokens[..., None], lead, feedback)
+    # sequences without tokens in this chunk ran at arbitrary positions: keep their old keys
+    return lead if plan.first_index is not None else torch.where(plan.has_tokens[..., None], lead, feedback)
 
 
 def _scattered(past: torch.Tensor, tokens: torch.Tensor, plan: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index and values of a scatter that writes the tokens; what is no token writes what its slot holds already."""
-    index = plan.slots[:, None, :, None].expand(-1, past.shape[1], -1, past.shape[3])
+    """Return index and values of a scatter that writes the tokens and, beyond them, what the buffer holds already."""
+    index = plan.ring_index[:, None, :, None].expand(-1, past.shape[1], -1, past.shape[3])
     return index, torch.where(plan.is_token[:, None, :, None], tokens, past.gather(2, index))
 
 
 class FeedbackCacheLayer(CacheLayerMixin):
-    """One layer's share of the cache: its [`LayerMemory`], and how far each row has come.
+    """The cache slot of one layer call: its [`LayerMemory`], and how many tokens each sequence has had.
 
-    `DynamicCache(config=model.config)` is made of these. The counts are the same for all layers and kept by the first.
+    `DynamicCache(config=model.config)` is made of these. The counts are the same for all slots; the first keeps them.
 
     Attributes:
-        num_tokens (`list[int]`, *optional*): real tokens that every row has had, also before a memory was loaded.
-        num_loaded (`list[int]`, *optional*): those of them that came with a loaded memory, which lie before the first
-            column of the attention mask.
-        has_feedback (`list[bool]`, *optional*): rows that have a memory.
-        keys_are_stale (`list[bool]`, *optional*): rows whose memory has changed since its keys were made.
-        schedule (`dict`, *optional*): the blocks of the model that filled the cache.
-        cumulative_length (`int`): columns seen, padding included.
+        num_tokens (`list[int]`, *optional*): real tokens of each sequence, those of a loaded memory included.
+        num_loaded (`list[int]`, *optional*): tokens of each sequence that came with a loaded memory; the attention
+            mask has no columns for them.
+        has_feedback (`list[bool]`, *optional*): whether each sequence has a memory.
+        keys_are_stale (`list[bool]`, *optional*): whether each sequence's memory has changed since its keys were
+            computed.
+        schedule (`dict`, *optional*): the fields of the model that filled the cache on which its layout depends.
+        cumulative_length (`int`): number of input columns, padding included.
     """
 
     _layer_type = "feedback_attention"
@@ -131,11 +132,11 @@ class FeedbackCacheLayer(CacheLayerMixin):
 
     @property
     def memory(self) -> LayerMemory:
-        """What the layer carries."""
+        """The memory of the layer call."""
         return LayerMemory(self.keys, self.values, self.feedback)
 
     def store(self, memory: LayerMemory, num_columns: int) -> None:
-        """Take over what the layer carries after `num_columns` more columns."""
+        """Store the memory after `num_columns` more columns of input."""
         self.keys, self.values, self.feedback = memory
         self.cumulative_length += num_columns
         self.is_initialized = True
@@ -158,7 +159,7 @@ class FeedbackCacheLayer(CacheLayerMixin):
         return -1
 
     def crop(self, tokens_to_remove: int) -> None:
-        raise ValueError("a feedback memory cannot be cropped: what it has compressed cannot be taken out again")
+        raise ValueError("a feedback memory cannot be cropped: tokens cannot be removed from what it has compressed")
 
     def reset(self) -> None:
         self.__init__()
@@ -167,23 +168,23 @@ class FeedbackCacheLayer(CacheLayerMixin):
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self._map_rows(lambda tensor: tensor.index_select(0, indices.to(tensor.device)), lambda: indices.tolist())
+        self._map_sequences(lambda tensor: tensor.index_select(0, indices.to(tensor.device)), lambda: indices.tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        def rows() -> list[int]:
-            return [row for row in range(len(self.num_tokens or [])) for _ in range(repeats)]
+        def indices() -> list[int]:
+            return [index for index in range(len(self.num_tokens or [])) for _ in range(repeats)]
 
-        self._map_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0), rows)
+        self._map_sequences(lambda tensor: tensor.repeat_interleave(repeats, dim=0), indices)
 
-    def _map_rows(self, map_tensor, make_rows) -> None:
+    def _map_sequences(self, map_tensor, make_indices) -> None:
         self.keys, self.values, self.feedback = self.memory.map(map_tensor)
         if self.num_tokens is not None:
-            rows = make_rows()
+            indices = make_indices()
             for name in ("num_tokens", "num_loaded", "has_feedback", "keys_are_stale"):
-                setattr(self, name, [getattr(self, name)[row] for row in rows])
+                setattr(self, name, [getattr(self, name)[index] for index in indices])
 
     def memory_state(self) -> dict[str, torch.Tensor]:
-        """Everything that continuing needs, as tensors."""
+        """Return everything needed to continue, as tensors by name."""
         state = {"keys": self.keys, "values": self.values, "feedback": self.feedback}
         if self.num_tokens is not None:
             state["num_tokens"] = torch.tensor(self.num_tokens)
@@ -192,7 +193,7 @@ class FeedbackCacheLayer(CacheLayerMixin):
         return {name: tensor for name, tensor in state.items() if tensor is not None}
 
     def load_memory_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from a [`~FeedbackCacheLayer.memory_state`], with what comes next in the first column."""
+        """Restore a [`~FeedbackCacheLayer.memory_state`]; columns of input are counted from 0 again."""
         self.store(LayerMemory(state.get("keys"), state.get("values"), state.get("feedback")), num_columns=0)
         if "num_tokens" in state:
             self.num_tokens = state["num_tokens"].tolist()

@@ -1,24 +1,24 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""What one round of the feedback schedule does, decided on the host and the same for all layers.
+"""The plan of one chunk of the feedback schedule, made on the host and shared by all layers.
 
-For block t of layer l, with F the memory that this layer made of block t-1 (Algorithm 2 of
+For block t of layer l, with F the memory that this layer computed from block t-1 (Algorithm 2 of
 https://huggingface.co/papers/2404.09173):
 
-    rows of the layer call    [F ; tokens]
-    a token sees              the kept segments, F, and its block up to itself
-    a row of F sees           F and the whole block, not the segments
-    the new F                 the layer's output on the rows of F
+    queries of the layer call    [F ; tokens]
+    a token sees                 the kept segments, F, and its block up to itself
+    a query of F sees            F and the whole block, not the segments
+    the new F                    the layer's output at the queries of F
 
-The keys of F are kept beside those of the segments, so that tokens which come one by one need no rows of F: these are
-run again only with the token that completes the block, and with the first of the next one, when F has new keys.
+The keys of F are cached beside those of the segments. Decoding token by token therefore runs the queries of F only
+with the token that completes a block, and with the first token of the next block, because F then needs new keys.
 
-Recurrent memory tokens, the baseline, differ in three places: the rows before the tokens are read only, the memory is
-made by rows after the block (the tail), and it goes from the last layer to the first.
+Recurrent memory tokens, the baseline, differ in three ways: the queries before the tokens (the lead) are only read,
+queries after the tokens (the tail) compute the memory, and it goes from the last layer to the first.
 
-Shapes: R rows of the batch, n tokens of a round, f vectors of memory, W slots for past tokens, D hidden size, H heads
-of keys. A token that is the i-th of its row has the slot `i % W`; with m segments of b tokens kept, W stops growing at
-`(m + 1) * b`, and block t then overwrites block `t - m - 1`.
+Shapes: R sequences, n tokens of a chunk, f vectors of memory, D hidden size, H heads of keys. The keys of past tokens
+are in a ring buffer of W entries, token i of a sequence at index `i % W`; with m segments of b tokens kept, W stops
+growing at `(m + 1) * b`, and block t then overwrites block `t - m - 1`.
 """
 
 from dataclasses import dataclass
@@ -26,31 +26,31 @@ from dataclasses import dataclass
 import torch
 
 from .configuration_feedback import FeedbackConfig
-from .token_rows import Round
+from .token_sequences import Chunk
 
 
-# a token that comes alone lets the slots grow by so many, as growing copies what there is
-SLOT_GROWTH = 64
+# decoding grows the ring buffer by this many entries at a time, because growing copies it
+RING_GROWTH = 64
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """Which rows a layer call has, and where its keys and values go.
+    """The queries of a layer call, and where its keys and values are written.
 
     Args:
-        num_lead (`int`): rows of memory before the tokens, `f` or 0.
-        num_tokens (`int`): tokens.
-        num_tail (`int`): rows of memory after the tokens, `f` or 0.
+        num_lead (`int`): memory queries before the tokens, `f` or 0.
+        num_tokens (`int`): tokens, `n`.
+        num_tail (`int`): memory queries after the tokens, `f` or 0.
         feedback_length (`int`): f.
         block_size (`int`): b.
         capacity (`int`): W.
-        first_slot (`int`, *optional*): the slot of the first token, where all rows are at the same place.
-        slots (`torch.LongTensor` of shape `[R, n]`, *optional*): the slots of the tokens, where they are not.
-        is_token (`torch.BoolTensor` of shape `[R, n]`, *optional*): which of them are tokens, as some rows have fewer.
-        has_tokens (`torch.BoolTensor` of shape `[R, 1, 1]`): rows that have any.
-        is_first (`torch.BoolTensor` of shape `[R, 1, 1]`): rows that have no memory yet.
-        completes (`torch.BoolTensor` of shape `[R, 1, 1]`): rows whose block is complete with this round.
-        any_first, any_completes (`bool`): whether there is such a row.
+        first_index (`int`, *optional*): ring-buffer index of the first token, if it is the same in all sequences.
+        ring_index (`torch.LongTensor` of shape `[R, n]`, *optional*): ring-buffer index of every token otherwise.
+        is_token (`torch.BoolTensor` of shape `[R, n]`, *optional*): `False` beyond the tokens of a shorter sequence.
+        has_tokens (`torch.BoolTensor` of shape `[R, 1, 1]`): whether each sequence has tokens in this chunk.
+        is_first (`torch.BoolTensor` of shape `[R, 1, 1]`): whether each sequence has no memory yet.
+        completes (`torch.BoolTensor` of shape `[R, 1, 1]`): whether each sequence completes a block with this chunk.
+        any_first, any_completes (`bool`): whether this is true of any sequence.
     """
 
     num_lead: int
@@ -59,8 +59,8 @@ class BlockPlan:
     feedback_length: int
     block_size: int
     capacity: int
-    first_slot: int | None
-    slots: torch.Tensor | None
+    first_index: int | None
+    ring_index: torch.Tensor | None
     is_token: torch.Tensor | None
     has_tokens: torch.Tensor
     is_first: torch.Tensor
@@ -69,71 +69,71 @@ class BlockPlan:
     any_completes: bool
 
     @property
-    def row_counts(self) -> list[int]:
-        """Rows of memory, tokens, and rows of memory again."""
+    def query_counts(self) -> list[int]:
+        """Number of queries in the lead, the tokens and the tail."""
         return [self.num_lead, self.num_tokens, self.num_tail]
 
 
 def plan_block(
     config: FeedbackConfig,
-    round_: Round,
+    chunk: Chunk,
     capacity: int,
     has_feedback: list[bool],
     keys_are_stale: list[bool],
     device: torch.device,
 ) -> BlockPlan:
-    """Decide what a round does.
+    """Plan a chunk.
 
     Args:
-        config (`FeedbackConfig`): the blocks.
-        round_ (`Round`): which tokens are run.
-        capacity (`int`): slots for past tokens so far; they grow where the round needs more.
-        has_feedback (`list[bool]`): rows that have a memory.
-        keys_are_stale (`list[bool]`): rows whose memory has changed since its keys were made.
-        device (`torch.device`): where the tokens are.
+        config (`FeedbackConfig`): configuration of the model.
+        chunk (`Chunk`): the tokens to run.
+        capacity (`int`): current size of the ring buffer; the plan enlarges it if needed.
+        has_feedback (`list[bool]`): whether each sequence has a memory.
+        keys_are_stale (`list[bool]`): whether each sequence's memory has changed since its keys were computed.
+        device (`torch.device`): device of the tokens.
     """
     length = config.feedback_length
-    completes = [count > 0 and end % config.block_size == 0 for count, end in zip(round_.counts, round_.ends)]
+    completes = [count > 0 and end % config.block_size == 0 for count, end in zip(chunk.counts, chunk.ends)]
     is_updated = length > 0 and any(completes)
     is_stale = length > 0 and any(
-        stale and has and count for stale, has, count in zip(keys_are_stale, has_feedback, round_.counts)
+        stale and has and count for stale, has, count in zip(keys_are_stale, has_feedback, chunk.counts)
     )
     is_from_layer = config.feedback_source == "layer"
-    is_aligned = round_.is_aligned and len(set(has_feedback)) == 1
-    capacity = _slot_capacity(config, capacity, round_)
-    slots = is_token = None
+    is_aligned = chunk.is_aligned and len(set(has_feedback)) == 1
+    capacity = _ring_capacity(config, capacity, chunk)
+    ring_index = is_token = None
     if not is_aligned:
-        token = torch.arange(round_.num_tokens)
-        slots = ((torch.tensor(round_.seen)[:, None] + token) % capacity).to(device)
-        is_token = (token < torch.tensor(round_.counts)[:, None]).to(device)
+        token = torch.arange(chunk.num_tokens)
+        ring_index = ((torch.tensor(chunk.seen)[:, None] + token) % capacity).to(device)
+        is_token = (token < torch.tensor(chunk.counts)[:, None]).to(device)
     return BlockPlan(
         num_lead=length if is_stale or (is_updated and is_from_layer) else 0,
-        num_tokens=round_.num_tokens,
+        num_tokens=chunk.num_tokens,
         num_tail=length if is_updated and not is_from_layer else 0,
         feedback_length=length,
         block_size=config.block_size,
         capacity=capacity,
-        first_slot=round_.seen[0] % capacity if is_aligned else None,
-        slots=slots,
+        first_index=chunk.seen[0] % capacity if is_aligned else None,
+        ring_index=ring_index,
         is_token=is_token,
-        has_tokens=_per_row([count > 0 for count in round_.counts], device),
-        is_first=~_per_row(has_feedback, device),
-        completes=_per_row(completes, device),
+        has_tokens=_per_sequence([count > 0 for count in chunk.counts], device),
+        is_first=~_per_sequence(has_feedback, device),
+        completes=_per_sequence(completes, device),
         any_first=not all(has_feedback),
         any_completes=any(completes),
     )
 
 
-def _slot_capacity(config: FeedbackConfig, current: int, round_: Round) -> int:
-    needed = max(round_.ends)
+def _ring_capacity(config: FeedbackConfig, current: int, chunk: Chunk) -> int:
+    needed = max(chunk.ends)
     if needed <= current:
         return current
-    if round_.num_tokens == 1:
-        needed = max(needed, current + SLOT_GROWTH)
+    if chunk.num_tokens == 1:
+        needed = max(needed, current + RING_GROWTH)
     if config.num_memory_segments is None:
         return needed
     return min(needed, (config.num_memory_segments + 1) * config.block_size)
 
 
-def _per_row(flags: list[bool], device: torch.device) -> torch.Tensor:
+def _per_sequence(flags: list[bool], device: torch.device) -> torch.Tensor:
     return torch.tensor(flags, device=device)[:, None, None]

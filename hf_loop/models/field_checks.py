@@ -58,7 +58,7 @@ def check_fields(config: PreTrainedConfig, given: Iterable[str], other_fields: I
         other_fields (`Iterable[str]`): fields that it does not have but passes on.
 
     Raises:
-        TypeError: a name is unknown; the message has the nearest field.
+        TypeError: if a name is unknown; the message has the nearest field.
     """
     own = own_fields(type(config))
     is_file = config.transformers_version is not None
@@ -79,7 +79,7 @@ def check_backbone_fields(
         outer (`PreTrainedConfig`): the configuration that it is part of.
 
     Raises:
-        TypeError: a name is unknown, and neither was the dictionary saved.
+        TypeError: if a name is unknown, and neither was the dictionary saved.
     """
     if outer.transformers_version is not None or "transformers_version" in given:
         return
@@ -102,7 +102,7 @@ def check_unused(config_class: type[PreTrainedConfig], unused: Iterable[str], is
         is_final (`bool`): whether nobody else gets them. A model, which may, raises for what it does not know.
 
     Raises:
-        TypeError: a name is unknown.
+        TypeError: if a name is unknown.
     """
     own = own_fields(config_class)
     for name in unused:
@@ -114,7 +114,7 @@ def check_attribute(config: PreTrainedConfig, name: str) -> None:
     """Check the name of an attribute that a configuration is about to get and does not have.
 
     Raises:
-        AttributeError: it is a field misspelt.
+        AttributeError: if it is a field misspelt.
     """
     best = None if _is_known(type(config), name) else nearest(name, own_fields(type(config)), 0.85)
     if best is not None:

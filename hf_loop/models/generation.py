@@ -101,7 +101,7 @@ class RecurrentGenerationMixin(GenerationHooks):
             num_loops (`int`): loops of the returned model; a `num_loops` that its `generate` is given is overridden.
 
         Raises:
-            ValueError: `num_loops` is not a positive integer.
+            ValueError: if `num_loops` is not a positive integer.
         """
         config = self.config.with_num_loops(num_loops)
         # the model without its head too, since some trainers run that one themselves
@@ -115,7 +115,7 @@ class RecurrentGenerationMixin(GenerationHooks):
         """As transformers', with the loop count of `generation_config` or of the model's own.
 
         Raises:
-            ValueError: the model's cache is a memory, of which a paged cache has none.
+            ValueError: if the model's cache is a memory, of which a paged cache has none.
         """
         if self._is_stateful:
             raise ValueError(
@@ -142,7 +142,7 @@ def check_early_exit(config: Any, num_slots: int) -> None:
     """Refuse an `assistant_early_exit` that is not between two loops.
 
     Raises:
-        ValueError: no number of loops has so many layer calls.
+        ValueError: if no number of loops has so many layer calls.
     """
     try:
         copy.deepcopy(config).num_hidden_layers = num_slots

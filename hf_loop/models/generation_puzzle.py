@@ -68,7 +68,7 @@ class PuzzleSolvingMixin:
             num_loops (`int`, *optional*): slow cycles in a segment.
 
         Raises:
-            ValueError: a count is not a positive integer; trajectories without noise, or without a halting head to
+            ValueError: if a count is not a positive integer; trajectories without noise, or without a halting head to
                 choose by; or noise without a second trajectory.
         """
         model: Any = self

@@ -92,7 +92,7 @@ def preset_fields(name: str) -> Preset:
     """The preset of a name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: if there is none.
     """
     if name not in PRESETS:
         raise ValueError(f"`name` must be one of {', '.join(PRESETS)}, got {name!r}")

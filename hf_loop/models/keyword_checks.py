@@ -88,8 +88,8 @@ def check_keywords(model: Any, kwargs: dict[str, Any]) -> None:
         kwargs (`dict[str, Any]`): what is left of the call besides the arguments that the forward pass names.
 
     Raises:
-        TypeError: no part of the model names a keyword that is given a value.
-        ValueError: the model cannot take a keyword, or an output is asked for that nothing records.
+        TypeError: if no part of the model names a keyword that is given a value.
+        ValueError: if the model cannot take a keyword, or an output is asked for that nothing records.
     """
     known = model.known_keywords
     for name in kwargs:

@@ -30,13 +30,13 @@ class LinearUpdate(NamedTuple):
 VectorUpdates = dict[str, torch.Tensor]
 
 
-class LeadingRows(NamedTuple):
-    """What a module is given in place of the first rows `[B, f, D]` of its input."""
+class LeadingStates(NamedTuple):
+    """Hidden states `[B, f, D]` that replace the first positions of a module's input."""
 
-    rows: torch.Tensor
+    states: torch.Tensor
 
 
-Update = LinearUpdate | VectorUpdates | LeadingRows
+Update = LinearUpdate | VectorUpdates | LeadingStates
 # dotted name of a module inside the layer -> its update
 LayerUpdates = dict[str, Update]
 
@@ -45,7 +45,7 @@ def updated_view(module: nn.Module, updates: LayerUpdates) -> nn.Module:
     """A view of `module` in which the modules that `updates` names compute with their update.
 
     Raises:
-        ValueError: a module on the way was replaced by one that the update cannot reach.
+        ValueError: if a module on the way was replaced by one that the update cannot reach.
     """
     if "" in updates:
         return _updated_leaf(module, updates[""])
@@ -69,8 +69,8 @@ def _updated_leaf(module: nn.Module, update: Update) -> nn.Module:
     view = module_view(module)
     if isinstance(update, LinearUpdate):
         return replace_forward(view, _linear_forward(module, update))
-    if isinstance(update, LeadingRows):
-        return replace_forward(view, _leading_rows_forward(module, update))
+    if isinstance(update, LeadingStates):
+        return replace_forward(view, _leading_states_forward(module, update))
     return replace_forward(view, _vector_forward(module, update), inside_hooks=True)
 
 
@@ -81,10 +81,10 @@ def read_weight(module: nn.Module, name: str) -> torch.Tensor:
     return replace_forward(module_view(module), lambda: getattr(module, name), inside_hooks=True).forward()
 
 
-def _leading_rows_forward(module: nn.Module, update: LeadingRows) -> Callable[..., Any]:
+def _leading_states_forward(module: nn.Module, update: LeadingStates) -> Callable[..., Any]:
     def forward(hidden_states: torch.Tensor, *args, **kwargs):
-        rest = hidden_states[:, update.rows.shape[1] :]
-        return module.forward(torch.cat([update.rows, rest], dim=1), *args, **kwargs)
+        rest = hidden_states[:, update.states.shape[1] :]
+        return module.forward(torch.cat([update.states, rest], dim=1), *args, **kwargs)
 
     return forward
 
@@ -121,4 +121,4 @@ def _vector_forward(module: nn.Module, updates: VectorUpdates) -> Callable[..., 
     return forward
 
 
-__all__ = ["LayerUpdates", "LeadingRows", "LinearUpdate", "VectorUpdates", "read_weight", "updated_view"]
+__all__ = ["LayerUpdates", "LeadingStates", "LinearUpdate", "VectorUpdates", "read_weight", "updated_view"]

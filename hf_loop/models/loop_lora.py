@@ -91,7 +91,7 @@ class LoopLora(nn.ModuleList):
         core_layers (`list[nn.Module]`): the core layers, as the backbone's configuration makes them.
 
     Raises:
-        ValueError: a name in `loop_lora_target_modules` fits no linear map of the core.
+        ValueError: if a name in `loop_lora_target_modules` fits no linear map of the core.
     """
 
     def __init__(self, config: LoopedConfig, core_layers: list[nn.Module]):
@@ -120,7 +120,7 @@ class LoopLora(nn.ModuleList):
         """A view of core layer `core_index`, which `layer` is, as it computes in loop `loop`.
 
         Raises:
-            ValueError: a module that is to be updated was replaced by one that the update cannot reach.
+            ValueError: if a module that is to be updated was replaced by one that the update cannot reach.
         """
         index = self.update_index(loop)
         if index is None:
@@ -137,7 +137,7 @@ class LoopLora(nn.ModuleList):
             loop (`int`): the loop, from 0.
 
         Raises:
-            ValueError: a weight to be updated is quantized, or an adapter stands in its place.
+            ValueError: if a weight to be updated is quantized, or an adapter stands in its place.
         """
         state_dict: dict[str, torch.Tensor] = layer.state_dict()
         index = self.update_index(loop)
@@ -183,7 +183,7 @@ def check_targets(target_modules: list[str] | None, core_layers: list[nn.Module]
     """Refuse `loop_lora_target_modules` in which a name fits no linear map of the core.
 
     Raises:
-        ValueError: names it, and the maps that there are.
+        ValueError: if names it, and the maps that there are.
     """
     names = {
         name: None for layer in core_layers for name, module in layer.named_modules() if isinstance(module, nn.Linear)

@@ -50,7 +50,7 @@ class MemoryMixin:
             path (`str` or `os.PathLike`): the file to write, in the safetensors format.
 
         Raises:
-            ValueError: the cache is not a memory of this family, or is empty; there is no folder for the file.
+            ValueError: if the cache is not a memory of this family, or is empty; there is no folder for the file.
         """
         layers: Any = getattr(cache, "layers", None)
         if not layers or any(not hasattr(layer, "memory_state") for layer in layers):
@@ -85,7 +85,7 @@ class MemoryMixin:
             `Cache`: to be given to `forward` or `generate` as `cache`.
 
         Raises:
-            ValueError: the file is no memory, of another version of the format, or of another model.
+            ValueError: if the file is no memory, of another version of the format, or of another model.
         """
         if not Path(path).is_file():
             raise ValueError(f"`path` must be a memory file, got {str(path)!r}, which is no file")

@@ -39,9 +39,9 @@ from .keyword_checks import check_keywords
 from .memory_files import MemoryMixin
 from .modeling_classification import SequenceClassifier, TokenClassifier
 from .modeling_recurrent import RecurrentForCausalLM
-from .modeling_time import TimeModel, TimePreTrainedModel, gather_states, named_hidden_states
+from .modeling_time import TimeModel, TimePreTrainedModel, named_hidden_states, scatter_states
 from .outputs import FeedbackCausalLMOutputWithPast, FeedbackModelOutputWithPast, wants_hidden_states
-from .token_rows import Round, plan_rounds
+from .token_sequences import Chunk, plan_chunks
 from .transformers_seams import capture_outputs, merge_with_config_defaults, named_cache, takes_cache
 
 
@@ -50,35 +50,35 @@ logger = logging.get_logger(__name__)
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 class FeedbackPreTrainedModel(TimePreTrainedModel):
-    """What the feedback model and its head share."""
+    """Base class of the feedback model and its heads."""
 
     config_class = FeedbackConfig
     config: FeedbackConfig
     family_tags = ("transformerfam", "feedback-memory", "long-context")
-    # flash attention has no mask by which rows of memory see a block in both directions, and flex attention, which
-    # compiles a kernel for every length of a block, fails to build some of them (torch 2.13, on a CPU)
+    # flash attention takes no mask in which memory queries see a block in both directions; flex attention compiles a
+    # kernel for every block length and fails to build some of them (torch 2.13, on a CPU)
     _supports_flash_attn = False
     _supports_flex_attn = False
     steps = "blocks"
     no_loops = "a feedback model has no loops"
     no_prompt_learning = (
-        "a prompt would stand in the first block, and later ones see what segments and memory keep of it"
+        "a prompt would be in the first block, of which later blocks see only what segments and memory keep"
     )
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, FeedbackEmbedding):
-            # the default is that of transformers, for decoders whose configuration has another name for it
+            # transformers' default, for decoders whose configuration has another name for this field
             init.normal_(module.weight, std=getattr(self.config, "initializer_range", 0.02))
 
 
 class FeedbackEmbedding(nn.Module):
-    """The learned vectors that a memory starts from. A module, so that `modules_to_save` of PEFT finds it.
+    """The learned vectors that a memory starts from; a module, so that PEFT's `modules_to_save` finds it.
 
     Args:
         shape (`tuple[int, ...]`): `(f, D)`, or `(layers, f, D)`.
-        requires_grad (`bool`): whether they are trained.
+        requires_grad (`bool`): whether to train them.
     """
 
     def __init__(self, shape: tuple[int, ...], requires_grad: bool):
@@ -86,22 +86,22 @@ class FeedbackEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.zeros(shape), requires_grad=requires_grad)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The vectors in the dtype of `hidden_states`."""
+        """Return the vectors in the dtype of `hidden_states`."""
         return self.weight.to(hidden_states.dtype)
 
 
 # trf-ignore: TRF057 as above
 class FeedbackModel(FeedbackPreTrainedModel, TimeModel):
-    """The backbone's passes on a schedule of blocks with a feedback memory, without a head.
+    """A backbone run on a schedule of blocks with a feedback memory, without a head.
 
     Args:
-        config (`FeedbackConfig`): the backbone and the blocks.
+        config (`FeedbackConfig`): the backbone and the schedule.
 
     Raises:
-        ValueError: the backbone cannot be run in blocks, or rows of memory cannot go through its layers.
+        ValueError: if the backbone cannot be run in blocks, or its layers cannot take memory queries.
     """
 
-    # whether something hands this model's memory on to the next training step, as `random_state_passing` wants it
+    # set by the callback that passes the memory to the next training step, see `random_state_passing`
     has_state_passing = False
 
     def __init__(self, config: FeedbackConfig):
@@ -111,7 +111,7 @@ class FeedbackModel(FeedbackPreTrainedModel, TimeModel):
         # CODEPATH: without a memory this is block sliding-window attention, the baseline
         if config.feedback_length:
             shape = (config.feedback_length, config.hidden_size)
-            # CODEPATH: the paper compares learned vectors for the first layer with such for every layer
+            # CODEPATH: the paper compares learned vectors for the first layer with learned vectors for every layer
             if config.feedback_init == "prefix":
                 shape = (config.num_hidden_layers, *shape)
             # with `stop_gradient` the learned prompt gets no gradient (only later blocks read it), so it is frozen
@@ -138,22 +138,22 @@ class FeedbackModel(FeedbackPreTrainedModel, TimeModel):
     ) -> FeedbackModelOutputWithPast:
         r"""
         cache (`Cache`, *optional*):
-            What earlier calls have left for this one; `past_key_values` is its older name.
+            The cache of earlier calls; `past_key_values` is its older name.
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-            0 at padding, which counts for no block. Without a mask and a cache, positions that start anew within a
-            row begin a document with a memory of its own.
+            0 at padding, which is part of no block. Without a mask and a cache, a document with a memory of its own
+            begins wherever `position_ids` do not increase by one.
         initial_feedback (`torch.FloatTensor` of shape `(num_calls, feedback_length, hidden_size)`, *optional*):
-            The memory that every row starts from, in place of the learned one: one for every layer call, or a single
-            one with `feedback_source="top"`.
+            The memory that every sequence starts from, in place of the learned one: one for every layer call, or a
+            single one with `feedback_source="top"`.
         num_loops (`int`, *optional*):
-            Loops of a backbone that has them, its configuration's number if not given.
+            Number of loops of a backbone that has them, by default that of its configuration.
         num_backprop_loops (`int`, *optional*):
-            How many of the last loops carry gradient, all if not given.
+            Number of last loops with gradient, by default all.
 
         Raises:
-            TypeError: a number of loops is given for a backbone without loops.
-            ValueError: the mask is not one of padding, the cache is not of this model, or a memory is given for rows
-                that have one.
+            TypeError: if a number of loops is given for a backbone without loops.
+            ValueError: if the mask is not a padding mask, the cache was not made for this model, or `initial_feedback`
+                is given with a cache that holds tokens.
         """
         check_keywords(self, kwargs)
         depth = self.depth_arguments(num_loops=num_loops, num_backprop_loops=num_backprop_loops)
@@ -161,51 +161,51 @@ class FeedbackModel(FeedbackPreTrainedModel, TimeModel):
         backbone = Backbone(self)
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
         batch_size, length = inputs_embeds.shape[:2]
-        # positions that were shifted at random for this step cannot be continued: no cache is made then
+        # no cache is made of randomly shifted positions: later calls could not continue them
         is_shifted = cache is None and self.training and config.random_position_offset > 0
-        rows, cache = self.arrange(
+        sequences, cache = self.arrange(
             inputs_embeds, attention_mask, position_ids, cache, bool(use_cache) and not is_shifted, depth
         )
         embedding = None if self.feedback_embedding is None else self.feedback_embedding(inputs_embeds)
-        state = start_state(config, len(rows.lengths), embedding, initial_feedback, cache)
+        state = start_state(config, len(sequences.lengths), embedding, initial_feedback, cache)
         self.warn_of_missing_state_passing()
 
         if position_ids is None:
             position_ids = backbone.next_positions(inputs_embeds, cache, attention_mask)
         position_ids = self.shift_positions(position_ids.expand(batch_size, -1), state, is_shifted)
-        tokens = rows.take(backbone.enter(inputs_embeds, position_ids))
-        positions = rows.take(position_ids)
+        tokens = sequences.gather(backbone.enter(inputs_embeds, position_ids))
+        positions = sequences.gather(position_ids)
         token_ids = None
         if backbone.spec.layers_take_token_ids:
-            token_ids = rows.take(backbone.check_token_ids(input_ids))
-        # put together from the blocks here; `output_attentions` gives those of the layer calls, block by block
+            token_ids = sequences.gather(backbone.check_token_ids(input_ids))
+        # collected here from the chunks; `output_attentions` returns those of every layer call, chunk by chunk
         output_hidden_states = kwargs.pop("output_hidden_states", config.output_hidden_states)
         keywords = kwargs | backbone.layer_arguments(inputs_embeds)
         block_run = BlockRun(backbone, config, embedding, depth, wants_hidden_states(output_hidden_states))
 
-        rounds, outputs = [], []
-        for round_ in plan_rounds(rows.lengths, state.num_tokens, config.block_size, cache is not None):
-            state.shrink(len(round_.counts))
+        chunks, outputs = [], []
+        for chunk in plan_chunks(sequences.lengths, state.num_tokens, config.block_size, cache is not None):
+            state.shrink(len(chunk.counts))
             if token_ids is not None:
-                keywords["token_ids"] = round_.take(token_ids)
-            rounds.append(round_)
-            taken = round_.take(tokens), round_.take(positions)
-            outputs.append(self.run_round(block_run, round_, state, *taken, keywords))
-        states = gather_states(rounds, outputs, rows, inputs_embeds.shape)
+                keywords["token_ids"] = chunk.gather(token_ids)
+            chunks.append(chunk)
+            chunk_tokens, chunk_positions = chunk.gather(tokens), chunk.gather(positions)
+            outputs.append(self.run_chunk(block_run, chunk, state, chunk_tokens, chunk_positions, keywords))
+        states = scatter_states(chunks, outputs, sequences, inputs_embeds.shape)
         last_hidden_state = backbone.depth.finish(states[-1])
         if self.training and embedding is not None and not state.was_read:
-            # distributed training waits for a gradient of every parameter, also where all rows are short
+            # distributed training needs a gradient of every parameter, even if all sequences are shorter than a block
             last_hidden_state = last_hidden_state + 0.0 * embedding.sum()
         if cache is not None:
-            state.store(cache, rows, length)
+            state.store(cache, sequences, length)
         return FeedbackModelOutputWithPast(
             **named_hidden_states(states, last_hidden_state, output_hidden_states),
             **named_cache(cache),
-            feedback=state.final_feedback(rows.order) if cache is None else None,
+            feedback=state.final_feedback(sequences.order) if cache is None else None,
         )
 
     def shift_positions(self, position_ids: torch.Tensor, state: FeedbackState, at_random: bool) -> torch.Tensor:
-        """Positions `[B, T]` after what a loaded memory has seen, and half of the time by a random offset as well."""
+        """Shift positions `[B, T]` by the tokens of a loaded memory, and half of the time by a random offset."""
         if any(state.num_loaded):
             position_ids = position_ids + torch.tensor(state.num_loaded, device=position_ids.device)[:, None]
         if at_random and torch.rand(()) < 0.5:
@@ -214,51 +214,51 @@ class FeedbackModel(FeedbackPreTrainedModel, TimeModel):
         return position_ids
 
     def warn_of_missing_state_passing(self) -> None:
-        """`random_state_passing` takes a callback: say so where a model is trained without."""
+        """Warn if a model with `random_state_passing` is trained without the callback for it."""
         if self.training and self.config.random_state_passing and not self.has_state_passing:
             logger.warning_once(
                 f"`random_state_passing` is {self.config.random_state_passing}, but no training step gets the memory "
                 "of the one before: give the Trainer `callbacks=[hf_loop.RandomStatePassing()]`."
             )
 
-    def run_round(
+    def run_chunk(
         self,
         block_run: BlockRun,
-        round_: Round,
+        chunk: Chunk,
         state: FeedbackState,
         tokens: torch.Tensor,
         positions: torch.Tensor,
         keywords: dict[str, Any],
     ) -> list[torch.Tensor]:
-        """Run one round of tokens `[R, n, D]` at `positions` `[R, n]` through all layers and let `state` advance.
+        """Run a chunk of tokens `[R, n, D]` at `positions` `[R, n]` through all layers and update `state`.
 
         Returns:
-            `list[torch.Tensor]` of shape `[R, n, D]`: the tokens' states after the last layer; with `all_layers` also
-            those before, first of all the input.
+            `list[torch.Tensor]`: the last layer's output `[R, n, D]`, after the input and those of all earlier calls
+            if the run has `all_layers`.
         """
         config, backbone = self.config, block_run.backbone
         capacity = state.capacity(config.feedback_length)
-        plan = plan_block(config, round_, capacity, state.has_feedback, state.keys_are_stale, tokens.device)
-        query_positions = self.query_positions(round_, plan, positions)
-        masks = block_masks(config, backbone, round_, plan, tokens.dtype)
+        plan = plan_block(config, chunk, capacity, state.has_feedback, state.keys_are_stale, tokens.device)
+        query_positions = self.query_positions(chunk, plan, positions)
+        masks = block_masks(config, backbone, chunk, plan, tokens.dtype)
         rotary = backbone.rotate(tokens, query_positions)
-        # the keywords of this round alone: checkpointing runs it again
+        # a copy, because checkpointing runs the chunk again with its own keywords
         inputs = LayerInputs(query_positions, rotary, masks, None, True, dict(keywords))
         memories = state.memories
         # CODEPATH: an ablation of the paper, which advises against it
         if config.stop_gradient:
             memories = [memory.map(torch.Tensor.detach) for memory in memories]
         outputs, memories = self.run_step(block_run.run, tokens, memories, plan, inputs)
-        state.advance(memories, round_, plan)
+        state.advance(memories, chunk, plan)
         return outputs
 
-    def query_positions(self, round_: Round, plan: BlockPlan, positions: torch.Tensor) -> torch.Tensor:
-        """Positions `[R, lead + n + tail]`: a memory is directly before the block that reads it, where the last
-        tokens of the block that it was made of are; recurrent memory tokens are also written directly after it."""
+    def query_positions(self, chunk: Chunk, plan: BlockPlan, positions: torch.Tensor) -> torch.Tensor:
+        """Return the positions `[R, lead + n + tail]` of all queries: the lead is directly before its block, at the
+        positions of the last tokens that it compressed, and the tail directly after."""
         if not plan.num_lead and not plan.num_tail:
             return positions
         block_size, device = self.config.block_size, positions.device
-        filled = torch.tensor([seen % block_size for seen in round_.seen], device=device)[:, None]
+        filled = torch.tensor([seen % block_size for seen in chunk.seen], device=device)[:, None]
         start = positions[:, :1] - filled
         memory = torch.arange(plan.feedback_length, device=device)
         lead = (start - plan.feedback_length + memory)[:, : plan.num_lead]
@@ -271,7 +271,7 @@ class FeedbackForCausalLM(FeedbackPreTrainedModel, RecurrentForCausalLM, MemoryM
     """The feedback model with the backbone's language-model head.
 
     Args:
-        config (`FeedbackConfig`): the backbone and the blocks.
+        config (`FeedbackConfig`): the backbone and the schedule.
 
     Example:
 

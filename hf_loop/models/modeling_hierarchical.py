@@ -180,7 +180,7 @@ class HierarchicalModel(HierarchicalStacks):
             How many of the last slow cycles gradient may reach, all that `config.gradient` lets it if not given.
 
         Raises:
-            ValueError: a loop count is not a positive integer, or the cache was made for another loop count.
+            ValueError: if a loop count is not a positive integer, or the cache was made for another loop count.
         """
         check_keywords(self, kwargs)
         # a paged cache does not say; prompts with a prefix are not sent with one

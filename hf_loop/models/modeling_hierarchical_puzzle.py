@@ -55,7 +55,7 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
         config (`HierarchicalPuzzleConfig`): the backbone and the schedule.
 
     Raises:
-        ValueError: the backbone's layers cannot attend in both directions.
+        ValueError: if the backbone's layers cannot attend in both directions.
     """
 
     config_class = HierarchicalPuzzleConfig
@@ -138,7 +138,7 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
             How many of the last slow cycles gradient may reach, all that `config.gradient` lets it if not given.
 
         Raises:
-            ValueError: a loop count is not a positive integer, or the carry does not fit the batch.
+            ValueError: if a loop count is not a positive integer, or the carry does not fit the batch.
         """
         check_keywords(self, kwargs)
         depth = self.depth_arguments(num_loops=num_loops, num_backprop_loops=num_backprop_loops)
@@ -242,7 +242,7 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
             Labelled cells of all batches of a training step, which `Trainer` counts.
 
         Raises:
-            ValueError: a count is not a positive integer, the carry does not fit the batch, or there is an
+            ValueError: if a count is not a positive integer, the carry does not fit the batch, or there is an
                 `attention_mask`.
         """
         num_segments = check_positive_int("num_segments", num_segments)

@@ -180,7 +180,7 @@ class HrmBackboneModel(LlamaPreTrainedModel):
         """The first layer's input `[B, T, D]` from token embeddings: learned positions, and the scale.
 
         Raises:
-            ValueError: the sequence is longer than there are positions, or of another length than the MLP's.
+            ValueError: if the sequence is longer than there are positions, or of another length than the MLP's.
         """
         config = self.config
         length, positions = embeddings.shape[1], config.max_position_embeddings

@@ -149,7 +149,7 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             the same noise.
 
         Raises:
-            ValueError: a loop count is not a positive integer, the cache was made for another loop count, or hidden
+            ValueError: if a loop count is not a positive integer, the cache was made for another loop count, or hidden
                 states after every loop are asked for together with a cache.
         """
         check_keywords(self, kwargs)

@@ -167,7 +167,7 @@ class ParcaeBackboneModel(ParcaeBackbonePreTrainedModel, LlamaModel):
         """As Llama's, with the layers given the token ids.
 
         Raises:
-            ValueError: `inputs_embeds` are given: the value embeddings are looked up by token.
+            ValueError: if `inputs_embeds` are given: the value embeddings are looked up by token.
         """
         if input_ids is None or kwargs.pop("inputs_embeds", None) is not None:
             raise ValueError(

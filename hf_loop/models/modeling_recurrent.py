@@ -129,8 +129,8 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
             depth: the number of loops, and how many of them carry gradient; `None` is the configuration's own.
 
         Raises:
-            ValueError: a count is not a positive integer.
-            TypeError: the schedule has no such count.
+            ValueError: if a count is not a positive integer.
+            TypeError: if the schedule has no such count.
         """
         given = {name: value for name, value in depth.items() if value is not None}
         known = self.config.depth_arguments
@@ -168,7 +168,7 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
             kwargs: goes on to `Backbone.prepare`.
 
         Raises:
-            ValueError: the cache was made for another number of loops, or there are no tokens.
+            ValueError: if the cache was made for another number of loops, or there are no tokens.
         """
         backbone = Backbone(self)
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)

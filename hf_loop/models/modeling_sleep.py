@@ -45,11 +45,11 @@ from .keyword_checks import check_keywords
 from .memory_files import MemoryMixin
 from .modeling_classification import SequenceClassifier, TokenClassifier
 from .modeling_recurrent import RecurrentForCausalLM
-from .modeling_time import TimeModel, TimePreTrainedModel, gather_states, named_hidden_states
+from .modeling_time import TimeModel, TimePreTrainedModel, named_hidden_states, scatter_states
 from .outputs import RecurrentCausalLMOutputWithPast, RecurrentModelOutputWithPast, wants_hidden_states
 from .sleep_passes import SleepPasses
 from .sleep_windows import check_sleep_cache, open_windows, read_tokens, sleep_over
-from .token_rows import Round, plan_rounds
+from .token_sequences import Chunk, plan_chunks
 from .transformers_seams import capture_outputs, merge_with_config_defaults, named_cache, takes_cache
 
 
@@ -127,8 +127,8 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
             How many of the last loops carry gradient, all if not given.
 
         Raises:
-            TypeError: a number of loops is given for a backbone without loops.
-            ValueError: the number of passes is not a positive integer, the mask is not one of padding, the cache is
+            TypeError: if a number of loops is given for a backbone without loops.
+            ValueError: if the number of passes is not a positive integer, the mask is not one of padding, the cache is
                 not a sleep model's or has another number of rows, or `reads_once` is given with a cache.
         """
         check_keywords(self, kwargs)
@@ -146,24 +146,24 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
         hidden_states = backbone.enter(inputs_embeds, next_positions(inputs_embeds, None))
 
         windows = open_windows(passes, len(rows.lengths), cache)
-        tokens = rows.take(hidden_states)
-        once = None if reads_once is None else rows.take(reads_once)
+        tokens = rows.gather(hidden_states)
+        once = None if reads_once is None else rows.gather(reads_once)
         has_cache, every = cache is not None, self.config.num_backprop_windows
-        rounds = list(plan_rounds(rows.lengths, windows.position.filled, self.config.sleep_window, has_cache))
+        chunks = list(plan_chunks(rows.lengths, windows.position.filled, self.config.sleep_window, has_cache))
         outputs = []
-        for number, round_ in enumerate(rounds):
-            num_left = len(rounds) - number
-            counts, passes_here = round_.counts, [num_passes] * len(round_.counts)
+        for number, chunk in enumerate(chunks):
+            num_left = len(chunks) - number
+            counts, passes_here = chunk.counts, [num_passes] * len(chunk.counts)
             if not has_cache:
                 windows = windows.first(len(counts))
                 if every is not None and number > 0 and num_left % every == 0:
                     windows = windows.detach()
                 # sequences that end here are padded on the right, where nothing that counts comes after
-                counts = [round_.num_tokens] * len(counts)
-                passes_here = self._passes_here(round_, num_passes, once, is_last=num_left == 1)
-            read, windows = self.run_step(read_tokens, passes, windows, round_.take(tokens), counts, passes_here)
+                counts = [chunk.num_tokens] * len(counts)
+                passes_here = self._passes_here(chunk, num_passes, once, is_last=num_left == 1)
+            read, windows = self.run_step(read_tokens, passes, windows, chunk.gather(tokens), counts, passes_here)
             outputs.append(read)
-        states = gather_states(rounds, outputs, rows, hidden_states.shape)
+        states = scatter_states(chunks, outputs, rows, hidden_states.shape)
         if cache is not None:
             windows.store(cache, inputs_embeds.shape[1])
         # nothing was read where all tokens are padding
@@ -172,15 +172,15 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
             **named_hidden_states(states, last_hidden_state, output_hidden_states), **named_cache(cache)
         )
 
-    def _passes_here(self, round_: Round, num_passes: int, once: torch.Tensor | None, is_last: bool) -> list[int]:
+    def _passes_here(self, chunk: Chunk, num_passes: int, once: torch.Tensor | None, is_last: bool) -> list[int]:
         """Passes over every sequence's window of a round, without a cache."""
         if is_last:
             # nothing comes after the last window that would read what a sleep writes
-            return [0] * len(round_.counts)
+            return [0] * len(chunk.counts)
         if once is None:
-            return [num_passes] * len(round_.counts)
+            return [num_passes] * len(chunk.counts)
         # of a sequence that ends here this may say anything: nothing reads what its sleep would write
-        return [1 if is_once else num_passes for is_once in round_.take(once).any(-1).tolist()]
+        return [1 if is_once else num_passes for is_once in chunk.gather(once).any(-1).tolist()]
 
     @torch.no_grad()
     def sleep(self, cache: Cache, num_passes: int | None = None, num_loops: int | None = None) -> None:
@@ -195,7 +195,7 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
             num_loops (`int`, *optional*): loops of a backbone that has them, as many as the cache was filled with.
 
         Raises:
-            ValueError: the number of passes is not a positive integer, or the cache is not a sleep model's.
+            ValueError: if the number of passes is not a positive integer, or the cache is not a sleep model's.
         """
         num_passes = self._check_num_passes(num_passes, "num_passes")
         passes = self._passes(self.depth_arguments(num_loops=num_loops), False, {})

@@ -28,7 +28,7 @@ def module_view(
     meet them, and cannot replace a child.
 
     Raises:
-        ValueError: If something put a forward on the module that a copy cannot be made to run.
+        ValueError: if something put a forward on the module that a copy cannot be made to run.
     """
     view = object.__new__(type(module))
     view.__dict__.update(module.__dict__)

@@ -22,7 +22,7 @@ def check_weights_are_here(module: nn.Module, name: str) -> None:
         name (`str`): the argument it was given for, used in the message.
 
     Raises:
-        ValueError: a parameter or buffer is on the device "meta".
+        ValueError: if a parameter or buffer is on the device "meta".
     """
     missing = [key for key, tensor in chain(module.named_parameters(), module.named_buffers()) if tensor.is_meta]
     if missing:
@@ -42,7 +42,7 @@ def weight_values(module: nn.Module, name: str) -> torch.Tensor:
     """A weight by its dotted name, brought from where it is offloaded to.
 
     Raises:
-        ValueError: it was never loaded.
+        ValueError: if it was never loaded.
     """
     owner, _, own_name = name.rpartition(".")
     value = read_weight(module.get_submodule(owner), own_name).detach()

@@ -91,8 +91,8 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TR
         """As transformers', and an adapter that is made later names `save_directory` as its base.
 
         Raises:
-            ValueError: the model is inside a `PeftModel`, which writes the adapter: weights saved from here would not
-                load. Or they are offloaded, in a way that leaves nothing here to be written.
+            ValueError: if the model is inside a `PeftModel`, which writes the adapter: weights saved from here would
+                not load. Or they are offloaded, in a way that leaves nothing here to be written.
         """
         is_adapter = saves_adapter_only(self)
         if not is_adapter:

@@ -93,7 +93,7 @@ def open_windows(passes: SleepPasses, batch_size: int, cache: Cache | None) -> O
         cache (`Cache`, *optional*): with what earlier forward passes have left.
 
     Raises:
-        ValueError: the cache was not made for this model, or has other sequences.
+        ValueError: if the cache was not made for this model, or has other sequences.
     """
     layers: list[Any] = [] if cache is None else check_sleep_cache(cache, passes.config)
     if not layers or not layers[0].filled:
@@ -109,7 +109,7 @@ def check_sleep_cache(cache: Cache, config: SleepConfig) -> list[Any]:
     """The layers of a cache that was made for a model of this configuration.
 
     Raises:
-        ValueError: it has other layers, or moves them off the device.
+        ValueError: if it has other layers, or moves them off the device.
     """
     # by name: code that came with a checkpoint has classes of its own
     kinds = [getattr(layer, "_layer_type", None) for layer in cache.layers]

@@ -52,7 +52,7 @@ def takes_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
     transformers sends the one name or the other, by its release; code on the Hub meets both.
 
     Raises:
-        ValueError: If a call gives both.
+        ValueError: if a call gives both.
     """
     signature = inspect.signature(forward)
     parameters = list(signature.parameters.values())

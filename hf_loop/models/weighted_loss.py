@@ -45,7 +45,7 @@ def weighted_causal_lm_loss(
         `torch.Tensor`: A scalar.
 
     Raises:
-        ValueError: `loss_weights` has another shape than `labels`.
+        ValueError: if `loss_weights` has another shape than `labels`.
     """
     if loss_weights.shape != labels.shape:
         raise ValueError(
