@@ -25,42 +25,43 @@ from .configuration_time import TimeConfig
 class FeedbackConfig(TimeConfig):
     r"""
     A feedback language model (TransformerFAM, https://huggingface.co/papers/2404.09173) reads its input in blocks. A
-    token sees its own block up to itself, the last `num_memory_segments` blocks whole, and in every layer a feedback
-    memory of `feedback_length` vectors into which that layer has compressed everything before.
+    token sees its own block up to itself, the last `num_memory_segments` blocks, and in every layer a feedback memory
+    of `feedback_length` vectors into which that layer has compressed all earlier blocks.
 
-    With `feedback_length=0` this is block sliding-window attention; with all segments kept as well
-    (`num_memory_segments=None`), it is the backbone.
+    With `feedback_length=0` this is block sliding-window attention; with `num_memory_segments=None` as well, it is the
+    backbone.
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the decoder whose layers are run, all of them attention layers, or of a looped or
-            hierarchical model over such a decoder. Defaults to Llama's. Fields such as `vocab_size` or `hidden_size`
-            may also be given directly when this is a dictionary or left out; they are read and written through to it.
+            Configuration of the backbone, by default Llama's: a decoder all of whose layers are attention layers, or
+            a looped or hierarchical model over such a decoder. Fields such as `vocab_size` or `hidden_size` may also
+            be given directly if this is a dictionary or left out; they are read and written through to it.
         block_size (`int`, *optional*, defaults to 1024):
             Tokens in a block.
         num_memory_segments (`int`, *optional*, defaults to 3):
-            Blocks before the current one whose keys and values are kept, `None` for all of them.
+            Number of earlier blocks whose keys and values are kept, `None` for all.
         feedback_length (`int`, *optional*, defaults to 64):
             Vectors in the feedback memory, 0 for none.
         feedback_source (`str`, *optional*, defaults to `"layer"`):
-            Where the memory comes from: `"layer"` (every layer's own output for the block before) or `"top"` (the last
-            layer's output enters the first layer, the recurrent memory tokens of
+            Where the memory comes from: `"layer"` (every layer's own output for the previous block) or `"top"` (the
+            last layer's output enters the first layer: the recurrent memory tokens of
             https://huggingface.co/papers/2207.06881, as a baseline).
         feedback_init (`str`, *optional*, defaults to `"prompt"`):
-            The memory before the first block: `"prompt"` (learned vectors enter the first layer and travel up while
-            they compress the first block, which does not see them) or `"prefix"` (learned vectors for every layer of
-            a decoder).
+            The memory before the first block: `"prompt"` (learned vectors enter the first layer, pass through all
+            layers and compress the first block, which does not see them) or `"prefix"` (learned vectors for every
+            layer of a decoder).
         zero_first_residual (`bool`, *optional*, defaults to `True`):
-            Whether the first update of the memory adds zero instead of the learned vectors to what they attend to.
+            Whether the first update of the memory leaves out the residual of attention, so that the learned vectors
+            are not part of it.
         stop_gradient (`bool`, *optional*, defaults to `False`):
-            Whether gradient ends at the border of a block.
+            Whether to stop the gradient between blocks.
         random_state_passing (`float`, *optional*, defaults to 0.0):
-            Probability that a training step starts from the memory that the step before ended with; the paper's is
-            0.8. It takes the callback `hf_loop.RandomStatePassing` in the `Trainer`.
+            Probability that a training step starts from the final memory of the previous step, 0.8 in the paper. It
+            needs the callback `hf_loop.RandomStatePassing` in the `Trainer`.
         random_position_offset (`int`, *optional*, defaults to 0):
-            Largest offset of all positions in training, drawn uniformly in half of the forward passes; the paper's is
-            the longest wavelength of its rotary embedding, 63,000. Where positions are rotary and nothing else, an
-            offset shared by all of them changes rounding only.
+            Largest offset of the positions in training, drawn uniformly in half of the forward passes; in the paper
+            it is the longest wavelength of the rotary embedding, 63,000. With rotary positions alone, such an offset
+            changes rounding only.
 
     Raises:
         ValueError: if a field is out of range, or the backbone has layers that are not attention.
@@ -103,23 +104,25 @@ class FeedbackConfig(TimeConfig):
         if not 0 <= self.random_state_passing <= 1:
             raise ValueError(f"`random_state_passing` must be a probability, got {self.random_state_passing}")
         if self.feedback_source == "top" and self.feedback_init == "prefix":
-            raise ValueError("`feedback_init` 'prefix' needs `feedback_source='layer'`: only then has every layer one")
+            raise ValueError(
+                "`feedback_init='prefix'` needs `feedback_source='layer'`, got 'top', where only one layer has a memory"
+            )
         if kind_of(self.backbone_config) is not None and self.feedback_init == "prefix":
             raise ValueError(
-                "`feedback_init` must be 'prompt' over a backbone with loops, whose number of layer calls is free, "
+                "`feedback_init` must be 'prompt' with a recurrent backbone, whose number of layer calls may change, "
                 "got 'prefix'"
             )
         if getattr(self.backbone_config, "state_init", None) == "normal":
             raise ValueError(
-                "`backbone_config.state_init` must not be 'normal' under a feedback memory, whose vectors have no "
-                "position that the noise could follow from"
+                "`backbone_config.state_init` must not be 'normal' in a feedback model: the noise is computed from "
+                "positions, which a memory does not have"
             )
         layer_types = set(getattr(self.decoder_config, "layer_types", None) or [])
         others = layer_types - {"full_attention", "sliding_attention"}
         if others:
             raise ValueError(
                 f"`backbone_config.layer_types` must be attention layers, got {', '.join(sorted(others))} of a "
-                f"{self.decoder_config.model_type} backbone: their state has no blocks"
+                f"{self.decoder_config.model_type} backbone: a state cannot be split into blocks"
             )
 
     @property

@@ -21,7 +21,7 @@ from .configuration_time import TimeConfig
 from .schedules import Call
 
 
-# layers whose state is a fast weight, and layers with no state that would outlive a window
+# linear attention has fast weights; the state of other supported layers ends with the window
 FAST_WEIGHT_LAYER_TYPE = "linear_attention"
 SUPPORTED_LAYER_TYPES = {FAST_WEIGHT_LAYER_TYPE, "full_attention", "sliding_attention", "conv"}
 
@@ -38,48 +38,47 @@ class SleepConfig(TimeConfig):
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the decoder whose layers are run: one with linear-attention layers that follow the gated
-            delta rule (`qwen3_next`, `qwen3_5_text`, `olmo_hybrid`), or any other in the table of `README.md`,
-            which is then given fast-weight layers; or of a looped or hierarchical model over one of these, each of
-            whose layer calls then has fast weights of its own. Defaults to Llama's. Fields such as `vocab_size` or
-            `hidden_size` may also be given directly when this is a dictionary or left out; they are read and written
-            through to it.
+            Configuration of the backbone, by default Llama's. It may be a decoder with linear-attention layers that
+            follow the gated delta rule (`qwen3_next`, `qwen3_5_text`, `olmo_hybrid`); any other decoder in the table
+            of `README.md`, into which fast-weight layers are inserted; or a looped or hierarchical model over one of
+            these, in which every layer call has fast weights of its own. Fields such as `vocab_size` or `hidden_size`
+            may also be given directly if this is a dictionary or left out; they are read and written through to it.
         sleep_window (`int`, *optional*, defaults to 1024):
             Tokens in a window.
         num_sleep_passes (`int`, *optional*, defaults to 2):
-            Passes over a full window, unless the call says otherwise. The first is the one that predicts its tokens.
+            Passes over a full window, unless the call says otherwise. The first of them predicts its tokens.
         eviction (`str`, *optional*, defaults to `"hard"`):
-            What a sleep does to keys and values: `"hard"` (drops them all) or `"sliding"` (keeps those of the last
-            `sleep_window - 1` tokens as the last pass left them; every token then sees `sleep_window` tokens).
+            What a sleep does to keys and values: `"hard"` drops all of them; `"sliding"` keeps those that the last
+            pass made of the last `sleep_window - 1` tokens, so that every token sees `sleep_window` tokens.
         sleep_layers (`list[int]`, *optional*):
-            `[start, end]`: the backbone layers from `start` up to, not including, `end` run in every pass; those
-            before run once and those after run once more on the result of the last pass. All layers by default, and
-            always over a backbone with loops.
+            `[start, end]`: the backbone layers from `start` to `end` (exclusive) run in every pass. Earlier layers run
+            once, later ones once more on the result of the last pass. By default all layers run in every pass; with a
+            backbone that has loops they must.
         reset_conv (`bool`, *optional*, defaults to `True`):
-            Whether short convolutions start anew in every pass, so that the fast weights alone cross its border.
+            Whether short convolutions are reset at every pass, so that only the fast weights persist.
         position_mode (`str`, *optional*):
-            Where positions are counted from: `"restart"` (the window) or `"absolute"` (the text). The first by default
-            with hard eviction, the second with sliding eviction, which needs it.
+            Where positions are counted from: `"restart"` (the start of the window) or `"absolute"` (the start of the
+            text). By default `"restart"` with hard eviction and `"absolute"` with sliding eviction, which needs it.
         fast_weight_layers (`list[int]`, *optional*):
-            Layers of the decoder that a fast-weight layer is inserted after, wherever they are called. None by default
-            where the decoder has linear attention, otherwise every fourth layer.
+            Layers of the decoder after each of whose calls a fast-weight layer is inserted. By default none if the
+            decoder has linear attention, otherwise every fourth layer.
         fast_weight_rule (`str`, *optional*, defaults to `"gated_delta"`):
-            How inserted layers write: `"hebbian"`, `"delta"`, `"gated_delta"` or `"oja"`, see `fast_weights.py`.
+            Update rule of inserted layers: `"hebbian"`, `"delta"`, `"gated_delta"` or `"oja"`, see `fast_weights.py`.
         fast_weight_num_heads (`int`, *optional*):
-            Heads of an inserted layer, as many as attention has by default.
+            Heads of an inserted layer, by default as many as attention has.
         fast_weight_head_dim (`int`, *optional*):
-            Channels of one head's keys and values, `hidden_size // fast_weight_num_heads` by default.
+            Channels of one head's keys and values, by default `hidden_size // fast_weight_num_heads`.
         num_backprop_windows (`int`, *optional*):
-            Windows that gradient crosses in training: counted from the last, the fast weights are detached after every
-            so many windows. All by default.
+            Truncated back-propagation in training: counted from the last window, the fast weights are detached every
+            `num_backprop_windows` windows. By default never.
         sleep_over_labels (`bool`, *optional*, defaults to `True`):
-            Where labels are given, whether a window with a token that predicts one is slept over like every other.
-            `False` is Algorithm 1 of the paper: such a window is read in one pass, row by row, and the others are
-            slept over. Without labels, as in generation, every full window is.
+            Whether a window with a token that predicts a label is slept over like every other. `False` is Algorithm 1
+            of the paper, in which each sequence reads such windows in one pass. Without labels, as in generation, it
+            has no effect.
 
     Raises:
-        ValueError: if a field is out of range, the backbone has layers that cannot sleep, or nothing would be left of
-            a window after a sleep.
+        ValueError: if a field is out of range, the backbone has layers that cannot sleep, or no layer that sleeps has
+            fast weights.
 
     Example:
 
@@ -116,7 +115,7 @@ class SleepConfig(TimeConfig):
         super().__setattr__(key, value)
 
     def validate_architecture(self):
-        """Refuse layers that cannot sleep, ranges outside the backbone, and models that would keep nothing."""
+        """Refuse layers that cannot sleep, ranges outside the backbone, and models without fast weights."""
         num_layers = self.num_layers
         others = set(self._decoder_layer_types) - SUPPORTED_LAYER_TYPES
         if others:
@@ -126,13 +125,13 @@ class SleepConfig(TimeConfig):
             )
         if getattr(self.backbone_config, "state_init", None) == "normal":
             raise ValueError(
-                "`backbone_config.state_init` must not be 'normal' under sleep, whose later passes would start from "
+                "`backbone_config.state_init` must not be 'normal' in a sleep model: later passes would start from "
                 "the noise of the first"
             )
         if self.sleep_layers is not None and kind_of(self.backbone_config) is not None:
             raise ValueError(
-                f"`sleep_layers` must be None over a {self.backbone_config.model_type} backbone, whose passes are "
-                f"whole, got {self.sleep_layers}"
+                f"`sleep_layers` must be None with a {self.backbone_config.model_type} backbone, all of whose layers "
+                f"sleep, got {self.sleep_layers}"
             )
         if self.sleep_layers is not None:
             start, end = self.sleep_layers if len(self.sleep_layers) == 2 else (0, 0)
@@ -144,25 +143,25 @@ class SleepConfig(TimeConfig):
         memory_layers = self.memory_layers
         if memory_layers != sorted(set(memory_layers)) or any(not 0 <= index < num_layers for index in memory_layers):
             raise ValueError(
-                f"`fast_weight_layers` must be different layers of the backbone, 0 to {num_layers - 1}, in rising "
+                f"`fast_weight_layers` must be different layers of the backbone, 0 to {num_layers - 1}, in ascending "
                 f"order, got {memory_layers}"
             )
         start, end = self.sleep_range
         writers = [*memory_layers, *self._linear_layers]
         if not any(start <= index < end for index in writers):
             raise ValueError(
-                f"no fast weights would take in a window: `fast_weight_layers` {memory_layers} has none of the layers "
-                f"{start} to {end - 1} that sleep, and no linear attention is among them"
+                f"`fast_weight_layers` must have one of the layers {start} to {end - 1} that sleep, as none of these "
+                f"has linear attention, got {memory_layers}"
             )
         if self.eviction == "sliding" and self.position_mode == "restart":
             raise ValueError(
-                "`position_mode` must be 'absolute' with `eviction='sliding'`: what is kept of a window would change "
-                "its place relative to the next one, got 'restart'"
+                "`position_mode` must be 'absolute' with `eviction='sliding'`, got 'restart': the kept tokens would "
+                "change their distance to the next window"
             )
 
     @property
     def num_layers(self) -> int:
-        """Layers of the decoder."""
+        """Number of layers of the decoder."""
         return 1 + max(call.layer for call in self.calls())
 
     @property
@@ -176,7 +175,7 @@ class SleepConfig(TimeConfig):
 
     @property
     def memory_layers(self) -> list[int]:
-        """Layers of the decoder that a fast-weight layer follows."""
+        """Layers of the decoder after which a fast-weight layer is inserted."""
         if self.fast_weight_layers is not None:
             return self.fast_weight_layers
         if self._linear_layers:
@@ -184,14 +183,14 @@ class SleepConfig(TimeConfig):
         return list(range(3, self.num_layers, 4)) or [self.num_layers - 1]
 
     def inserted_calls(self, **depth: Any) -> list[Call]:
-        """The layer calls of one pass that a fast-weight layer follows, by their slots."""
+        """Return the layer calls of one pass that a fast-weight layer follows, in the order of their slots."""
         memory_layers = self.memory_layers
         calls = [call for call in self.calls(**depth) if call.layer in memory_layers]
         return sorted(calls, key=lambda call: call.slot)
 
     @property
     def sleep_range(self) -> tuple[int, int]:
-        """The first backbone layer that runs in every pass, and the first after them."""
+        """The backbone layers that run in every pass, as `(start, end)` with `end` exclusive."""
         if self.sleep_layers is None:
             return 0, self.num_layers
         return self.sleep_layers[0], self.sleep_layers[1]
@@ -201,14 +200,14 @@ class SleepConfig(TimeConfig):
         """Whether positions are counted from the start of the window."""
         return (self.position_mode or ("restart" if self.eviction == "hard" else "absolute")) == "restart"
 
-    # the passes thread their states through the same slots: one for the open window, then one per layer call
+    # all passes use the same slots
     def num_slots(self, **depth: Any) -> int:
-        """Cache slots: the open window, the layer calls of a pass, the calls of inserted layers."""
+        """Return the number of cache slots: the open window, the layer calls of a pass, those of inserted layers."""
         return 1 + len(self.calls(**depth)) + len(self.inserted_calls(**depth))
 
     @property
     def layer_types(self) -> list[str]:
-        """Kind of cache of every slot."""
+        """Cache type of every slot."""
         return ["sleep_window"] + ["sleep_state"] * (self.num_hidden_layers - 1)
 
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Which recurrent models a model over time may run; here, so that it finds them where hf_loop is not installed."""
+"""The recurrent backbones of models with a time schedule, set here so that code on the Hub finds them too."""
 
 from .configuration_hierarchical import HierarchicalConfig
 from .configuration_looped import LoopedConfig

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""A layer of fast weights, to be inserted into a decoder that has only attention."""
+"""A fast-weight layer, to be inserted into a decoder that has only attention."""
 
 import math
 
@@ -38,27 +38,29 @@ class ShortConvolution(nn.Module):
         return nn.functional.silu(convolved).transpose(1, 2), states[..., states.shape[-1] - self.kernel_size + 1 :]
 
     def reset_parameters(self) -> None:
-        """As `nn.Conv1d` starts."""
+        """Initialize as `nn.Conv1d` does."""
         init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
 
 class ZeroLinear(nn.Linear):
-    """A linear map that starts at zero. A class of its own, because transformers initialises module by module."""
+    """A linear map that starts at zero; a class of its own, because transformers initializes by the module's class."""
 
     def reset_parameters(self) -> None:
         init.zeros_(self.weight)
 
 
 class FastWeightLayer(nn.Module):
-    """`h + W_o (norm(o) * silu(W_z x))` with `x = norm(h)` and `o` read from fast weights that `x` is written into.
+    """A residual fast-weight layer, `h + W_o (norm(o) * silu(W_z x))` with `x = norm(h)`.
+
+    `o` are the reads from the fast weights, after `x` was written to them.
 
     Queries, keys and values pass a short convolution; keys and queries (for Oja's rule, values too) have length one.
     Strength and decay are those of the gated delta net, https://huggingface.co/papers/2412.06464:
-    `b = sigmoid(W_b x)`, `g = -exp(A_log) softplus(W_a x + dt_bias)`. `W_o` starts at zero, so that an inserted layer
-    changes nothing, bit for bit, until it is trained.
+    `b = sigmoid(W_b x)`, `g = -exp(A_log) softplus(W_a x + dt_bias)`. `W_o` starts at zero, so that an untrained layer
+    leaves the residual stream unchanged, bit for bit.
 
     Args:
-        config (`SleepConfig`): rule, heads and their size.
+        config (`SleepConfig`): configuration of the model.
     """
 
     def __init__(self, config: SleepConfig):
@@ -74,7 +76,7 @@ class FastWeightLayer(nn.Module):
         self.qkv_proj = nn.Linear(hidden_size, 3 * inner_size, bias=False)
         self.conv = ShortConvolution(3 * inner_size, CONV_KERNEL_SIZE)
         self.strength_proj = nn.Linear(hidden_size, self.num_heads, bias=False)
-        # CODEPATH: the delta rule and Oja's forget by what they write, the other two by a decay
+        # CODEPATH: the delta rule and Oja's rule forget by overwriting, the other two by a decay
         if self.has_decay:
             self.decay_proj = nn.Linear(hidden_size, self.num_heads, bias=False)
             self.A_log = nn.Parameter(torch.zeros(self.num_heads))
@@ -97,7 +99,8 @@ class FastWeightLayer(nn.Module):
             conv_state (`torch.Tensor` of shape `[B, 3 H K, 3]`, *optional*): the convolution's past, zero if `None`.
 
         Returns:
-            `tuple`: the residual stream, the fast weights and the convolution's past after the last token.
+            `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: the residual stream, and the fast weights and the
+            convolution's past after the last token.
         """
         normed = self.input_norm(hidden_states)
         qkv, conv_state = self.conv(self.qkv_proj(normed), conv_state)
@@ -116,17 +119,17 @@ class FastWeightLayer(nn.Module):
         return hidden_states + self.o_proj(reads), recurrent_state, conv_state
 
     def decay(self, normed: torch.Tensor) -> torch.Tensor | None:
-        """Logarithm of the decay before each token `[B, T, H]`, `None` for rules without one."""
+        """Return the logarithm of the decay before each token `[B, T, H]`, or `None` for rules without one."""
         if not self.has_decay:
             return None
         # in fp32: a decay near one is lost in bf16
         return -self.A_log.float().exp() * nn.functional.softplus(self.decay_proj(normed).float() + self.dt_bias)
 
     def reset_parameters(self) -> None:
-        """The decay's start; memories last, since `N` passes let the tokens of a window decay `N` times."""
+        """Initialize a slow decay, because `N` passes over a window apply its decay `N` times."""
         if self.has_decay:
             init.zeros_(self.A_log)
-            # softplus(dt_bias) = step, from 1e-3 to 1e-1 as in the gated delta net
+            # softplus(dt_bias) = step, from 1e-3 to 1e-1 over the heads as in the gated delta net
             step = torch.exp(torch.linspace(math.log(1e-3), math.log(1e-1), self.num_heads))
             init.copy_(self.dt_bias, step + torch.log(-torch.expm1(-step)))
 

@@ -1,25 +1,25 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Fast-weight rules: how a memory that is a matrix takes in a token, and how it is read.
+"""Fast-weight rules: how a token is written to a matrix memory, and how the memory is read.
 
-Shapes: B rows, T tokens, H heads, K key channels, V value channels, C tokens of a chunk.
+Shapes: B sequences, T tokens, H heads, K key channels, V value channels, C tokens of a chunk.
 
     q, k [B, T, H, K]   v [B, T, H, V]   b, g [B, T, H]   S [B, H, K, V]   o [B, T, H, V]
 
-A token first lets the memory decay, `S <- exp(g) S` with `g <= 0`, then writes with strength `b` and reads what it
-has just written into, `o = S^T q / sqrt(K)`:
+Each token decays the memory, `S <- exp(g) S` with `g <= 0`, writes with strength `b`, and then reads
+`o = S^T q / sqrt(K)`:
 
     hebbian       S += b k v^T
     delta         S += b k (v - S^T k)^T        without decay
     gated_delta   S += b k (v - S^T k)^T
     oja           S += b (k - S v) v^T          without decay
 
-The delta rule replaces what the memory holds for a key; Oja's is its dual, which replaces what it holds for a value
-(both as in https://github.com/fla-org/flash-linear-attention). For these two, keys (for Oja's, values) are to have
-length one.
+The delta rule replaces the value that the memory holds for a key; Oja's rule is its dual, which replaces the key that
+it holds for a value (both as in https://github.com/fla-org/flash-linear-attention). Keys of the delta rule and values
+of Oja's rule should have length one.
 
-`recurrent_fast_weights` goes token by token, `chunked_fast_weights` solves a chunk of tokens at once; they agree. A
-chunk's tokens write `Kw Vw^T` where, with `G = cumsum(g)` and `D_ij = exp(G_i - G_j)` for `i >= j`,
+`recurrent_fast_weights` runs token by token, `chunked_fast_weights` a chunk of tokens at once, with the same result.
+The tokens of a chunk write `Kw Vw^T` where, with `G = cumsum(g)` and `D_ij = exp(G_i - G_j)` for `i >= j`,
 
     hebbian      Kw = b K                              Vw = V
     delta        Kw = K                                Vw = (I + A)^-1 (b V - b exp(G) K S)     A_ij = b_i D_ij k_i.k_j
@@ -37,7 +37,7 @@ import torch
 
 
 FAST_WEIGHT_RULES = ("hebbian", "delta", "gated_delta", "oja")
-# the rules with a decay; the other two forget by what they write
+# rules with a decay; the other two forget by overwriting
 DECAYING_RULES = ("hebbian", "gated_delta")
 CHUNK_SIZE = 64
 
@@ -59,7 +59,7 @@ def fast_weights(
     state: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read from and write to a fast-weight memory, in the form that is fastest where the tensors are.
+    """Write tokens to a fast-weight memory and read from it, in the form that is fastest on the tensors' device.
 
     Args:
         rule (`str`): one of `FAST_WEIGHT_RULES`.
@@ -68,14 +68,14 @@ def fast_weights(
         b (`torch.Tensor` of shape `[B, T, H]`): strength of each write.
         g (`torch.Tensor` of shape `[B, T, H]`, *optional*): logarithm of the decay before each write, at most 0.
         state (`torch.Tensor` of shape `[B, H, K, V]`, *optional*): the memory before the first token, zero if `None`.
-        mask (`torch.Tensor` of shape `[B, T]`, *optional*): 0 at tokens that leave the memory as it is.
+        mask (`torch.Tensor` of shape `[B, T]`, *optional*): 0 at tokens that do not change the memory.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: what every token reads, `[B, T, H, V]` in the dtype of `v`, and the memory
-        after the last token, `[B, H, K, V]` in float32.
+        `tuple[torch.Tensor, torch.Tensor]`: the reads of all tokens `[B, T, H, V]` in the dtype of `v`, and the memory
+        after the last token `[B, H, K, V]` in float32.
 
     Raises:
-        ValueError: if `rule` is unknown, or has no decay and `g` is given.
+        ValueError: if `rule` is unknown, or `g` is given for a rule without decay.
     """
     check_rule(rule, g)
     b, g = _mask_tokens(b, g, mask)
@@ -88,10 +88,10 @@ def fast_weights(
 
 
 def check_rule(rule: str, g: torch.Tensor | None) -> None:
-    """Refuse rules that do not exist, and a decay for one that has none.
+    """Check a rule.
 
     Raises:
-        ValueError: as described.
+        ValueError: if `rule` is unknown, or `g` is given for a rule without decay.
     """
     if rule not in FAST_WEIGHT_RULES:
         raise ValueError(f"`rule` must be one of {', '.join(FAST_WEIGHT_RULES)}, got {rule!r}")
@@ -109,7 +109,7 @@ def recurrent_fast_weights(
     state: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`fast_weights` token by token, which states the rules and serves single tokens."""
+    """Compute `fast_weights` token by token: the definition of the rules, also used for single tokens."""
     check_rule(rule, g)
     b, g = _mask_tokens(b, g, mask)
     dtype = v.dtype
@@ -140,7 +140,7 @@ def chunked_fast_weights(
     mask: torch.Tensor | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`fast_weights` a chunk of `chunk_size` tokens at a time."""
+    """Compute `fast_weights` in chunks of `chunk_size` tokens."""
     check_rule(rule, g)
     b, g = _mask_tokens(b, g, mask)
     dtype = v.dtype
@@ -161,7 +161,7 @@ def _chunk_step(
     G: torch.Tensor,
     S: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One chunk, `Q` and `K` `[B, H, C, K]`, `V` `[B, H, C, V]`, `B` and `G` `[B, H, C]`."""
+    """Run one chunk: `Q` and `K` `[B, H, C, K]`, `V` `[B, H, C, V]`, `B` and `G` `[B, H, C]`."""
     G = G.cumsum(-1)
     # masked before exp: above the diagonal the difference is positive and may overflow
     is_future = torch.ones(Q.shape[2], Q.shape[2], dtype=torch.bool, device=Q.device).triu(1)
@@ -185,7 +185,7 @@ def _chunk_step(
 def _mask_tokens(
     b: torch.Tensor, g: torch.Tensor | None, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    # a token that writes with strength 0 and lets nothing decay leaves the memory as it is
+    # strength 0 and decay exp(0) = 1 do not change the memory
     if mask is None:
         return b, g
     is_masked = (mask == 0)[..., None]
@@ -200,7 +200,7 @@ def _to_heads(
     g: torch.Tensor | None,
     state: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
-    """Everything in float32 with the heads before the tokens, queries scaled, what is absent filled in."""
+    """Convert to float32, move heads before tokens, scale the queries, and fill in a missing `g` and `state`."""
     g = torch.zeros_like(b) if g is None else g
     Q, K, V, B, G = (tensor.transpose(1, 2).float() for tensor in (q, k, v, b, g))
     if state is None:
@@ -209,7 +209,7 @@ def _to_heads(
 
 
 def _find_kernel(rule: str) -> Callable | None:
-    # by name: code that travels with a checkpoint must not require the package where it is imported
+    # imported by name, so that code that comes with a checkpoint does not require the package
     if rule not in _KERNELS or importlib.util.find_spec("fla") is None:
         return None
     module, name = _KERNELS[rule]
@@ -226,10 +226,10 @@ def _run_kernel(
     g: torch.Tensor | None,
     state: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A kernel of flash-linear-attention, which takes `[B, T, H, D]`, scales queries itself and has float32 states."""
+    """Run a kernel of flash-linear-attention, which takes `[B, T, H, D]`, scales queries and has float32 states."""
     options = {"initial_state": state, "output_final_state": True}
     if rule == "hebbian":
-        # it has no strength of its own
+        # this kernel has no argument for the strength
         return kernel(q, k * b[..., None].to(k.dtype), v, g=g, **options)
     if rule == "delta":
         return kernel(q, k, v, beta=b.to(v.dtype), **options)
@@ -237,7 +237,7 @@ def _run_kernel(
 
 
 def l2_normalize(tensor: torch.Tensor) -> torch.Tensor:
-    """Vectors of length one along the last dimension, with the gradient finite at zero."""
+    """Scale vectors along the last dimension to length one, with a finite gradient at zero."""
     norm = torch.rsqrt(tensor.float().square().sum(-1, keepdim=True) + 1e-6)
     return (tensor.float() * norm).to(tensor.dtype)
 

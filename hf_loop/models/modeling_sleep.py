@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The sleep language model: windows of tokens, fast weights that cross their borders, passes that write them.
+"""The sleep language model: windows of tokens, fast weights that persist across them, and passes that write them.
 
     S = 0
     for each window of sleep_window tokens:
@@ -19,11 +19,10 @@
         num_sleep_passes - 1 times:  h, S = layers(h, S)
         drop the keys and values of the window
 
-(https://huggingface.co/papers/2605.26099, Algorithm 1.) What distinguishes a window with labels there, one pass whose
-hidden states are read, from one without, N passes whose hidden states are not, makes no difference here to what is
-predicted: the pass that predicts is the first of the N. What a window with labels leaves behind is that of all N, as
-it will be in generation, or with `sleep_over_labels=False` that of the first, as there. The window the input ends in
-is slept over only where a cache will need it.
+Algorithm 1 of https://huggingface.co/papers/2605.26099 reads labelled windows in one pass and unlabelled ones in N.
+Here the first of the N passes makes the prediction, so logits are the same. Only the fast weights left behind differ:
+N passes by default, as in generation, or one with `sleep_over_labels=False`. The last window of the input is slept
+over only if there is a cache, as nothing else would read the result.
 
 With one pass over one window this is the backbone itself, bit for bit.
 """
@@ -53,23 +52,23 @@ from .token_sequences import Chunk, plan_chunks
 from .transformers_seams import capture_outputs, merge_with_config_defaults, named_cache, takes_cache
 
 
-# lengths of packed documents, which windows cut differently
+# lengths of packed documents for flash attention; they do not apply to windows
 _PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
-# of transformers' losses
+# the label that transformers' losses ignore
 IGNORE_INDEX = -100
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 class SleepPreTrainedModel(TimePreTrainedModel):
-    """What the sleep model and its head share."""
+    """Base class of the sleep model and its heads."""
 
     config_class = SleepConfig
     config: SleepConfig
     family_tags = ("sleep-consolidation", "fast-weights")
     steps = "windows"
     no_loops = "a sleep model has no loops; its passes are `num_sleep_passes`"
-    no_prompt_learning = "a prompt would stand in the first window, whose keys and values the sleep after it drops"
+    no_prompt_learning = "a prompt would be in the first window, whose keys and values the first sleep drops"
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -80,7 +79,7 @@ class SleepPreTrainedModel(TimePreTrainedModel):
 
 # trf-ignore: TRF057 as above
 class SleepModel(SleepPreTrainedModel, TimeModel):
-    """The backbone's passes on the sleep schedule, without a head.
+    """A backbone run on the sleep schedule, without a head.
 
     Args:
         config (`SleepConfig`): the backbone and the schedule.
@@ -89,7 +88,7 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
     def __init__(self, config: SleepConfig):
         check_sleep(config.decoder_config, SleepModel)
         super().__init__(config)
-        # CODEPATH: hybrids keep fast weights in layers of their own, attention-only decoders in inserted ones
+        # CODEPATH: hybrid decoders have layers with fast weights, attention-only decoders get inserted ones
         self.memory_layers = nn.ModuleList([FastWeightLayer(config) for _ in config.memory_layers])
         self.post_init()
 
@@ -113,43 +112,43 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
     ) -> RecurrentModelOutputWithPast:
         r"""
         cache (`Cache`, *optional*):
-            What earlier calls have left for this one; `past_key_values` is its older name.
+            The cache of earlier calls; `past_key_values` is its older name.
         position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Where they restart within a row, without a mask and without a cache, a new document begins, with fast
-            weights of its own. Positions themselves are counted from the window or the row, see `position_mode`.
+            Without a mask and a cache, a document with fast weights of its own begins wherever they do not increase
+            by one. The positions of the layers are counted by `config.position_mode`.
         num_sleep_passes (`int`, *optional*):
-            Passes over a full window, `config.num_sleep_passes` if not given.
+            Passes over a full window, by default `config.num_sleep_passes`.
         reads_once (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            A window with a token for which this is true is read in one pass, whatever the number of passes.
+            `True` at tokens whose window gets one pass, whatever the number of passes.
         num_loops (`int`, *optional*):
-            Loops of a backbone that has them, its configuration's number if not given.
+            Number of loops of a backbone that has them, by default that of its configuration.
         num_backprop_loops (`int`, *optional*):
-            How many of the last loops carry gradient, all if not given.
+            Number of last loops with gradient, by default all.
 
         Raises:
             TypeError: if a number of loops is given for a backbone without loops.
-            ValueError: if the number of passes is not a positive integer, the mask is not one of padding, the cache is
-                not a sleep model's or has another number of rows, or `reads_once` is given with a cache.
+            ValueError: if the number of passes is not a positive integer, the mask is not a padding mask, the cache
+                was not made for this model or has another number of sequences, or `reads_once` is given with a cache.
         """
         check_keywords(self, kwargs)
         num_passes = self._check_num_passes(num_sleep_passes)
         depth = self.depth_arguments(num_loops=num_loops, num_backprop_loops=num_backprop_loops)
         backbone = Backbone(self)
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
-        rows, cache = self.arrange(inputs_embeds, attention_mask, position_ids, cache, bool(use_cache), depth)
+        sequences, cache = self.arrange(inputs_embeds, attention_mask, position_ids, cache, bool(use_cache), depth)
         if cache is not None and reads_once is not None:
-            raise ValueError("`reads_once` must be None with a cache, where later tokens may follow in a window")
-        # put together from the windows here; `output_attentions` gives those of the layer calls, pass by pass
+            raise ValueError("`reads_once` must be None with a cache, because later calls may add tokens to a window")
+        # collected here from the chunks; `output_attentions` returns those of every layer call, pass by pass
         output_hidden_states = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
         passes = self._passes(depth, wants_hidden_states(output_hidden_states), kwargs)
-        # decoders that add positions here are refused: theirs are counted from the window
+        # these positions have no effect: decoders that add positions to their embeddings are refused
         hidden_states = backbone.enter(inputs_embeds, next_positions(inputs_embeds, None))
 
-        windows = open_windows(passes, len(rows.lengths), cache)
-        tokens = rows.gather(hidden_states)
-        once = None if reads_once is None else rows.gather(reads_once)
+        windows = open_windows(passes, len(sequences.lengths), cache)
+        tokens = sequences.gather(hidden_states)
+        once = None if reads_once is None else sequences.gather(reads_once)
         has_cache, every = cache is not None, self.config.num_backprop_windows
-        chunks = list(plan_chunks(rows.lengths, windows.position.filled, self.config.sleep_window, has_cache))
+        chunks = list(plan_chunks(sequences.lengths, windows.position.filled, self.config.sleep_window, has_cache))
         outputs = []
         for number, chunk in enumerate(chunks):
             num_left = len(chunks) - number
@@ -158,51 +157,51 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
                 windows = windows.first(len(counts))
                 if every is not None and number > 0 and num_left % every == 0:
                     windows = windows.detach()
-                # sequences that end here are padded on the right, where nothing that counts comes after
+                # sequences that end here run on padding at their right end, which affects nothing before it
                 counts = [chunk.num_tokens] * len(counts)
                 passes_here = self._passes_here(chunk, num_passes, once, is_last=num_left == 1)
             read, windows = self.run_step(read_tokens, passes, windows, chunk.gather(tokens), counts, passes_here)
             outputs.append(read)
-        states = scatter_states(chunks, outputs, rows, hidden_states.shape)
+        states = scatter_states(chunks, outputs, sequences, hidden_states.shape)
         if cache is not None:
             windows.store(cache, inputs_embeds.shape[1])
-        # nothing was read where all tokens are padding
+        # there are no states if all tokens are padding
         last_hidden_state = backbone.depth.finish(states[-1] if states else hidden_states)
         return RecurrentModelOutputWithPast(
             **named_hidden_states(states, last_hidden_state, output_hidden_states), **named_cache(cache)
         )
 
     def _passes_here(self, chunk: Chunk, num_passes: int, once: torch.Tensor | None, is_last: bool) -> list[int]:
-        """Passes over every sequence's window of a round, without a cache."""
+        """Return the number of passes over every sequence's window of a chunk, without a cache."""
         if is_last:
-            # nothing comes after the last window that would read what a sleep writes
+            # nothing follows the last window that would read the fast weights
             return [0] * len(chunk.counts)
         if once is None:
             return [num_passes] * len(chunk.counts)
-        # of a sequence that ends here this may say anything: nothing reads what its sleep would write
+        # arbitrary for a sequence that ends here, as nothing reads its fast weights after that
         return [1 if is_once else num_passes for is_once in chunk.gather(once).any(-1).tolist()]
 
     @torch.no_grad()
     def sleep(self, cache: Cache, num_passes: int | None = None, num_loops: int | None = None) -> None:
-        """Write what is in the open windows into the fast weights now, and drop their keys and values.
+        """Write the open windows into the fast weights now, and drop their keys and values.
 
-        The next token of every row starts a window. A row whose window is empty, because it has just filled and
-        slept, stays as it is.
+        The next token of every sequence starts a new window. A sequence whose window is empty is left unchanged.
 
         Args:
-            cache (`Cache`): the cache, which is changed.
-            num_passes (`int`, *optional*): passes, `config.num_sleep_passes` if not given.
-            num_loops (`int`, *optional*): loops of a backbone that has them, as many as the cache was filled with.
+            cache (`Cache`): the cache, changed in place.
+            num_passes (`int`, *optional*): number of passes, by default `config.num_sleep_passes`.
+            num_loops (`int`, *optional*): number of loops that the cache was filled with, for a backbone that has
+                loops; by default that of its configuration.
 
         Raises:
-            ValueError: if the number of passes is not a positive integer, or the cache is not a sleep model's.
+            ValueError: if the number of passes is not a positive integer, or the cache was not made for this model.
         """
         num_passes = self._check_num_passes(num_passes, "num_passes")
         passes = self._passes(self.depth_arguments(num_loops=num_loops), False, {})
         window: Any = check_sleep_cache(cache, passes.config)[0]
-        rows = [row for row, filled in enumerate(window.filled) if filled > 0]
+        indices = [index for index, filled in enumerate(window.filled) if filled > 0]
         windows = open_windows(passes, len(window.filled), cache)
-        sleep_over(passes, windows, rows, num_passes).store(cache, 0)
+        sleep_over(passes, windows, indices, num_passes).store(cache, 0)
 
     def _passes(self, depth: dict[str, Any], all_layers: bool, kwargs: dict[str, Any]) -> SleepPasses:
         keywords = {name: value for name, value in kwargs.items() if name not in _PACKING_ARGUMENTS}
@@ -213,7 +212,7 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
 
 
 def _predicts(labels: torch.Tensor, shift_labels: torch.Tensor | None) -> torch.Tensor:
-    """Which tokens `[B, T]` predict a label."""
+    """Return whether each token `[B, T]` predicts a label."""
     if shift_labels is not None:
         return shift_labels != IGNORE_INDEX
     return nn.functional.pad(labels != IGNORE_INDEX, (0, 1))[:, 1:]
@@ -246,19 +245,20 @@ class SleepForCausalLM(SleepPreTrainedModel, RecurrentForCausalLM, MemoryMixin):
         return (*super().depth_names, "num_sleep_passes")
 
     def sleep(self, cache: Cache, num_passes: int | None = None, num_loops: int | None = None) -> None:
-        """Write what is in the open windows of a cache into its fast weights now; see `SleepModel.sleep`."""
+        """Write the open windows of a cache into its fast weights now, see `SleepModel.sleep`."""
         self.model.sleep(cache, num_passes, num_loops)
 
     # trf-ignore: TRF057 the signature is made of the arguments documented here and those of the model inside
     def forward(self, labels: torch.Tensor | None = None, **kwargs) -> RecurrentCausalLMOutputWithPast:
-        """As [`SleepModel`], with logits.
+        """Run [`SleepModel`] and compute logits.
 
         Args:
-            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): the tokens to be
-                predicted, -100 where there is none. No cache is made then unless `use_cache` asks for it.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): the tokens to predict,
+                -100 for none. With labels, a cache is made only if `use_cache` is set.
 
         Raises:
-            ValueError: as [`SleepModel`]; or there are labels and a cache where `config.sleep_over_labels` is False.
+            ValueError: if [`SleepModel`] raises it, or labels are given with a cache and `config.sleep_over_labels` is
+                `False`.
         """
         if labels is not None:
             has_cache = any(kwargs.get(name) is not None for name in ("cache", "past_key_values", "use_cache"))

@@ -1,15 +1,16 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Passes over a window: the one in which its tokens are predicted, and those in which the model sleeps.
+"""The passes over a window: one that reads it and predicts its tokens (wake), and those of sleep.
 
-    wake:    h = coda(s),  s = core(prelude(embed(window)))         the fast weights take in the window once
-    sleep:   N - 1 times:  s = core(s);   then coda(s)              and N times in all
+    wake:     s = core(prelude(embed(window)));  h = coda(s)      fast weights are updated once
+    sleep:    N - 1 times:  s = core(s);   then coda(s)           fast weights have been updated N times
 
-The core are the layers of `config.sleep_range`, all by default. Training and generation run the same passes, so a
-window that was read token by token is left as one that was read whole: the first of the N passes of Algorithm 1
-(https://huggingface.co/papers/2605.26099) is the one that predicts, and sleep goes on from where it ended instead of
-running it again from the fast weights at the start of the window. Layers after the core run once a window there, on
-the result of the last pass; since they have seen the first one already, they start again from those fast weights.
+The core is the layers of `config.sleep_range`, by default all. Algorithm 1 of
+https://huggingface.co/papers/2605.26099 makes N passes. Here the first of them is the one that predicts, and sleep
+continues from its result instead of repeating it from the fast weights at the start of the window. Training and
+generation run the same passes, so a window gives the same fast weights whether it is read whole or token by token.
+In Algorithm 1 the layers after the core run once per window, on the result of the last pass. In wake they have already
+run on that of the first, so sleep runs them again from their fast weights at the start of the window.
 """
 
 import dataclasses
@@ -27,15 +28,15 @@ from .transformers_seams import attention_function, sliding_window_overlay
 
 
 class SleepPasses:
-    """The passes of a sleep model over windows. Made where it is used and thrown away: it owns no module.
+    """Runs the passes of a sleep model over windows. Made for one forward pass; it owns no module.
 
     Args:
-        config (`SleepConfig`): the schedule.
-        backbone (`Backbone`): makes the passes.
+        config (`SleepConfig`): configuration of the model.
+        backbone (`Backbone`): runs the layers.
         memory_layers (`nn.ModuleList`): the inserted layers, one for each of `config.memory_layers`.
-        all_layers (`bool`): whether `wake` gives the output of every layer call.
-        keywords (`dict`): whatever else the layers are to be given.
-        depth (`dict`): the arguments of the depth schedule.
+        all_layers (`bool`): whether `wake` returns the output of every layer call.
+        keywords (`dict`): further keyword arguments of the layers.
+        depth (`dict`): arguments of the depth schedule.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class SleepPasses:
         self.depth = depth
         calls = config.calls()
         inserted_calls = config.inserted_calls()
-        # states are ordered as the slots of a pass, then the calls of inserted layers
+        # states are in the order of the slots of a pass, then of the calls of inserted layers
         modules = dict(zip(config.memory_layers, memory_layers))
         self.inserted = {
             call.slot: (len(calls) + number, modules[call.layer]) for number, call in enumerate(inserted_calls)
@@ -63,7 +64,7 @@ class SleepPasses:
         self.core_start, self.core_end = config.sleep_range
 
     def empty_states(self) -> list[LayerState]:
-        """The states before the first token."""
+        """Return the states before the first token."""
         return [LayerState()] * len(self.layer_of_state)
 
     def wake(
@@ -73,20 +74,21 @@ class SleepPasses:
 
         Args:
             hidden_states (`torch.Tensor` of shape `[B, T, D]`): the first layer's input.
-            states (`Sequence[LayerState]`): what the layers carry.
-            position (`WindowPosition`): where the sequences are.
+            states (`Sequence[LayerState]`): the states before the tokens.
+            position (`WindowPosition`): the positions of the sequences before the tokens.
 
         Returns:
-            `tuple`: the last layer's output (with `all_layers` every layer's, after the input), the output of the core
-            (which sleep goes on from), and the states.
+            `tuple[list[torch.Tensor], torch.Tensor, list[LayerState]]`: the last layer's output, after the input and
+            those of all earlier calls if `all_layers`; the output of the core, from which sleep continues; and the
+            states after the tokens.
         """
-        view = PassStates(states)
+        pass_states = PassStates(states)
         starts = position.filled if self.config.restarts_positions else position.seen
-        inputs = self._prepare(hidden_states, view, position.lengths(), starts)
+        inputs = self._prepare(hidden_states, pass_states, position.lengths(), starts)
         outputs = [hidden_states]
-        core_output = self._run(0, self.core_end, hidden_states, inputs, view, outputs)
-        last_output = self._run(self.core_end, None, core_output, inputs, view, outputs)
-        return [*outputs[:-1], last_output] if self.all_layers else [last_output], core_output, view.states
+        core_output = self._run(0, self.core_end, hidden_states, inputs, pass_states, outputs)
+        last_output = self._run(self.core_end, None, core_output, inputs, pass_states, outputs)
+        return [*outputs[:-1], last_output] if self.all_layers else [last_output], core_output, pass_states.states
 
     def sleep(
         self, core_output: torch.Tensor, states: Sequence[LayerState], position: WindowPosition, num_passes: int
@@ -94,10 +96,11 @@ class SleepPasses:
         """Write open windows into the fast weights and close them.
 
         Args:
-            core_output (`torch.Tensor` of shape `[B, T, D]`): of `wake`, for the tokens of the windows.
-            states (`Sequence[LayerState]`): the states after them.
-            position (`WindowPosition`): where the sequences are after them, all windows with equally many.
-            num_passes (`int`): passes in all, `wake` being the first.
+            core_output (`torch.Tensor` of shape `[B, T, D]`): output of the core in `wake`, for all tokens of the
+                windows.
+            states (`Sequence[LayerState]`): the states after these tokens.
+            position (`WindowPosition`): the positions after these tokens; all windows must have equally many.
+            num_passes (`int`): number of passes, `wake` included.
 
         Returns:
             `list[LayerState]`: the states at the start of the next window.
@@ -106,18 +109,18 @@ class SleepPasses:
         if num_passes > 1:
             filled = position.filled[0]
             starts = [0 if self.config.restarts_positions else seen - filled for seen in position.seen]
-            view = PassStates([self._reopen(state, filled) for state in states])
-            inputs = self._prepare(core_output, view, position.kept, starts)
+            pass_states = PassStates([self._reopen(state, filled) for state in states])
+            inputs = self._prepare(core_output, pass_states, position.kept, starts)
             hidden_states = core_output
             for _ in range(num_passes - 1):
                 states = [
                     self._reopen(state, filled) if self.core_start <= layer < self.core_end else state
                     for layer, state in zip(self.layer_of_state, states)
                 ]
-                view = PassStates(states)
-                hidden_states = self._run(self.core_start, self.core_end, hidden_states, inputs, view)
-                states = view.states
-            view = PassStates(
+                pass_states = PassStates(states)
+                hidden_states = self._run(self.core_start, self.core_end, hidden_states, inputs, pass_states)
+                states = pass_states.states
+            pass_states = PassStates(
                 [
                     self._reopen(state, filled)._replace(recurrent=state.start_recurrent, conv=state.start_conv)
                     if layer >= self.core_end
@@ -125,12 +128,12 @@ class SleepPasses:
                     for layer, state in zip(self.layer_of_state, states)
                 ]
             )
-            self._run(self.core_end, None, hidden_states, inputs, view)
-            states = view.states
+            self._run(self.core_end, None, hidden_states, inputs, pass_states)
+            states = pass_states.states
         return [self._close(state, layer) for layer, state in zip(self.layer_of_state, states)]
 
     def _reopen(self, state: LayerState, filled: int) -> LayerState:
-        """The state of a window of `filled` tokens before the next pass over it."""
+        """Return the state before the next pass over a window of `filled` tokens, without their keys and values."""
         state = state.columns(0, state.num_columns() - filled)
         return state._replace(conv=None) if self.config.reset_conv else state
 
@@ -145,11 +148,11 @@ class SleepPasses:
         return state
 
     def _prepare(
-        self, hidden_states: torch.Tensor, view: PassStates, lengths: list[int], starts: list[int]
+        self, hidden_states: torch.Tensor, pass_states: PassStates, lengths: list[int], starts: list[int]
     ) -> LayerInputs:
-        """Masks and positions of tokens that follow `lengths` tokens of each row, the first at position `starts`."""
+        """Make masks and positions of tokens that follow `lengths` tokens of each sequence, starting at `starts`."""
         num_tokens, device = hidden_states.shape[1], hidden_states.device
-        num_columns = view.num_columns
+        num_columns = pass_states.num_columns
         attention_mask = None
         if any(length != num_columns for length in lengths):
             columns = torch.arange(num_columns + num_tokens, device=device)
@@ -170,7 +173,7 @@ class SleepPasses:
             hidden_states,
             attention_mask,
             position_ids,
-            view,  # ty: ignore[invalid-argument-type]  a cache to whoever asks it
+            pass_states,  # ty: ignore[invalid-argument-type]  a cache to whoever asks it
             True,
             and_mask_function=overlay,
             **self.keywords,
@@ -182,22 +185,22 @@ class SleepPasses:
         end: int | None,
         hidden_states: torch.Tensor,
         inputs: LayerInputs,
-        view: PassStates,
+        pass_states: PassStates,
         outputs: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Layers `start` up to `end`, each with what is inserted after it; the output of each is added to `outputs`.
+        """Run layers `start` to `end` with the layers inserted after them, and append every output to `outputs`.
 
-        Where all layers sleep, these are a whole pass and nothing after it.
+        If all layers sleep, the core is a whole pass, and no layer follows it.
         """
-        inputs = dataclasses.replace(inputs, cache=view)
+        inputs = dataclasses.replace(inputs, cache=pass_states)
 
         def run_call(call: Call, hidden_states: torch.Tensor) -> torch.Tensor:
             hidden_states = self.backbone.run_call(call, hidden_states, inputs)
             if call.slot in self.inserted:
                 number, layer = self.inserted[call.slot]
-                state = view.states[number]
+                state = pass_states.states[number]
                 hidden_states, recurrent, conv = layer(hidden_states, state.recurrent, state.conv)
-                view.states[number] = state._replace(recurrent=recurrent, conv=conv)
+                pass_states.states[number] = state._replace(recurrent=recurrent, conv=conv)
             if outputs is not None:
                 outputs.append(hidden_states)
             return hidden_states

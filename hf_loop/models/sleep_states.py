@@ -1,11 +1,10 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""What a sleep model carries: the states of its layers as values, what layers see of them, and the cache they rest in.
+"""The states of a sleep model's layers, within a pass and in the cache between forward passes.
 
-A state is a tuple of tensors that is never written to: a pass takes states and gives new ones, so that gradient
-crosses passes and windows. Rows of a batch may be at different places of their windows. Tensors with a token
-dimension are therefore aligned on the right: row b's last `length[b]` columns are its own, whatever is before them
-belongs to longer rows.
+A state is a tuple of tensors that is never written to: a pass takes states and returns new ones, so that gradient
+crosses passes and windows. The sequences of a batch may be at different positions of their windows. Tensors with a
+token dimension are therefore aligned on the right: only the last `length[b]` columns of sequence b are its own.
 """
 
 from collections.abc import Sequence
@@ -18,12 +17,12 @@ from .transformers_seams import CacheLayerMixin
 
 
 class WindowPosition(NamedTuple):
-    """Where the sequences of a batch are in their windows.
+    """The positions of the sequences of a batch in their windows.
 
     Args:
-        filled (`list[int]`): tokens in each sequence's open window.
-        kept (`list[int]`): tokens before the window whose keys and values each sequence still has.
-        seen (`list[int]`): tokens each sequence has had in all.
+        filled (`list[int]`): number of tokens in each sequence's open window.
+        kept (`list[int]`): number of tokens before the window whose keys and values each sequence still has.
+        seen (`list[int]`): number of tokens of each sequence so far.
     """
 
     filled: list[int]
@@ -32,45 +31,45 @@ class WindowPosition(NamedTuple):
 
     @classmethod
     def start(cls, batch_size: int) -> "WindowPosition":
-        """Before the first token."""
+        """Return the position before the first token."""
         return cls(*([0] * batch_size for _ in range(3)))
 
     def lengths(self) -> list[int]:
-        """Tokens whose keys and values each sequence has."""
+        """Return the number of tokens whose keys and values each sequence has."""
         return [kept + filled for kept, filled in zip(self.kept, self.filled)]
 
-    def select(self, rows: list[int]) -> "WindowPosition":
-        """Of the sequences `rows`."""
-        return WindowPosition(*([numbers[row] for row in rows] for numbers in self))
+    def select(self, indices: list[int]) -> "WindowPosition":
+        """Select the sequences `indices`."""
+        return WindowPosition(*([numbers[index] for index in indices] for numbers in self))
 
-    def merge(self, part: "WindowPosition", rows: list[int]) -> "WindowPosition":
-        """The same with the sequences `rows` replaced by `part`."""
+    def merge(self, part: "WindowPosition", indices: list[int]) -> "WindowPosition":
+        """Replace the sequences `indices` by `part`."""
         merged = WindowPosition(*map(list, self))
         for numbers, new in zip(merged, part):
-            for row, number in zip(rows, new):
-                numbers[row] = number
+            for index, number in zip(indices, new):
+                numbers[index] = number
         return merged
 
     def read(self, count: int) -> "WindowPosition":
-        """After `count` more tokens of each sequence."""
+        """Advance each sequence by `count` tokens."""
         filled, seen = ([number + count for number in numbers] for numbers in (self.filled, self.seen))
         return WindowPosition(filled, self.kept, seen)
 
     def close(self, eviction: str, sleep_window: int) -> "WindowPosition":
-        """After a sleep, which keeps nothing, or with sliding eviction what the next token still sees."""
+        """Start new windows after a sleep: `"hard"` eviction keeps no tokens, `"sliding"` those the next one sees."""
         kept = [0 if eviction == "hard" else min(length, sleep_window - 1) for length in self.lengths()]
         return WindowPosition([0] * len(kept), kept, self.seen)
 
 
 class LayerState(NamedTuple):
-    """What one layer carries from token to token.
+    """The state of one layer call.
 
     Args:
-        keys, values (`torch.Tensor` of shape `[B, H, K, D]`): those of the open window and, with sliding eviction, of
-            the tokens before it that it still sees.
+        keys, values (`torch.Tensor` of shape `[B, H, K, D]`): keys and values of the open window and, with sliding
+            eviction, of the tokens before it that it still sees.
         recurrent (`torch.Tensor` of shape `[B, H, K, V]`): the fast weights.
         conv (`torch.Tensor` of shape `[B, N, W]`): the last inputs of the short convolution.
-        start_recurrent, start_conv: both as they were at the start of the window.
+        start_recurrent, start_conv (`torch.Tensor`): the same two at the start of the window.
     """
 
     keys: torch.Tensor | None = None
@@ -81,81 +80,79 @@ class LayerState(NamedTuple):
     start_conv: torch.Tensor | None = None
 
     def num_columns(self) -> int:
-        """Columns of the keys."""
+        """Return the number of columns of the keys."""
         return 0 if self.keys is None else self.keys.shape[2]
 
     def last_columns(self, num_columns: int) -> "LayerState":
-        """The same with at most the last `num_columns` columns of the keys and values."""
+        """Keep at most the last `num_columns` columns of the keys and values."""
         if self.num_columns() <= num_columns:
             return self
         return self.columns(self.num_columns() - num_columns, self.num_columns())
 
     def columns(self, start: int, end: int) -> "LayerState":
-        """The same with the columns `start` to `end` of the keys and values, none where that is nothing."""
+        """Keep the columns `start` to `end` of the keys and values; both become `None` if there are none."""
         if self.keys is None or self.values is None or start >= end:
             return self._replace(keys=None, values=None)
         return self._replace(keys=self.keys[:, :, start:end], values=self.values[:, :, start:end])
 
     def detach(self) -> "LayerState":
-        """The same without gradient."""
+        """Return the state without gradient."""
         return LayerState(*(None if tensor is None else tensor.detach() for tensor in self))
 
-    def first_rows(self, num_rows: int) -> "LayerState":
-        """The first `num_rows` rows."""
-        return LayerState(*(None if tensor is None else tensor[:num_rows] for tensor in self))
+    def first(self, num_sequences: int) -> "LayerState":
+        """Keep the first `num_sequences` sequences."""
+        return LayerState(*(None if tensor is None else tensor[:num_sequences] for tensor in self))
 
-    def select(self, rows: torch.Tensor | None) -> "LayerState":
-        """The rows `rows`, all of them if `None`."""
-        return LayerState(*(None if tensor is None else select_rows(tensor, rows) for tensor in self))
+    def select(self, indices: torch.Tensor | None) -> "LayerState":
+        """Select the sequences `indices`, all of them if `None`."""
+        return LayerState(*(None if tensor is None else select_sequences(tensor, indices) for tensor in self))
 
-    def merge(self, part: "LayerState", rows: torch.Tensor | None, batch_size: int) -> "LayerState":
-        """The same with the rows `rows` replaced by `part`."""
-        keys = merge_columns(self.keys, part.keys, rows, batch_size, 2)
-        values = merge_columns(self.values, part.values, rows, batch_size, 2)
-        rest = (merge_rows(old, new, rows, batch_size) for old, new in zip(self[2:], part[2:]))
+    def merge(self, part: "LayerState", indices: torch.Tensor | None, batch_size: int) -> "LayerState":
+        """Replace the sequences `indices` by `part`."""
+        keys = merge_columns(self.keys, part.keys, indices, batch_size, 2)
+        values = merge_columns(self.values, part.values, indices, batch_size, 2)
+        rest = (merge_sequences(old, new, indices, batch_size) for old, new in zip(self[2:], part[2:]))
         return LayerState(keys, values, *rest)
 
 
-def select_rows(tensor: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """The rows `rows` of `tensor`, all of them if `None`."""
-    return tensor if rows is None else tensor.index_select(0, rows.to(tensor.device))
+def select_sequences(tensor: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
+    """Select the sequences `indices` of `tensor`, all of them if `None`."""
+    return tensor if indices is None else tensor.index_select(0, indices.to(tensor.device))
 
 
-def merge_rows(
-    whole: torch.Tensor | None, part: torch.Tensor | None, rows: torch.Tensor | None, batch_size: int
+def merge_sequences(
+    whole: torch.Tensor | None, part: torch.Tensor | None, indices: torch.Tensor | None, batch_size: int
 ) -> torch.Tensor | None:
-    """`whole` with the rows `rows` (all if `None`) replaced by `part`; what is absent is zero."""
-    if rows is None or (whole is None and part is None):
+    """Replace the sequences `indices` (all if `None`) of `whole` by `part`; a missing tensor counts as zeros."""
+    if indices is None or (whole is None and part is None):
         return part
     if whole is None:
         whole = part.new_zeros(batch_size, *part.shape[1:]) if part is not None else None
     if part is None and whole is not None:
-        part = whole.new_zeros(len(rows), *whole.shape[1:])
+        part = whole.new_zeros(len(indices), *whole.shape[1:])
     if whole is None or part is None:
         return None
-    return whole.index_copy(0, rows.to(whole.device), part.to(whole.dtype))
+    return whole.index_copy(0, indices.to(whole.device), part.to(whole.dtype))
 
 
 def merge_columns(
-    whole: torch.Tensor | None, part: torch.Tensor | None, rows: torch.Tensor | None, batch_size: int, dim: int
+    whole: torch.Tensor | None, part: torch.Tensor | None, indices: torch.Tensor | None, batch_size: int, dim: int
 ) -> torch.Tensor | None:
-    """`merge_rows` of tensors aligned on the right in dimension `dim`."""
-    if rows is not None and whole is not None and part is not None:
+    """Like `merge_sequences`, for tensors that are aligned on the right in dimension `dim`."""
+    if indices is not None and whole is not None and part is not None:
         length = max(whole.shape[dim], part.shape[dim])
         whole, part = pad_columns(whole, length, dim), pad_columns(part, length, dim)
-    return merge_rows(whole, part, rows, batch_size)
+    return merge_sequences(whole, part, indices, batch_size)
 
 
 def pad_columns(tensor: torch.Tensor, length: int, dim: int) -> torch.Tensor:
-    """`tensor` with zeros on the left up to `length` in dimension `dim`."""
+    """Pad `tensor` with zeros on the left, up to `length` in dimension `dim`."""
     padding = [0, 0] * (tensor.ndim - 1 - dim) + [length - tensor.shape[dim], 0]
     return nn.functional.pad(tensor, padding) if length > tensor.shape[dim] else tensor
 
 
 class PassStates:
-    """The states of all layers during one pass, as the cache that the layers ask for them and give them to.
-
-    Made for one pass and thrown away. Nothing that was handed in is written to.
+    """The cache of one pass, which holds the states of all layers. It does not change the tensors it is made of.
 
     Args:
         states (`Sequence[LayerState]`): the states before the pass, one for each layer.
@@ -167,7 +164,7 @@ class PassStates:
 
     def __init__(self, states: Sequence[LayerState]):
         self.states = list(states)
-        # all layers hold the same tokens, and masks are made before any of them takes in more
+        # the same for all layers, and fixed: masks are made before any layer adds columns
         self.num_columns = max(state.num_columns() for state in states)
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs):
@@ -188,7 +185,7 @@ class PassStates:
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
         conv = self.states[layer_idx].conv
         if conv is not None:
-            # for a single token layers write the next state into this one
+            # layers that run a single token write the next state into this tensor
             conv = conv.clone()
             self.states[layer_idx] = self.states[layer_idx]._replace(conv=conv)
         return conv
@@ -225,12 +222,12 @@ class PassStates:
 
 
 class _SleepCacheLayer(CacheLayerMixin):
-    """What the cache layers of a sleep model share: they are filled by the model, and have no length to crop."""
+    """Base class of a sleep model's cache layers, which only the model fills and which have no length to crop."""
 
     supports_early_init = False
 
     def lazy_initialization(self, key_states, value_states) -> None:
-        """There is nothing to allocate: states are assigned."""
+        """Allocate nothing: states are assigned."""
 
     def update(self, key_states, value_states, *args, **kwargs):
         raise ValueError("the cache of a sleep model takes keys and values from the model alone")
@@ -246,13 +243,13 @@ class _SleepCacheLayer(CacheLayerMixin):
 
     def crop(self, tokens_to_remove: int) -> None:
         raise ValueError(
-            f"a sleep model's cache cannot be cropped, got `tokens_to_remove` {tokens_to_remove}: fast weights do not "
-            "give back what they took in"
+            f"a sleep model's cache cannot be cropped, got `tokens_to_remove` {tokens_to_remove}: tokens cannot be "
+            "removed from fast weights"
         )
 
 
 class SleepStateLayer(_SleepCacheLayer):
-    """Cache slot of one layer."""
+    """The cache slot of one layer call."""
 
     _layer_type = "sleep_state"
 
@@ -273,24 +270,22 @@ class SleepStateLayer(_SleepCacheLayer):
         self.state = LayerState(*repeated)
 
     def memory_state(self) -> dict[str, torch.Tensor]:
-        """Everything to be saved, by name."""
+        """Return the tensors to save, by name."""
         return {name: tensor for name, tensor in self.state._asdict().items() if tensor is not None}
 
     def load_memory_state(self, memory: dict[str, torch.Tensor]) -> None:
-        """The reverse of `memory_state`."""
+        """Restore a `memory_state`."""
         self.state = LayerState(**memory)
 
 
 class SleepWindowLayer(_SleepCacheLayer):
-    """First cache slot: where every row is in its window, and what sleep makes its passes over.
+    """The first cache slot: the positions of the sequences in their windows, and the input of the sleep passes.
 
     Attributes:
-        hidden_states (`torch.Tensor` of shape `[B, F, D]` or `None`): the first pass over each row's open window, as
-            the last layer that runs in every pass left it.
-        filled (`list[int]`): tokens in each row's open window.
-        kept (`list[int]`): tokens before the window whose keys and values each row still has.
-        seen (`list[int]`): tokens each row has had in all.
-        num_columns (`int`): columns of the inputs since this cache was made or loaded, padding included.
+        hidden_states (`torch.Tensor` of shape `[B, F, D]`, *optional*): the tokens of each open window after the first
+            pass, at the last layer that runs in every pass.
+        filled, kept, seen (`list[int]`): see [`WindowPosition`].
+        num_columns (`int`): number of input columns since this cache was made or loaded, padding included.
     """
 
     _layer_type = "sleep_window"
@@ -309,15 +304,17 @@ class SleepWindowLayer(_SleepCacheLayer):
     def get_seq_length(self) -> int:
         return self.num_columns
 
-    def _select(self, rows: list[int]) -> None:
-        self.filled, self.kept, self.seen = ([numbers[row] for row in rows] for numbers in self._numbers().values())
+    def _select(self, indices: list[int]) -> None:
+        self.filled, self.kept, self.seen = (
+            [numbers[index] for index in indices] for numbers in self._numbers().values()
+        )
 
     def _numbers(self) -> dict[str, list[int]]:
         return {"filled": self.filled, "kept": self.kept, "seen": self.seen}
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         if self.hidden_states is not None:
-            self.hidden_states = select_rows(self.hidden_states, beam_idx)
+            self.hidden_states = select_sequences(self.hidden_states, beam_idx)
         if self.filled:
             self._select(beam_idx.tolist())
 
@@ -326,15 +323,15 @@ class SleepWindowLayer(_SleepCacheLayer):
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.hidden_states is not None:
             self.hidden_states = self.hidden_states.repeat_interleave(repeats, dim=0)
-        self._select([row for row in range(len(self.filled)) for _ in range(repeats)])
+        self._select([index for index in range(len(self.filled)) for _ in range(repeats)])
 
     def memory_state(self) -> dict[str, torch.Tensor]:
-        """Everything to be saved, by name. What comes next counts from column 0 again, but not from position 0."""
+        """Return the tensors to save, by name. After loading, columns count from 0 again, and positions go on."""
         memory: dict[str, Any] = {name: torch.tensor(numbers) for name, numbers in self._numbers().items()}
         return memory if self.hidden_states is None else memory | {"hidden_states": self.hidden_states}
 
     def load_memory_state(self, memory: dict[str, torch.Tensor]) -> None:
-        """The reverse of `memory_state`."""
+        """Restore a `memory_state`."""
         self.reset()
         self.hidden_states = memory.get("hidden_states")
         self.filled, self.kept, self.seen = (memory[name].tolist() for name in ("filled", "kept", "seen"))
@@ -348,5 +345,5 @@ __all__ = [
     "WindowPosition",
     "merge_columns",
     "pad_columns",
-    "select_rows",
+    "select_sequences",
 ]

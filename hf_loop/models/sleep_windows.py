@@ -1,10 +1,10 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""The open windows of a batch: read on, slept over where they are full, kept in a cache between forward passes.
+"""The open windows of a batch: reading tokens into them, sleeping over full ones, and keeping them in a cache.
 
-Everything is a value that a step takes and gives anew, so that gradient crosses windows and a step can be run again
-under checkpointing. Sequences that take equally many tokens run together, and so do those that sleep equally long:
-padding inside a pass would let the fast weights of linear attention decay.
+A step takes windows and returns new ones, so that gradient crosses windows and checkpointing can run a step again.
+Only sequences with equally many tokens run together, in reading and in sleep: padding inside a pass would let the fast
+weights of linear attention decay.
 """
 
 from typing import Any, NamedTuple
@@ -15,17 +15,17 @@ from transformers import Cache
 
 from .configuration_sleep import SleepConfig
 from .sleep_passes import SleepPasses
-from .sleep_states import LayerState, WindowPosition, merge_columns, select_rows
+from .sleep_states import LayerState, WindowPosition, merge_columns, select_sequences
 
 
 class OpenWindows(NamedTuple):
-    """Where the sequences of a batch are, and what their layers carry.
+    """The open windows of a batch.
 
     Args:
-        position (`WindowPosition`): where they are in their windows.
-        states (`list[LayerState]`): of every layer call, then of every call of an inserted layer.
-        core_output (`torch.Tensor` of shape `[B, F, D]`, *optional*): the first pass over each open window, aligned on
-            the right, as the last layer that runs in every pass left it.
+        position (`WindowPosition`): positions of the sequences in their windows.
+        states (`list[LayerState]`): states of every layer call, then of every call of an inserted layer.
+        core_output (`torch.Tensor` of shape `[B, F, D]`, *optional*): the tokens of each open window after the first
+            pass, at the last layer that runs in every pass; aligned on the right.
     """
 
     position: WindowPosition
@@ -34,34 +34,34 @@ class OpenWindows(NamedTuple):
 
     @property
     def batch_size(self) -> int:
-        """Sequences."""
+        """Number of sequences."""
         return len(self.position.filled)
 
     def first(self, num_sequences: int) -> "OpenWindows":
-        """The first `num_sequences` sequences."""
-        rows = list(range(num_sequences))
+        """Keep the first `num_sequences` sequences."""
+        indices = list(range(num_sequences))
         core_output = None if self.core_output is None else self.core_output[:num_sequences]
-        states = [state.first_rows(num_sequences) for state in self.states]
-        return OpenWindows(self.position.select(rows), states, core_output)
+        states = [state.first(num_sequences) for state in self.states]
+        return OpenWindows(self.position.select(indices), states, core_output)
 
     def detach(self) -> "OpenWindows":
-        """The same without gradient."""
+        """Return the windows without gradient."""
         core_output = None if self.core_output is None else self.core_output.detach()
         return OpenWindows(self.position, [state.detach() for state in self.states], core_output)
 
-    def select(self, rows: list[int]) -> "OpenWindows":
-        """The sequences `rows`, without the columns that none of them needs."""
-        position = self.position.select(rows)
-        index = self._index(rows)
+    def select(self, indices: list[int]) -> "OpenWindows":
+        """Select the sequences `indices`, without columns that none of them needs."""
+        position = self.position.select(indices)
+        index = self._index(indices)
         num_columns = max(position.lengths())
         states = [state.select(index).last_columns(num_columns) for state in self.states]
-        core_output = None if self.core_output is None else select_rows(self.core_output, index)
+        core_output = None if self.core_output is None else select_sequences(self.core_output, index)
         return OpenWindows(position, states, core_output)
 
-    def merge(self, part: "OpenWindows", rows: list[int]) -> "OpenWindows":
-        """The same with the sequences `rows` replaced by `part`, without the columns that none needs any more."""
-        index, batch_size = self._index(rows), self.batch_size
-        position = self.position.merge(part.position, rows)
+    def merge(self, part: "OpenWindows", indices: list[int]) -> "OpenWindows":
+        """Replace the sequences `indices` by `part`, and drop columns that no sequence needs any more."""
+        index, batch_size = self._index(indices), self.batch_size
+        position = self.position.merge(part.position, indices)
         num_columns = max(position.lengths())
         states = [
             state.merge(new, index, batch_size).last_columns(num_columns)
@@ -70,11 +70,11 @@ class OpenWindows(NamedTuple):
         core_output: Any = merge_columns(self.core_output, part.core_output, index, batch_size, 1)
         return OpenWindows(position, states, core_output[:, core_output.shape[1] - max(position.filled) :])
 
-    def _index(self, rows: list[int]) -> torch.Tensor | None:
-        return None if len(rows) == self.batch_size else torch.tensor(rows)
+    def _index(self, indices: list[int]) -> torch.Tensor | None:
+        return None if len(indices) == self.batch_size else torch.tensor(indices)
 
     def store(self, cache: Cache, num_columns: int) -> None:
-        """Leave everything in a cache after `num_columns` more columns of input, padding included."""
+        """Write the windows to a cache after `num_columns` more columns of input, padding included."""
         layers: Any = cache.layers
         window = layers[0]
         window.filled, window.kept, window.seen = self.position
@@ -85,15 +85,15 @@ class OpenWindows(NamedTuple):
 
 
 def open_windows(passes: SleepPasses, batch_size: int, cache: Cache | None) -> OpenWindows:
-    """The windows before the first token of a forward pass: the cache's, or new ones.
+    """Return the windows at the start of a forward pass: those of the cache, or new ones.
 
     Args:
         passes (`SleepPasses`): the layers.
-        batch_size (`int`): sequences.
-        cache (`Cache`, *optional*): with what earlier forward passes have left.
+        batch_size (`int`): number of sequences.
+        cache (`Cache`, *optional*): the cache of earlier forward passes.
 
     Raises:
-        ValueError: if the cache was not made for this model, or has other sequences.
+        ValueError: if the cache was not made for this model, or has another number of sequences.
     """
     layers: list[Any] = [] if cache is None else check_sleep_cache(cache, passes.config)
     if not layers or not layers[0].filled:
@@ -106,12 +106,12 @@ def open_windows(passes: SleepPasses, batch_size: int, cache: Cache | None) -> O
 
 
 def check_sleep_cache(cache: Cache, config: SleepConfig) -> list[Any]:
-    """The layers of a cache that was made for a model of this configuration.
+    """Return the layers of a cache, which must have been made for this configuration.
 
     Raises:
-        ValueError: if it has other layers, or moves them off the device.
+        ValueError: if the cache has other layers, or offloads them.
     """
-    # by name: code that came with a checkpoint has classes of its own
+    # compared by name: code that came with a checkpoint has classes of its own
     kinds = [getattr(layer, "_layer_type", None) for layer in cache.layers]
     if kinds != config.layer_types:
         raise ValueError(
@@ -126,28 +126,30 @@ def check_sleep_cache(cache: Cache, config: SleepConfig) -> list[Any]:
 def read_tokens(
     passes: SleepPasses, windows: OpenWindows, tokens: torch.Tensor, counts: list[int], num_passes: list[int]
 ) -> tuple[list[torch.Tensor], OpenWindows]:
-    """Read some tokens of every open window, then sleep over those that are full.
+    """Read tokens into the open windows, then sleep over those that are full.
 
     Args:
         passes (`SleepPasses`): the layers.
         windows (`OpenWindows`): the windows before the tokens.
         tokens (`torch.Tensor` of shape `[B, n, D]`): the first layer's input.
-        counts (`list[int]`): how many of the tokens each sequence has.
-        num_passes (`list[int]`): passes over the window of each sequence if it is full, the first being the one that
-            reads it; 0 leaves it open, for where nothing follows.
+        counts (`list[int]`): number of tokens of each sequence.
+        num_passes (`list[int]`): passes over each sequence's window if it is full, the one that reads it included; 0
+            leaves the window open, as nothing follows it.
 
     Returns:
-        `tuple`: the outputs of `SleepPasses.wake` `[B, n, D]`, and the windows after the tokens.
+        `tuple[list[torch.Tensor], OpenWindows]`: the outputs of `SleepPasses.wake` `[B, n, D]`, and the windows after
+        the tokens.
     """
     gathered: list[torch.Tensor] = []
     for count in sorted(set(counts) - {0}):
-        rows = [row for row, taken in enumerate(counts) if taken == count]
-        part = windows.select(rows)
-        index = None if len(rows) == len(counts) else torch.tensor(rows, device=tokens.device)
-        outputs, core_output, states = passes.wake(select_rows(tokens, index)[:, :count], part.states, part.position)
+        indices = [index for index, num_tokens in enumerate(counts) if num_tokens == count]
+        part = windows.select(indices)
+        index = None if len(indices) == len(counts) else torch.tensor(indices, device=tokens.device)
+        chosen = select_sequences(tokens, index)[:, :count]
+        outputs, core_output, states = passes.wake(chosen, part.states, part.position)
         if part.core_output is not None:
             core_output = torch.cat([part.core_output, core_output], dim=1)
-        windows = windows.merge(OpenWindows(part.position.read(count), states, core_output), rows)
+        windows = windows.merge(OpenWindows(part.position.read(count), states, core_output), indices)
         if index is None:
             gathered = outputs
             continue
@@ -158,22 +160,22 @@ def read_tokens(
         ]
     is_full = [filled == passes.config.sleep_window for filled in windows.position.filled]
     for number in sorted(set(num_passes) - {0}):
-        rows = [row for row, full in enumerate(is_full) if full and num_passes[row] == number]
-        windows = sleep_over(passes, windows, rows, number)
+        indices = [index for index, full in enumerate(is_full) if full and num_passes[index] == number]
+        windows = sleep_over(passes, windows, indices, number)
     return gathered, windows
 
 
-def sleep_over(passes: SleepPasses, windows: OpenWindows, rows: list[int], num_passes: int) -> OpenWindows:
-    """The windows after some sequences have slept over theirs.
+def sleep_over(passes: SleepPasses, windows: OpenWindows, indices: list[int], num_passes: int) -> OpenWindows:
+    """Let the sequences `indices` sleep over their windows, and return the windows of all sequences.
 
     Args:
         passes (`SleepPasses`): the layers.
         windows (`OpenWindows`): the windows of all sequences.
-        rows (`list[int]`): the sequences that sleep, none with an empty window.
-        num_passes (`int`): passes in all.
+        indices (`list[int]`): the sequences that sleep; their windows must not be empty.
+        num_passes (`int`): number of passes, the one that read the window included.
     """
-    for filled in sorted({windows.position.filled[row] for row in rows}):
-        group = [row for row in rows if windows.position.filled[row] == filled]
+    for filled in sorted({windows.position.filled[index] for index in indices}):
+        group = [index for index in indices if windows.position.filled[index] == filled]
         part = windows.select(group)
         core_output: Any = part.core_output
         core_output = core_output[:, -filled:]
