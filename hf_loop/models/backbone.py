@@ -1,12 +1,10 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Opens a transformers decoder, or the one inside of a recurrent model: its embedding, positions, masks, layer calls,
-final norm and head.
+"""The parts of a transformers decoder: its embedding, positions, masks, layer calls, final norm and head.
 
-Together with `backbone_specs.py`, which says what a decoder's own forward does around its layers (scaling the
-embeddings, norms before the first layer, positions per layer type, capping the logits), this is the one place that
-knows transformers' internals; nothing else in the library asks which architecture it runs. An architecture that the
-tests do not cover is held to the base model before it is used, see `backbone_check.py`.
+`backbone_specs.py` describes what a decoder's own forward does around its layers (scaling the embeddings, norms before
+the first layer, positions per layer type, capping the logits). No other file depends on the architecture. One that the
+tests do not cover is compared with its base model before it is used, see `backbone_check.py`.
 """
 
 import copy
@@ -28,7 +26,7 @@ from .backbone_specs import (
     is_tested,
     register_backbone,
 )
-from .cache_views import CacheSlot
+from .cache_slots import CacheSlot
 from .configuration_recurrent import kind_of
 from .layer_calls import LayerInputs, goes_on, named_arguments, of_layer, reason_not_used, run_by_token
 from .module_seams import drops_cache, without_checkpointing
@@ -43,18 +41,18 @@ from .transformers_seams import (
 )
 
 
-# layers of these types are a part of a decoder that carries nothing from token to token
+# types of layers that have no cache
 STATELESS_LAYER_TYPES = ("moe", "mlp")
 
 
 class Backbone:
-    """A model that makes passes over tokens, taken apart. Made where it is used and thrown away: it owns no module.
+    """The parts of a model and the schedule of its passes. Made for one forward pass; it owns no module.
 
     Args:
-        model (`PreTrainedModel`): a decoder of transformers (not the one with a head), whose passes run every layer
-            once; or a recurrent model over depth, whose passes are those of its schedule over the layers of the
-            decoder inside. That decoder is where embedding, positions, masks, norm and head come from.
-        spec (`BackboneSpec`, *optional*): where the decoder's parts are; by default the entry of its model type, which
+        model (`PreTrainedModel`): a transformers decoder without a head, whose passes run every layer once; or a
+            recurrent model, whose depth schedule runs the layers of the decoder inside it. Embedding, positions,
+            masks, norm and head are those of the decoder.
+        spec (`BackboneSpec`, *optional*): description of the decoder, by default the entry of its model type, which
             was checked when the model was made.
 
     Attributes:
@@ -62,7 +60,7 @@ class Backbone:
     """
 
     def __init__(self, model: PreTrainedModel, spec: BackboneSpec | None = None):
-        # of a model over time, which makes no pass of its own
+        # a model with a time schedule makes no pass of its own
         while kind_of(model.config) == "time":
             model = model.backbone  # ty: ignore[invalid-assignment]
         self.outer: Any = None if kind_of(model.config) is None else model
@@ -71,7 +69,7 @@ class Backbone:
         if spec is None:
             spec = find_spec(self.config) if self.outer is None else self.outer.spec
         self.spec: Any = spec
-        # looked up once: attributes of modules and configurations are slow to read for every layer of every token
+        # looked up once: reading attributes of modules and configurations in every layer call is slow
         self.layers: list[Any] = list(get_part(self.model, self.spec.layers))
         if self.spec.high_layers is not None:
             self.layers += get_part(self.model, self.spec.high_layers)
@@ -84,7 +82,7 @@ class Backbone:
             self.depth = self.outer.config.depth(self.outer, self.final_norm)
 
     def embed_inputs(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Token embeddings `[B, T, D]` of one of the two that a forward pass may be given.
+        """Return token embeddings `[B, T, D]`: `inputs_embeds`, or those of `input_ids`.
 
         Raises:
             ValueError: if both are given, or neither.
@@ -96,18 +94,18 @@ class Backbone:
         return inputs_embeds
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Token embeddings `[B, T, D]`, with the scaling that belongs to the embedding module itself."""
+        """Return token embeddings `[B, T, D]`, with the scaling of the embedding module itself."""
         return get_part(self.model, self.spec.embed_tokens)(input_ids)
 
     def enter(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """The first layer's input `[B, T, D]` from token embeddings and their positions `[B, T]` or `[1, T]`."""
+        """Compute the first layer's input `[B, T, D]` from token embeddings and positions `[B, T]` or `[1, T]`."""
         hidden_states = self.spec.enter(self.model, inputs_embeds, position_ids)
         return hidden_states if self.outer is None else self.outer.enter(hidden_states)
 
     def next_positions(
         self, hidden_states: torch.Tensor, cache: Cache | None, attention_mask: torch.Tensor | dict | None
     ) -> torch.Tensor:
-        """Positions of tokens `[B, T, D]` that follow what the cache holds, as the base model counts them."""
+        """Return the positions of tokens `[B, T, D]` that follow those in the cache, as the base model counts them."""
         is_padding = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
         if self.spec.counts_padding or not is_padding:
             return next_positions(hidden_states, cache)
@@ -126,22 +124,23 @@ class Backbone:
         and_mask_function: Callable | None = None,
         **kwargs,
     ) -> LayerInputs:
-        """Positions and masks, made once for all layer calls of a forward pass.
+        """Make the positions and masks that all layer calls of a forward pass share.
 
         Args:
             hidden_states (`torch.Tensor` of shape `[B, T, D]`): the first layer's input.
-            attention_mask: a padding mask `[B, T]`, or masks already prepared by `generate`.
+            attention_mask (`torch.Tensor` or `dict`, *optional*): a padding mask `[B, T]`, or the masks that
+                `generate` has prepared.
             position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`): position of every token.
-            cache (`Cache`, *optional*): the cache, which shifts the masks by what it holds.
+            cache (`Cache`, *optional*): the cache; masks include the tokens in it.
             use_cache (`bool`): whether layers write to the cache.
-            input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): the tokens, where the layers embed them too.
-            block_sequence_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): block of every token; those of a
-                block see each other in both directions, -1 sees the past alone.
-            and_mask_function (`Callable`, *optional*): a further condition on what a token sees, as transformers'
-                masks take it.
+            input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): the tokens, for layers that embed them too.
+            block_sequence_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): block of every token. Tokens of a
+                block see each other in both directions; a token with -1 sees only the past.
+            and_mask_function (`Callable`, *optional*): a further condition on what a token sees, in the form of
+                transformers' mask functions.
 
         Raises:
-            ValueError: if the layers need the tokens, and there are none.
+            ValueError: if the layers need `input_ids` and there are none.
         """
         if "paged_cache" in kwargs:
             kwargs["cache"] = kwargs.pop("paged_cache")
@@ -169,25 +168,25 @@ class Backbone:
     def layer_arguments(
         self, hidden_states: torch.Tensor, attention_mask: Any = None, masks: Any = None, num_past: int = 0
     ) -> dict[str, Any]:
-        """What the architecture's layers are given besides, see `BackboneSpec`."""
+        """Return the further arguments that the architecture's layers need, see `BackboneSpec`."""
         make = self.spec.layer_arguments
         return {} if make is None else make(self.model, hidden_states, attention_mask, masks, num_past)
 
     def check_token_ids(self, input_ids: torch.Tensor | None) -> torch.Tensor:
-        """The tokens, for layers that embed them too.
+        """Return `input_ids`, for layers that embed tokens too.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if `input_ids` is None.
         """
         if input_ids is None:
             raise ValueError(
-                f"a {self.config.model_type} backbone needs `input_ids`: its layers embed the tokens too, so that "
-                "`inputs_embeds` are not enough"
+                f"a {self.config.model_type} backbone needs `input_ids`, got only `inputs_embeds`: its layers embed "
+                "the tokens too"
             )
         return input_ids
 
     def rotate(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> Any:
-        """Rotary cosines and sines of positions `[B, T]`, by layer type or for every layer where they differ."""
+        """Compute rotary cosines and sines of positions `[B, T]`, by layer type or by layer if they differ."""
         if self.spec.rotate is not None:
             return self.spec.rotate(self.model, hidden_states, position_ids)
         rotary_emb: Any = None if self.spec.rotary is None else get_part(self.model, self.spec.rotary)
@@ -201,40 +200,40 @@ class Backbone:
         return rotary_emb(hidden_states, position_ids)
 
     def layer_of(self, call: Call) -> Any:
-        """The layer of a call, as it computes in the call's loop."""
+        """Return the layer of a call, with the update of the call's loop."""
         layer = self.layers[call.layer]
         return layer if self.outer is None else self.outer.layer_in_call(layer, call)
 
     def run_call(
-        self, call: Call, hidden_states: torch.Tensor, inputs: LayerInputs, layer: Any = None, cache_view: Any = None
+        self, call: Call, hidden_states: torch.Tensor, inputs: LayerInputs, layer: Any = None, layer_cache: Any = None
     ) -> torch.Tensor:
-        """One layer call, which reads and writes its cache slot.
+        """Run one layer call, which reads and writes its cache slot.
 
         Args:
             call (`Call`): the layer, and the cache slot of this call.
             hidden_states (`torch.Tensor` of shape `[B, T, D]`): the layer's input.
             inputs (`LayerInputs`): positions, masks and cache, from `prepare`.
             layer (`nn.Module`, *optional*): a view of the layer to call in its place.
-            cache_view (*optional*): what the layer is to see of the cache, in place of its slot.
+            layer_cache (`Any`, *optional*): the cache to give the layer, by default the [`CacheSlot`] of the call.
 
         Returns:
-            `torch.Tensor` of shape `[B, T, D]`.
+            `torch.Tensor` of shape `[B, T, D]`: the layer's output.
         """
         index, slot = call.layer, call.slot
         layer = self.layer_of(call) if layer is None else layer
         layer_type = self.layer_types[index] if self.layer_types is not None else None
         if inputs.cache is None and ("cache" in inputs.kwargs or "attention_instances" in inputs.kwargs):
-            # such paged caches (vLLM, and continuous batching up to 5.23) are not handed to the layer: they ask the
-            # attention module
+            # these paged caches (vLLM, and continuous batching up to 5.23) are not given to the layer: they find
+            # their entry by the attention module's index
             module: Any
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = slot
-        if cache_view is None and inputs.cache is not None:
-            cache_view = CacheSlot(inputs.cache, slot)
+        if layer_cache is None and inputs.cache is not None:
+            layer_cache = CacheSlot(inputs.cache, slot)
         keywords = inputs.kwargs
-        if cache_view is not None:
-            keywords = {**keywords, layer_cache_name(type(layer)): cache_view}
+        if layer_cache is not None:
+            keywords = {**keywords, layer_cache_name(type(layer)): layer_cache}
             if drops_cache(layer):
                 layer = without_checkpointing(layer)
         masks, rotary = inputs.masks, inputs.position_embeddings
@@ -252,11 +251,11 @@ class Backbone:
         taken = named_arguments(type(layer))
         if taken is not None:
             keywords = {name: value for name, value in keywords.items() if name in taken}
-        if self.spec.continues_by_token and hidden_states.shape[1] > 1 and goes_on(layer_type, cache_view, slot):
+        if self.spec.continues_by_token and hidden_states.shape[1] > 1 and goes_on(layer_type, layer_cache, slot):
             output = run_by_token(layer, hidden_states, keywords)
         else:
             output = layer(hidden_states, **keywords)
-        if cache_view is not None and not cache_view.was_used and not self._carries_nothing(index):
+        if layer_cache is not None and not layer_cache.was_used and not self._carries_nothing(index):
             raise RuntimeError(
                 f"layer {index} of the {self.config.model_type} backbone neither read nor wrote slot {slot} of the "
                 f"cache (transformers {RELEASE}): {reason_not_used(layer)}"
@@ -264,19 +263,19 @@ class Backbone:
         return output[0] if isinstance(output, tuple) else output
 
     def _carries_nothing(self, index: int) -> bool:
-        """Whether the configuration says that a layer has no keys, values or state of its own."""
+        """Return whether a layer has no keys, values or state of its own, by the configuration."""
         if self.layer_types is not None and self.layer_types[index] in STATELESS_LAYER_TYPES:
             return True
         sharing = getattr(self.config, "kv_sharing_modes", None)
         return sharing is not None and sharing[index] == "reuse"
 
     def norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The final norm, `[B, T, D]`."""
+        """Apply the final norm, `[B, T, D]`."""
         return self.final_norm(hidden_states)
 
 
 def next_positions(hidden_states: torch.Tensor, cache: Cache | None) -> torch.Tensor:
-    """Positions `[1, T]` of tokens `[B, T, D]` that follow what the cache holds."""
+    """Return the positions `[1, T]` of tokens `[B, T, D]` that follow those in the cache."""
     past_seen_tokens = cache.get_seq_length() if cache is not None else 0
     positions = torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_seen_tokens
     return positions.unsqueeze(0)
@@ -285,7 +284,7 @@ def next_positions(hidden_states: torch.Tensor, cache: Cache | None) -> torch.Te
 def compute_logits(
     config: PreTrainedConfig, lm_head: nn.Module, hidden_states: torch.Tensor, spec: BackboneSpec | None = None
 ) -> torch.Tensor:
-    """Logits `[B, T, V]` of normed hidden states, with the architecture's scaling or soft-capping."""
+    """Compute logits `[B, T, V]` of normed hidden states, with the architecture's scaling or soft-capping."""
     spec = find_spec(config) if spec is None else spec
     return spec.finish_logits(config, lm_head(spec.enter_head(config, hidden_states)))
 
@@ -295,20 +294,20 @@ def make_backbone(
     spec: BackboneSpec | None = None,
     classes: Mapping[str, type[PreTrainedModel]] | None = None,
 ) -> PreTrainedModel:
-    """The model of a backbone configuration, which stays an ordinary `PreTrainedModel`.
+    """Make the model of a backbone configuration.
 
     Args:
-        config (`PreTrainedConfig`): its configuration, a decoder's or that of a recurrent model over depth.
-        spec (`BackboneSpec`, *optional*): where a decoder's parts are, by default the checked entry of its model type.
-        classes (`Mapping`, *optional*): the classes of recurrent models by model type, before those of `AutoModel`.
+        config (`PreTrainedConfig`): configuration of a decoder or of a recurrent model.
+        spec (`BackboneSpec`, *optional*): description of the decoder, by default the checked entry of its model type.
+        classes (`Mapping`, *optional*): classes of recurrent models by model type, used before `AutoModel`'s.
 
     Raises:
         ValueError: if the architecture does not pass the check, or asks for a router loss.
     """
     if getattr(config, "output_router_logits", False):
         raise ValueError(
-            f"`output_router_logits` of a {config.model_type} backbone must be False: the router's auxiliary loss is "
-            "not defined over loops"
+            f"`output_router_logits` of a {config.model_type} backbone must be False: the router loss is not defined "
+            "over loops"
         )
     if kind_of(config) is not None:
         model_class = (classes or {}).get(config.model_type)
@@ -322,23 +321,23 @@ def make_backbone(
 
 
 def adopt_backbone(outer: PreTrainedModel, backbone: PreTrainedModel) -> None:
-    """Let `outer` compile and choose attention functions wherever its backbone can."""
+    """Give `outer` the attention function of its backbone, and its support for compilation and attention back-ends."""
     outer._can_compile_fullgraph = backbone._can_compile_fullgraph
     outer._supports_attention_backend = backbone._supports_attention_backend
     adopt_attention(outer, backbone)
 
 
 def backbone_spec(config: PreTrainedConfig, causal_class: type[PreTrainedModel] | None = None) -> BackboneSpec:
-    """The entry for a configuration: its own, or the default one.
+    """Return the checked entry for a configuration: that of its model type, or the default.
 
-    Entries that the tests of hf_loop do not cover are checked on a small twin of the configuration, once per process.
+    An entry that the tests of hf_loop do not cover is checked on a small twin of the configuration, once per process.
 
     Args:
         config (`PreTrainedConfig`): the decoder's configuration.
-        causal_class (`type`, *optional*): the class of its causal models, by default the one the Auto classes have.
+        causal_class (`type`, *optional*): class of its causal language models, by default that of the Auto classes.
 
     Raises:
-        ValueError: if it fails; the message names the first thing that differs.
+        ValueError: if the check fails; the message names the first difference.
     """
     spec = find_spec(config)
     if not is_tested(config):
@@ -347,12 +346,12 @@ def backbone_spec(config: PreTrainedConfig, causal_class: type[PreTrainedModel] 
 
 
 def _sees_all(batch_idx: Any, head_idx: Any, q_idx: torch.Tensor, kv_idx: torch.Tensor) -> torch.Tensor:
-    """A mask function that hides nothing: with one, transformers makes the mask where it could leave it out."""
+    """A mask function that hides nothing: given one, transformers never leaves the mask out."""
     return q_idx >= 0
 
 
 def _without_stateless_layers(config: PreTrainedConfig, layer_types: list[str] | None) -> PreTrainedConfig:
-    """The configuration that masks are made by: transformers makes none where it does not know a layer type."""
+    """Return the configuration for transformers' masks, which do not know these layer types."""
     if not layer_types or not set(layer_types).intersection(STATELESS_LAYER_TYPES):
         return config
     config = copy.copy(config)

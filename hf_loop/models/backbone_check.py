@@ -1,10 +1,10 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Holds the entry of an architecture to the base model: nothing that was not checked is opened.
+"""Compares the entry of an architecture with its base model. Only checked entries are used.
 
-One loop over all layers must be the causal model bit for bit, with padding on the left, and at two loops a cache must
-change nothing. Where a model is made, both are run on a small twin of its configuration with random weights;
-`retrofit` holds the pretrained model itself to the first.
+One loop over all layers must equal the causal model bit for bit, with padding on the left, and at two loops a cache
+must not change the logits. When a model is made, both are tested on a small twin of its configuration with random
+weights; `retrofit` also tests the first on the pretrained model itself.
 """
 
 from collections.abc import Callable
@@ -20,23 +20,23 @@ from .backbone_twin import NoTwinError, fingerprint, make_twin, twin_context
 from .schedules import Call
 
 
-# of logits in single precision: what caching may change by rounding
+# largest difference of logits in single precision that counts as rounding
 CACHE_TOLERANCE = 1e-4
 NUM_TOKENS = 9
-# of the first row of two
+# padding of the first of two sequences
 NUM_PADDED = 3
 
-# by configuration and entry: None, or what differs
+# (configuration, entry) -> the first difference, or None
 _RESULTS: dict[Any, str | None] = {}
 
 
 class BackboneCheck(NamedTuple):
-    """What holding an entry to the base model found.
+    """The result of a comparison with the base model.
 
     Args:
-        difference (`str`, *optional*): the first thing that differs, `None` where nothing does.
-        num_layers (`int`): layers of the twin.
-        cache_difference (`float`, *optional*): of the logits at two loops, with a cache and without one.
+        difference (`str`, *optional*): the first difference, `None` if there is none.
+        num_layers (`int`): number of layers of the twin.
+        cache_difference (`float`, *optional*): largest difference between logits with and without a cache.
     """
 
     difference: str | None
@@ -50,16 +50,16 @@ def check_entry(
     open_backbone: Callable[..., Any],
     causal_class: type[PreTrainedModel] | None = None,
 ) -> None:
-    """Refuse an architecture whose entry does not give what its base model gives; remembered for the process.
+    """Refuse an architecture whose entry differs from its base model. Results are kept for the process.
 
     Args:
         config (`PreTrainedConfig`): the decoder's configuration.
         spec (`BackboneSpec`): the entry.
         open_backbone (`Callable`): the class [`Backbone`].
-        causal_class (`type`, *optional*): the class of its causal models, by default the one the Auto classes have.
+        causal_class (`type`, *optional*): class of its causal language models, by default that of the Auto classes.
 
     Raises:
-        ValueError: if something differs; the message names it.
+        ValueError: if there is a difference; the message names it.
     """
     key = (fingerprint(config), spec)
     if key not in _RESULTS:
@@ -75,12 +75,12 @@ def check_twin(
     open_backbone: Callable[..., Any],
     causal_class: type[PreTrainedModel] | None = None,
 ) -> BackboneCheck:
-    """Hold an entry to a small twin of the configuration, whatever device, dtype or generator is in use around it."""
+    """Compare an entry with a small twin of the configuration, independently of the current device and dtype."""
     if config.model_type in PUZZLE_BACKBONES:
         return BackboneCheck("its layers see all positions, as HierarchicalForPuzzle runs them")
     if config.model_type in TWO_STACK_BACKBONES:
         return BackboneCheck("it has two stacks, which HierarchicalConfig runs")
-    # an entry of the user's own is put to the test
+    # an entry that the user registered is tested all the same
     if config.model_type in REFUSED_BACKBONES and config.model_type not in REGISTERED_BACKBONES:
         return BackboneCheck(REFUSED_BACKBONES[config.model_type])
     with twin_context():
@@ -96,7 +96,7 @@ def check_twin(
 
 
 def check_one_loop(model: PreTrainedModel, spec: BackboneSpec, open_backbone: Callable[..., Any]) -> str | None:
-    """What differs between a causal model and one loop over all of its layers, `None` if nothing does."""
+    """Return the difference between a causal model and one loop over all of its layers, `None` if there is none."""
     base: Any = model
     vocab_size = model.config.vocab_size
     embeddings: Any = model.get_input_embeddings()
@@ -114,11 +114,11 @@ def check_one_loop(model: PreTrainedModel, spec: BackboneSpec, open_backbone: Ca
             expected = base(**inputs, use_cache=False).logits[visible]
             try:
                 logits = _run_loops(model, spec, open_backbone, **inputs)[visible]
-            except Exception as error:  # whatever an unknown architecture raises is what differs
+            except Exception as error:  # an unknown architecture may raise anything
                 return f"its layers cannot be run by themselves: {describe(error)}"
             if logits.shape == expected.shape and torch.equal(logits, expected):
                 return None
-            # some accelerators' kernels never give the same twice
+            # kernels of some accelerators are not deterministic
             again = base(**inputs, use_cache=False).logits[visible]
     finally:
         model.train(was_training)
@@ -131,7 +131,7 @@ def check_one_loop(model: PreTrainedModel, spec: BackboneSpec, open_backbone: Ca
     size = expected.abs().max().item()
     return (
         f"one loop differs from the base model by up to {difference:.2g} in its logits (the largest is {size:.2g}): "
-        "its forward does something around the layers that its entry does not say"
+        "its forward does something around the layers that its entry does not describe"
     )
 
 
@@ -148,7 +148,7 @@ def _check_structure(model: PreTrainedModel, spec: BackboneSpec) -> str | None:
         found = tuple(getattr(head, "weight", torch.empty(0)).shape)
         return f"its head is a {type(head).__name__} of {found}, not a linear map of {shape}"
     if (head.bias is not None) != spec.head_bias:
-        return f"its head has {'no' if head.bias is None else 'a'} bias, against `head_bias` of its entry"
+        return f"its head has {'no' if head.bias is None else 'a'} bias, unlike `head_bias` of its entry"
     return None
 
 
@@ -190,7 +190,7 @@ def _run_loops(
     num_loops: int = 1,
     cache: Any = None,
 ) -> torch.Tensor:
-    """Logits `[B, T, V]` of loops over all layers, with a cache slot for every layer call."""
+    """Compute logits `[B, T, V]` of loops over all layers, with a cache slot for every layer call."""
     backbone = open_backbone(model.base_model, spec)
     inputs_embeds = backbone.embed(input_ids)
     position_ids = backbone.next_positions(inputs_embeds, cache, attention_mask)
@@ -206,7 +206,7 @@ def _run_loops(
 
 
 def describe(error: Exception) -> str:
-    """An exception in one line."""
+    """Describe an exception in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""What an entry of the table says of an architecture, and the parts of a decoder by the names that it gives."""
+"""The description of an architecture, and access to the parts of a decoder by it."""
 
 import functools
 import operator
@@ -17,41 +17,39 @@ from .backbone_steps import enter_unchanged, unchanged
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Where one architecture keeps its parts and what its own forward does around the layers.
+    """The names of an architecture's parts, and what its own forward does around the layers.
 
     Args:
-        embed_tokens, layers, norm (`str`): attribute names of the parts in the base model; dotted inside another part.
-        rotary (`str`, *optional*): the rotary embedding; `None` where positions reach the layers in another way.
-        enter (`Callable`): the first layer's input from the base model, the token embeddings and their positions.
-        enter_head (`Callable`): what the causal head does, by its configuration, to the normed states before the
-            linear map.
-        finish_logits (`Callable`): what the causal head does, by its configuration, to the logits after it.
-        layer_arguments (`Callable`, *optional*): what layers are given besides, from the base model, the first layer's
-            input, the caller's mask, the masks made of it, and how many tokens the cache holds. An `attention_mask`
-            among them replaces the masks.
-        adds_positions (`bool`): whether `enter` adds the positions, so that later layers do not know them.
-        counts_padding (`bool`): whether positions that the caller does not give count padding, as most do.
-        needs_masks (`bool`): whether layers need a mask where attention functions could do without one, with all rows.
-        counts_columns (`bool`): whether layers count the columns of their cache, for ALiBi, a mask of their own or a
-            choice among them, so that it must hold all tokens in their order.
-        rotary_per_layer_type (`bool`): whether the rotary embedding is asked once per layer type.
-        rotate (`Callable`, *optional*): the rotary embedding of positions where the base model asks for it in a way of
-            its own, from the base model, the first layer's input and its positions: a dict by layer type, or a list
-            with one entry for every layer.
-        position_rows (`int`): rows of position ids the rotary embedding wants (3 for temporal, height and width).
+        embed_tokens, layers, norm (`str`): names of the parts in the base model, dotted if inside another part.
+        rotary (`str`, *optional*): name of the rotary embedding, `None` if there is none.
+        enter (`Callable`): computes the first layer's input from the base model, token embeddings and positions.
+        enter_head (`Callable`): changes the normed states before the head's linear map, given the configuration.
+        finish_logits (`Callable`): changes the logits after the head's linear map, given the configuration.
+        layer_arguments (`Callable`, *optional*): makes further arguments of the layers from the base model, the first
+            layer's input, the caller's mask, the prepared masks, and the number of tokens in the cache. An
+            `attention_mask` among them replaces the prepared masks.
+        adds_positions (`bool`): whether only `enter` adds positions, and layers do not.
+        counts_padding (`bool`): whether default positions count padding, as in most architectures.
+        needs_masks (`bool`): whether layers always need a mask, with one row per sequence.
+        counts_columns (`bool`): whether layers compute something from the columns of their cache (ALiBi, a mask of
+            their own, a selection of tokens), which then must hold all tokens in order.
+        rotary_per_layer_type (`bool`): whether the rotary embedding is called once per layer type.
+        rotate (`Callable`, *optional*): computes rotary embeddings from the base model, the first layer's input and
+            positions, if calling `rotary` is not enough: a dict by layer type, or a list by layer.
+        position_rows (`int`): rows of position ids that the rotary embedding takes (3 for temporal, height and width).
         head_bias (`bool`): whether the causal head has a bias.
-        layers_take_token_ids (`bool`): whether the layers look up embeddings of their own.
-        layers_take_index (`bool`): whether a layer is told its number when it is called.
-        continues_by_token (`bool`): whether layers that keep a state go on from it with one token at a time only.
-        keeps_fast_weights (`bool`): whether layers with a state go on from it alone, as a window after sleep does;
-            where it is not known, [`SleepModel`] tries it.
-        layer_entry (`str`): the part of a layer that reads its input first, beside the residual.
-        model_class (`type`, *optional*): the base model, where the Auto classes would not find it by the
-            configuration. Code that came with a checkpoint may hold the configuration's class twice.
-        high_layers (`str`, *optional*): where a second stack of layers is, after those of `layers`.
-        low_state (`str`, *optional*): the vector that the state of the first stack starts from.
-        has_variants (`bool`): whether some configurations of the architecture do not fit the entry, so that every one
-            is checked.
+        layers_take_token_ids (`bool`): whether layers look up embeddings of their own.
+        layers_take_index (`bool`): whether a call passes the layer's index.
+        continues_by_token (`bool`): whether layers with a state can continue from it with single tokens only.
+        keeps_fast_weights (`bool`): whether layers can continue from their recurrent state alone, as after a sleep;
+            otherwise [`SleepModel`] tests it.
+        layer_entry (`str`): name of the first module in a layer that reads its input, beside the residual.
+        model_class (`type`, *optional*): class of the base model, if the Auto classes may not find it: code that came
+            with a checkpoint has a configuration class of its own.
+        high_layers (`str`, *optional*): name of a second stack of layers, which follow those of `layers`.
+        low_state (`str`, *optional*): name of the initial state of the first stack.
+        has_variants (`bool`): whether the entry does not fit all configurations of the architecture, so that each is
+            checked.
     """
 
     embed_tokens: str = "embed_tokens"
@@ -88,18 +86,18 @@ def _part_names(spec: BackboneSpec) -> tuple[str, ...]:
 
 
 def get_part(model: nn.Module, name: str) -> Any:
-    """A part of the decoder, which may be inside another one."""
+    """Return a part of the decoder by its dotted name."""
     return operator.attrgetter(name)(model)
 
 
 def set_part(model: nn.Module, name: str, part: nn.Module) -> None:
-    """Put `part` in the place of a part of the decoder."""
+    """Replace a part of the decoder."""
     parent, _, leaf = name.rpartition(".")
     setattr(get_part(model, parent) if parent else model, leaf, part)
 
 
 def missing_parts(model: PreTrainedModel, spec: BackboneSpec) -> list[str]:
-    """The parts that an entry names and the decoder does not have."""
+    """List the parts of an entry that the decoder does not have."""
     return [name for name in _part_names(spec) if not _has_part(model, name, spec)]
 
 
@@ -108,7 +106,7 @@ def _has_part(model: PreTrainedModel, name: str, spec: BackboneSpec) -> bool:
         part = get_part(model, name)
     except AttributeError:
         return False
-    # the rotary embedding may be left out by a configuration; what is then missing is only its tables
+    # some configurations have no rotary embedding
     return part is not None or name == spec.rotary
 
 

@@ -1,9 +1,8 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Where every architecture keeps its parts, and what its own forward does around its layers.
+"""The tables of architectures, each described by a [`BackboneSpec`].
 
-An architecture that is in no table here is opened with the default entry, once `backbone_check.py` has held it to the
-base model.
+An architecture that is in no table has the default entry, which `backbone_check.py` compares with the base model.
 """
 
 import dataclasses
@@ -72,7 +71,7 @@ _LIKE_GRANITE_SWA = BackboneSpec(enter=scale_embeddings, finish_logits=divide_by
 _WITH_FAST_WEIGHTS = BackboneSpec(keeps_fast_weights=True)
 _PER_LAYER_TYPE = BackboneSpec(rotary_per_layer_type=True)
 
-# every entry is held to the base model, bit for bit, by tests/models/test_backbone.py
+# tests/models/test_backbone.py compares every entry with the base model, bit for bit
 SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
     "apertus": BackboneSpec(layer_entry="attention_layernorm"),
     "arcee": LIKE_LLAMA,
@@ -243,7 +242,7 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
     ),
 }
 
-# decoders of two stacks, which the hierarchical family runs, and no other
+# decoders with two stacks, for the hierarchical family only
 TWO_STACK_BACKBONES: dict[str, BackboneSpec] = {
     "hrm_text": BackboneSpec(
         layers="L_module.layers",
@@ -254,26 +253,26 @@ TWO_STACK_BACKBONES: dict[str, BackboneSpec] = {
     ),
 }
 
-# layers that attend in both directions, which the hierarchical puzzle model runs, and no other
+# layers that attend in both directions, for the hierarchical puzzle model only
 PUZZLE_BACKBONES: dict[str, BackboneSpec] = {
     "hrm_backbone": BackboneSpec(enter=enter_hrm, model_class=HrmBackboneModel),
 }
 
-_WIDE_STATE = "its layers pass on more than one state of a token"
-_OWN_STATES = "its layers keep what they have read in a place of their own, not in transformers' cache"
-_NO_LENGTH = "no layer of it tells the cache how many tokens it has read, so that positions cannot be counted"
+_WIDE_STATE = "its layers pass on more than one hidden state per token"
+_OWN_STATES = "its layers keep their state outside of transformers' cache"
+_NO_LENGTH = "its cache does not know the number of tokens, so positions cannot be counted"
 
-# decoders whose layers do more than take one state of every token and give one; no entry could say how to run them
+# decoders whose layers do not map one hidden state per token to another: no entry can describe them
 REFUSED_BACKBONES: dict[str, str] = {
-    "beam": "layers without rotary positions are given a scale that follows from the position",
+    "beam": "its layers without rotary positions need a scale computed from the position",
     "deepseek_v4": _WIDE_STATE,
     "dory": "it runs its layers in loops itself",
     "falcon_mamba": _NO_LENGTH,
     "gemma3n_text": _WIDE_STATE,
     "hy_v4": _WIDE_STATE,
     "inkling2_loop_text": "it runs its layers in loops itself",
-    "inkling2_text": "its layers read what all layers before them gave",
-    "longcat_flash": "each of its layers writes two slots of the cache",
+    "inkling2_text": "its layers read the outputs of all earlier layers",
+    "longcat_flash": "each of its layers writes two cache slots",
     "mamba": _NO_LENGTH,
     "mamba2": _NO_LENGTH,
     "minimax": _OWN_STATES,
@@ -283,26 +282,24 @@ REFUSED_BACKBONES: dict[str, str] = {
     "recurrent_gemma": _OWN_STATES,
     "rwkv": _OWN_STATES,
     "xlstm": _OWN_STATES,
-    "zaya": "its layers pass the states of their routers on beside those of the tokens",
+    "zaya": "its layers pass on router states beside the hidden states",
 }
 
-# entries that a user handed in; each is checked before its first use
+# entries registered by users
 REGISTERED_BACKBONES: dict[str, BackboneSpec] = {}
 
 
 def register_backbone(model_type: str, spec: BackboneSpec, exist_ok: bool = False) -> None:
-    """Say where an architecture keeps its parts, for this process.
-
-    The entry is checked before its first use, as any entry is that hf_loop does not test.
+    """Register the description of an architecture, for this process. It is checked before its first use.
 
     Args:
-        model_type (`str`): the model type of its configurations.
-        spec (`BackboneSpec`): the entry.
-        exist_ok (`bool`): whether it may replace one that is there.
+        model_type (`str`): model type of the configurations.
+        spec (`BackboneSpec`): the description.
+        exist_ok (`bool`, *optional*, defaults to `False`): whether it may replace an existing entry.
 
     Raises:
-        TypeError: if `spec` is no `BackboneSpec`.
-        ValueError: if there is an entry for the model type, and `exist_ok` is False.
+        TypeError: if `spec` is not a `BackboneSpec`.
+        ValueError: if `model_type` is not a name, or has an entry and `exist_ok` is `False`.
     """
     if not isinstance(spec, BackboneSpec):
         raise TypeError(f"`spec` must be a BackboneSpec, got {type(spec).__name__}")
@@ -310,18 +307,18 @@ def register_backbone(model_type: str, spec: BackboneSpec, exist_ok: bool = Fals
         raise ValueError(f"`model_type` must be the name of a model type, got {model_type!r}")
     tables = (SUPPORTED_BACKBONES, TWO_STACK_BACKBONES, PUZZLE_BACKBONES, REGISTERED_BACKBONES)
     if not exist_ok and any(model_type in table for table in tables):
-        raise ValueError(f"`model_type` {model_type!r} has an entry already: give `exist_ok=True` to replace it")
+        raise ValueError(f"`model_type` {model_type!r} has an entry already: pass `exist_ok=True` to replace it")
     REGISTERED_BACKBONES[model_type] = spec
 
 
 def find_spec(config: PreTrainedConfig) -> BackboneSpec:
-    """The entry for a configuration, which may not have been checked yet."""
+    """Return the entry for a configuration, which may not have been checked yet."""
     model_type = config.model_type
     return REGISTERED_BACKBONES.get(model_type) or SUPPORTED_BACKBONES.get(model_type) or LIKE_LLAMA
 
 
 def is_tested(config: PreTrainedConfig) -> bool:
-    """Whether the entry for a configuration is held to the base model by the tests of hf_loop."""
+    """Return whether the tests of hf_loop cover the entry for a configuration."""
     spec = SUPPORTED_BACKBONES.get(config.model_type)
     return spec is not None and not spec.has_variants and config.model_type not in REGISTERED_BACKBONES
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""What decoders do around their layers, as `BackboneSpec` has it: before the first layer, and around the head."""
+"""What decoders do around their layers: the functions that the entries of `backbone_specs.py` name."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-# `enter`: the first layer's input from token embeddings and positions
+# `enter`: compute the first layer's input from token embeddings and positions
 
 
 def enter_unchanged(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,7 @@ def add_ctrl_positions(model: Any, embeddings: torch.Tensor, position_ids: torch
 
 
 def add_opt_positions(model: Any, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-    # the module makes positions of a mask where it is given none
+    # without `position_ids` the module would compute them from the mask
     positions = model.decoder.embed_positions(None, 0, position_ids=position_ids)
     return embeddings + positions.to(embeddings.device)
 
@@ -105,7 +105,7 @@ def softcap_logits(config: Any, logits: torch.Tensor) -> torch.Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-# `layer_arguments`: what layers are given besides
+# `layer_arguments`: further arguments of the layers
 
 
 def _padding_mask(hidden_states: torch.Tensor, attention_mask: Any, num_past: int) -> torch.Tensor:
@@ -113,9 +113,7 @@ def _padding_mask(hidden_states: torch.Tensor, attention_mask: Any, num_past: in
         shape = (hidden_states.shape[0], num_past + hidden_states.shape[1])
         return torch.ones(shape, dtype=torch.long, device=hidden_states.device)
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
-        raise ValueError(
-            "`attention_mask` must be a padding mask of shape [batch, tokens]: ALiBi counts the tokens in it"
-        )
+        raise ValueError("`attention_mask` must be a padding mask of shape [batch, tokens]: ALiBi is computed from it")
     return attention_mask.to(hidden_states.device)
 
 
@@ -159,14 +157,14 @@ def falcon_alibi(
 def both_masks(
     model: Any, hidden_states: torch.Tensor, attention_mask: Any, masks: Any, num_past: int
 ) -> dict[str, Any]:
-    # every layer has attention and a state
+    # every layer has both attention and a state
     return {"attention_mask": masks["full_attention"], "mamba_attention_mask": masks["linear_attention"]}
 
 
 def masks_and_first_states(
     model: Any, hidden_states: torch.Tensor, attention_mask: Any, masks: Any, num_past: int
 ) -> dict[str, Any]:
-    # shared attention layers read the first layer's input beside their own
+    # shared attention layers also read the first layer's input
     return {
         "attention_mask": masks["linear_attention"],
         "causal_mask": masks["full_attention"],
@@ -178,15 +176,15 @@ def own_keys(
     model: Any, hidden_states: torch.Tensor, attention_mask: Any, masks: Any, num_past: int
 ) -> dict[str, Any]:
     if getattr(model.config, "num_kv_shared_layers", 0):
-        raise ValueError("`num_kv_shared_layers` must be 0: a layer in a loop would share the keys of another loop")
+        raise ValueError("`num_kv_shared_layers` must be 0: a layer would share the keys of another loop")
     if getattr(model.config, "hidden_size_per_layer_input", 0):
         raise ValueError(
-            "`hidden_size_per_layer_input` must be 0: its layers read embeddings of the tokens of their own"
+            "`hidden_size_per_layer_input` must be 0: layers that embed tokens themselves are not supported"
         )
     return {"shared_kv_states": {}}
 
 
-# `rotate`: cosines and sines of positions, by layer type or for every layer
+# `rotate`: compute cosines and sines of positions, by layer type or by layer
 
 
 def rotate_sliding_layers(model: Any, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> dict[str, Any]:
@@ -204,7 +202,7 @@ def rotate_attention_layers(model: Any, hidden_states: torch.Tensor, position_id
 
 
 def rotate_by_base(model: Any, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> list[Any]:
-    # one rotary embedding for every base; layers with base 0 know no positions
+    # one rotary embedding for every base; layers with base 0 have no positions
     rotary = {
         rotary_emb.config.rope_parameters["rope_theta"]: rotary_emb(hidden_states, position_ids)
         for rotary_emb in model.rotary_embs

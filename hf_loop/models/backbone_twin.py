@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small twin of a decoder's configuration, with random weights, on which an entry is checked.
 
-What the configuration says about kinds of layers, multipliers and options stays; only sizes shrink, all widths by the
-same factor. Not every architecture allows that: of several sizes the first is taken that the architecture runs at.
+The twin has the same kinds of layers, multipliers and options; only sizes shrink, all widths by the same factor. Some
+architectures do not run at every size, so several are tried, the smallest first.
 """
 
 import json
@@ -20,30 +20,30 @@ from .transformers_seams import causal_model_class, make_model
 
 WIDTH = re.compile(r"(hidden_size|intermediate_size|head_dim|_rank|_dim|d_model|n_embd|n_inner|d_ff|_width)$")
 EXPERTS = re.compile(r"^(n|num|moe_num)(_local|_routed)?_experts$")
-# a twin with fewer layers must reach the layer that such a number speaks of
+# fields that may hold the index of a layer, which a twin with fewer layers must still have
 LAYER_NUMBER = re.compile(r"layer|dense|step|interval|period|freq|every")
 VOCABULARY = 128
 WINDOW = 5
 FEW_LAYERS = 12
 MIN_HEAD_DIM = 8
 FEW_EXPERTS = 16
-# about what a check may cost
+# limit of what a check may cost
 MAX_PARAMETERS = 400_000_000
-# of fields that say nothing about what is computed
+# fields that do not affect what is computed
 UNRELATED = ("_name_or_path", "architectures", "auto_map", "dtype", "quantization_config", "transformers_version")
 
 
 class NoTwinError(ValueError):
-    """The configuration has no twin that runs."""
+    """Raised if no small twin of a configuration runs."""
 
 
 @contextmanager
 def twin_context() -> Generator[None]:
-    """On the CPU, in single precision, without gradient or autocast, and with a random generator of its own."""
+    """Run a block on the CPU, in float32, without gradient or autocast, and with a random generator of its own."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        # models are also made while another one is made on the device "meta"
+        # the check may run while another model is being made on the device "meta"
         with (
             torch.device("cpu"),
             torch.random.fork_rng(devices=[]),
@@ -58,16 +58,16 @@ def twin_context() -> Generator[None]:
 
 
 def fingerprint(config: PreTrainedConfig) -> str:
-    """What of a configuration decides how its layers are run."""
+    """Return the fields of a configuration that affect its layers, as text."""
     fields = {name: value for name, value in config.to_dict().items() if name not in UNRELATED}
     return json.dumps(fields, sort_keys=True, default=str)
 
 
 def make_twin(config: PreTrainedConfig, causal_class: type[PreTrainedModel] | None = None) -> PreTrainedModel:
-    """The causal model of a small twin, in evaluation mode.
+    """Make the causal model of a small twin, in evaluation mode.
 
     Raises:
-        NoTwinError: if there is no causal model of such configurations, or none that runs; says why.
+        NoTwinError: if transformers has no causal model for the configuration, or no size of it runs.
     """
     causal_class = causal_class or causal_model_class(config)
     if causal_class is None:
@@ -85,7 +85,7 @@ def make_twin(config: PreTrainedConfig, causal_class: type[PreTrainedModel] | No
             _draw_weights(model)
             input_ids = torch.arange(3, 3 + 2 * WINDOW)[None] % model.config.vocab_size
             logits = model(input_ids, use_cache=False).logits
-        except Exception as error:  # whatever a size that does not fit makes it raise
+        except Exception as error:  # a size that does not fit may raise anything
             reason = f"its own forward raises {type(error).__name__}: {error}"
             continue
         if torch.isfinite(logits).all():
@@ -95,7 +95,7 @@ def make_twin(config: PreTrainedConfig, causal_class: type[PreTrainedModel] | No
 
 
 def _sizes(config: PreTrainedConfig) -> Iterator[dict[str, Any]]:
-    """Fields of configurations to try, the smallest first."""
+    """Yield the fields of the configurations to try, the smallest first."""
     fields = {name: value for name, value in config.to_dict().items() if name not in UNRELATED}
     few = _with_fewer_layers(config, fields)
     small = _narrow(config, _with_small_windows(_with_few_experts(_with_small_vocabulary(few))))
@@ -103,7 +103,7 @@ def _sizes(config: PreTrainedConfig) -> Iterator[dict[str, Any]]:
 
 
 def _with_fewer_layers(config: PreTrainedConfig, fields: dict[str, Any]) -> dict[str, Any]:
-    """The first layers, down to one that is like every later one."""
+    """Keep the first layers, as many as are needed to have every kind of layer."""
     name = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     num_layers = fields.get(name)
     if not isinstance(num_layers, int) or num_layers <= FEW_LAYERS:
@@ -115,7 +115,7 @@ def _with_fewer_layers(config: PreTrainedConfig, fields: dict[str, Any]) -> dict
         if key == name or not LAYER_NUMBER.search(key):
             continue
         if isinstance(value, int) and not isinstance(value, bool) and value < num_layers:
-            # layers that share are counted from the end
+            # layers that share keys and values are counted from the end
             kept = num_layers if "shared" in key and value else max(kept, value + 1)
     fewer = {**fields, name: kept}
     for key, value in lists.items():
@@ -142,7 +142,7 @@ def _with_small_vocabulary(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_few_experts(fields: dict[str, Any]) -> dict[str, Any]:
-    """As many experts as routing in groups and to several of them needs."""
+    """Reduce the number of experts to what routing to several of them, and in groups, needs."""
     needed = [2 * (fields.get(name) or 0) for name in ("num_experts_per_tok", "moe_topk", "top_k_experts")]
     needed += [4 * (fields.get(name) or 0) for name in ("n_group", "num_expert_groups")]
     small = dict(fields)
@@ -155,24 +155,24 @@ def _with_few_experts(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_small_windows(fields: dict[str, Any]) -> dict[str, Any]:
-    """A window that the check's few tokens run past."""
+    """Shrink sliding windows, so that the check has more tokens than a window."""
     names = [name for name in ("sliding_window", "attention_chunk_size", "window_size") if fields.get(name)]
     return fields | {name: WINDOW for name in names if isinstance(fields[name], int)}
 
 
 def _narrow(config: PreTrainedConfig, fields: dict[str, Any]) -> dict[str, Any]:
-    """All widths divided by one power of two."""
+    """Divide all widths by the same power of two."""
     widths = {
         name: value
         for name, value in fields.items()
         if isinstance(value, int) and not isinstance(value, bool) and value > 1 and WIDTH.search(name)
     }
-    # asked of the fields: it may differ between layers, and the configuration then refuses to say one
+    # read from the fields: a configuration whose layers differ in it raises when asked
     head_dim: Any = fields.get("head_dim")
     if not head_dim:
         head_dim = getattr(config, "hidden_size", 0) // getattr(config, "num_attention_heads", 1)
     for factor in (32, 16, 8, 4, 2):
-        # what is inside a feed-forward layer has to divide by nothing
+        # intermediate sizes need not be divisible
         fits = all(value % factor == 0 for name, value in widths.items() if "intermediate" not in name)
         if head_dim // factor >= MIN_HEAD_DIM and fits:
             return fields | {name: max(value // factor, 8) for name, value in widths.items()}
@@ -180,7 +180,7 @@ def _narrow(config: PreTrainedConfig, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw_weights(model: PreTrainedModel) -> None:
-    """Weights that tell apart what two layer orders or masks compute; a model's own may not have been drawn at all."""
+    """Draw weights large enough to tell layer orders and masks apart; the model's own may not be initialized."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -191,7 +191,7 @@ def _draw_weights(model: PreTrainedModel) -> None:
         else:
             drawn = 1 + 0.1 * noise
         if parameter.device.type == "meta":
-            raise NoTwinError(f"{name} has no memory")
+            raise NoTwinError(f"{name} was never initialized")
         parameter.data.copy_(drawn)
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Checks shared by the configurations and models: bad input gets a `ValueError` that names the field and the value."""
+"""Checks shared by configurations and models; their errors name the field and the value."""
 
 import difflib
 import functools
@@ -16,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 ConfigType = TypeVar("ConfigType")
 
-# what the number of loops is called elsewhere: Huginn, Ouro, HRM and TRM, dory, and code that builds on them
+# names of the number of loops in other code: Huginn, Ouro, HRM and TRM, dory, and what builds on them
 LOOPS_ELSEWHERE = (
     *("num_steps", "total_ut_steps", "num_ut_steps", "H_cycles", "n_recurrent_loops", "num_recurrences"),
     *("mean_recurrence", "num_recurrent_steps", "recurrent_depth", "n_loops", "loops", "loop_count", "num_cycles"),
@@ -27,12 +27,12 @@ def whole_number(value: Any) -> int | None:
     """Return `value` as an `int` if it is a whole number: Python's, numpy's, or a tensor of no dimensions.
 
     Args:
-        value (`Any`): the value. Booleans, floats and arrays of one element are no whole numbers.
+        value (`Any`): the value. Booleans, floats and arrays of one element do not count as whole numbers.
 
     Returns:
-        `int` or `None`: `None` if it is none.
+        `int` or `None`: the number, `None` if `value` is not a whole number.
     """
-    # what nearly every call gives, and a graph can be compiled for
+    # the usual case, kept simple for torch.compile
     if type(value) is int:
         return value
     if isinstance(value, bool) or getattr(value, "ndim", 0) or getattr(value, "dtype", None) is torch.bool:
@@ -47,7 +47,7 @@ def check_int(name: str, value: Any, least: int = 0) -> int:
     """Return `value` as an `int` if it is a whole number of at least `least`.
 
     Args:
-        name (`str`): the argument or field the value was given for, used in the message.
+        name (`str`): the argument or field that has the value, for the message.
         value (`Any`): the value to check, see `whole_number`.
         least (`int`, *optional*, defaults to 0): the smallest number allowed.
 
@@ -64,7 +64,7 @@ def check_positive_int(name: str, value: Any) -> int:
     """Return `value` as an `int` if it is a whole number of at least 1.
 
     Args:
-        name (`str`): the argument or field the value was given for, used in the message.
+        name (`str`): the argument or field that has the value, for the message.
         value (`Any`): the value to check, see `whole_number`.
 
     Raises:
@@ -81,12 +81,12 @@ def _plain(value: Any) -> Any:
 
 
 def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.75) -> str | None:
-    """The candidate that `name` may be a misspelling of.
+    """Return the candidate that `name` may be a misspelling of, `None` if there is none.
 
     Args:
-        name (`str`): the name that is none of them.
-        candidates (`Iterable[str]`): the names there are.
-        cutoff (`float`, *optional*, defaults to 0.75): how alike they have to be, from 0 to 1.
+        name (`str`): the unknown name.
+        candidates (`Iterable[str]`): the known names.
+        cutoff (`float`, *optional*, defaults to 0.75): how similar they must be, from 0 to 1.
     """
     lowered = {candidate.lower(): candidate for candidate in candidates}
     matches = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=cutoff)
@@ -94,15 +94,15 @@ def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.75) -> str |
 
 
 def check_depth_names(given: Iterable[str], keywords: Iterable[str], where: str) -> None:
-    """Refuse a count under a wrong name where any name is taken without a word, as in a `GenerationConfig`.
+    """Refuse a misnamed number of loops or passes in an object that accepts any name, such as a `GenerationConfig`.
 
     Args:
-        given (`Iterable[str]`): the names.
-        keywords (`Iterable[str]`): what the model's forward pass names.
-        where (`str`): what they were given to, for the message.
+        given (`Iterable[str]`): names in the object.
+        keywords (`Iterable[str]`): arguments of the model's forward pass.
+        where (`str`): the object, for the message.
 
     Raises:
-        TypeError: if a name is none of them, and meant for one, or for the count of another family.
+        TypeError: if a name looks like the number of loops or passes of any family, and is not an argument.
     """
     for name in given:
         meant = "num_loops" if name in LOOPS_ELSEWHERE else nearest(name, ("num_loops", "num_sleep_passes"), 0.8)
@@ -112,10 +112,10 @@ def check_depth_names(given: Iterable[str], keywords: Iterable[str], where: str)
 
 
 def strict(cls: type[ConfigType]) -> type[ConfigType]:
-    """`huggingface_hub`'s `@strict` for a configuration, except that a refused value is a `ValueError`.
+    """Decorate a configuration with `huggingface_hub`'s `@strict`, except that a refused value is a `ValueError`.
 
-    The original raises its own exception types, which are not `ValueError`s and spread the reason over two lines.
-    Whole numbers of numpy and torch become integers before it looks at them, and booleans are none.
+    The original raises exceptions that are not `ValueError`s, with the reason on two lines. Here whole numbers of
+    numpy and torch are converted to `int` before its check, and booleans are refused as integers.
     """
     cls = hub_strict(cls)
     counts = frozenset(field.name for field in fields(cls) if _is_count(field.type))  # ty: ignore[invalid-argument-type]
@@ -126,10 +126,10 @@ def strict(cls: type[ConfigType]) -> type[ConfigType]:
 
 
 def _is_count(annotation: Any) -> bool:
-    """Whether a field holds an integer, or integers, and no boolean or float."""
+    """Return whether a field holds an integer or integers, and no boolean or float."""
     kinds = get_args(annotation)
     if not kinds:
-        # the second of a `Literal[1, 2]`
+        # `type(annotation)`, for the members of a `Literal[1, 2]`
         return annotation is int or type(annotation) is int
     return not {bool, float} & set(kinds) and any(_is_count(kind) for kind in kinds)
 
@@ -143,10 +143,10 @@ def _with_whole_numbers(set_attribute, counts: frozenset[str]):
 
 
 def plain_count(name: str, value: Any) -> Any:
-    """A whole number, or those in a list, as Python's; anything else is left to the check of types.
+    """Convert a whole number, or those in a list, to `int`; anything else is returned as it is.
 
     Raises:
-        ValueError: if there is a boolean.
+        ValueError: if `value` is or contains a boolean.
     """
     if isinstance(value, bool) or (isinstance(value, list | tuple) and any(isinstance(item, bool) for item in value)):
         raise ValueError(f"`{name}` must be an integer, got {value!r}")

@@ -105,7 +105,7 @@ class FeedbackConfig(TimeConfig):
             raise ValueError(f"`random_state_passing` must be a probability, got {self.random_state_passing}")
         if self.feedback_source == "top" and self.feedback_init == "prefix":
             raise ValueError(
-                "`feedback_init='prefix'` needs `feedback_source='layer'`, got 'top', where only one layer has a memory"
+                "`feedback_init='prefix'` needs `feedback_source='layer'`, got 'top': only one layer has a memory"
             )
         if kind_of(self.backbone_config) is not None and self.feedback_init == "prefix":
             raise ValueError(

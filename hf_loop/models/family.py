@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""One record per family, at the foot of its modeling file: what the rest of the library derives from it."""
+"""The record of a family, at the end of its modeling file, from which the rest of the library is derived."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -12,8 +12,8 @@ from transformers.models.auto import modeling_auto
 from .configuration_recurrent import RecurrentConfig
 
 
-# Trainer (in label smoothing and in model cards) and lm-eval recognise models by these tables of names, which
-# `register` does not fill; without them label smoothing scores every token against itself instead of the next one
+# Trainer (for label smoothing and model cards) and lm-eval look models up in these tables of names, which `register`
+# does not fill; without an entry, label smoothing would score every token against itself instead of the next one
 _TABLES_OF_NAMES: dict[str, dict[str, Any]] = {
     "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -23,13 +23,13 @@ _TABLES_OF_NAMES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of recurrent model.
+    """The record of a family of recurrent models.
 
     Args:
-        name (`str`): what the command line and recipes call it.
-        config (`type`): the class of its configurations.
-        classes (`dict[str, type]`): its model classes by the name of the Auto class that loads each.
-        describe (`Callable`): the schedule of a configuration in a few words.
+        name (`str`): name in the command line and in recipes.
+        config (`type`): its configuration class.
+        classes (`dict[str, type]`): its model classes, by the name of the Auto class that loads each.
+        describe (`Callable`): describes the schedule of a configuration in a few words.
     """
 
     name: str
@@ -39,28 +39,28 @@ class Family:
 
     @property
     def model_type(self) -> str:
-        """What `config.json` calls it."""
+        """Its model type, as in `config.json`."""
         return self.config.model_type
 
     @property
     def causal(self) -> Any:
-        """The class of its causal language models, `None` if it has none."""
+        """Its class of causal language models, `None` if it has none."""
         return self.classes.get("AutoModelForCausalLM")
 
     @property
     def loader(self) -> str:
-        """The Auto class that loads its models with their head."""
+        """Name of the Auto class that loads its models with a head."""
         return next(name for name in self.classes if name != "AutoModel")
 
     @property
     def own_fields(self) -> list[str]:
-        """The fields of its configuration that not every family has."""
+        """Fields of its configuration that [`RecurrentConfig`] does not have."""
         shared = {field.name for field in fields(RecurrentConfig)}
         return [field.name for field in fields(self.config) if field.name not in shared]
 
     @property
     def loops(self) -> bool:
-        """Whether its depth is a number of loops."""
+        """Whether its configuration has a number of loops."""
         return "num_loops" in self.own_fields
 
 
@@ -68,7 +68,7 @@ FAMILIES: dict[str, Family] = {}
 
 
 def text_classes(model: type, causal: type, sequence_classifier: type, token_classifier: type) -> dict[str, type]:
-    """The classes of a family of language models, by the names of their Auto classes."""
+    """Return the classes of a family of language models, by the names of their Auto classes."""
     return {
         "AutoModel": model,
         "AutoModelForCausalLM": causal,
@@ -78,7 +78,7 @@ def text_classes(model: type, causal: type, sequence_classifier: type, token_cla
 
 
 def register_family(family: Family) -> None:
-    """Make a family known to transformers' Auto classes and to the rest of this library.
+    """Register a family with transformers' Auto classes and with this library.
 
     Args:
         family (`Family`): its record.
@@ -95,22 +95,22 @@ def register_family(family: Family) -> None:
 
 
 def register_classes(config_class: Any, classes: dict[str, Any]) -> None:
-    """Register a configuration's classes with the Auto classes, and have `save_pretrained` write their code.
+    """Register classes with the Auto classes, and have `save_pretrained` write their code.
 
     Args:
-        config_class (`type`): the class of configurations.
-        classes (`dict[str, type]`): model classes by the name of the Auto class that loads each.
+        config_class (`type`): the configuration class.
+        classes (`dict[str, type]`): its model classes, by the name of the Auto class that loads each.
     """
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     config_class.register_for_auto_class()
     for auto_class, model_class in classes.items():
         getattr(modeling_auto, auto_class).register(config_class, model_class, exist_ok=True)
-        # with the code beside the weights they load where hf_loop is not installed
+        # code beside the weights loads them where hf_loop is not installed
         model_class.register_for_auto_class(auto_class)
 
 
 def family_of(config: Any) -> Family | None:
-    """The record of a configuration's family, `None` of a configuration that is not recurrent."""
+    """Return the record of a configuration's family, `None` if the configuration is not recurrent."""
     return next((family for family in FAMILIES.values() if family.model_type == config.model_type), None)
 
 

@@ -1,10 +1,10 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""What a family asks of a decoder beyond one loop and a cache, refused by name where a decoder does not have it.
+"""Checks that a family can run a decoder, beyond the loops and the cache that `backbone_check.py` tests.
 
-Of an architecture that the tests do not cover nobody knows what its layers look at. A family's own way of running them
-is therefore tried on a small twin, as in `backbone_check.py`: blocks with everything kept and a window that holds all
-tokens must be the base model, and a memory must neither look ahead nor forget.
+For an architecture that the tests do not cover, the family's schedule is tried on a small twin: with all blocks kept,
+or with one window for all tokens, the model must equal the base model, and a memory must neither look ahead nor lose
+what it has read.
 """
 
 from collections.abc import Callable
@@ -22,29 +22,29 @@ from .backbone_twin import NoTwinError, fingerprint, make_twin, twin_context
 
 
 NUM_TOKENS = 11
-# that a change has arrived, beyond rounding
+# smallest difference that counts as an effect, not as rounding
 VISIBLE = 1e-5
 
-# by what is asked, configuration and entry: None, or what is wrong
+# (purpose, configuration, entry) -> the first difference, or None
 _RESULTS: dict[Any, str | None] = {}
 
 
 def check_blocks(config: Any, backbone: Backbone, model_class: type[nn.Module]) -> None:
-    """Refuse decoders that cannot be run in blocks, or that rows of memory cannot go through.
+    """Refuse decoders that cannot be run in blocks, or whose layers cannot take memory queries.
 
     Args:
         config (`FeedbackConfig`): the model's configuration.
-        backbone (`Backbone`): its opened backbone.
+        backbone (`Backbone`): its backbone.
         model_class (`type`): the class [`FeedbackModel`].
 
     Raises:
-        ValueError: as above.
+        ValueError: if the decoder cannot.
     """
     decoder, spec = config.decoder_config, backbone.spec
     if spec.counts_columns:
         raise ValueError(
-            f"`backbone_config.model_type` {decoder.model_type!r} cannot have blocks: its layers count the columns of "
-            "their cache, which is a ring buffer here"
+            f"`backbone_config.model_type` {decoder.model_type!r} cannot have blocks: its layers depend on the "
+            "columns of their cache, which is a ring buffer here"
         )
     if config.feedback_length:
         _check_memory_queries(config, spec, backbone.layers)
@@ -57,12 +57,12 @@ def _check_memory_queries(config: Any, spec: BackboneSpec, layers: Any) -> None:
     if spec.layers_take_token_ids:
         raise ValueError(
             f"`feedback_length` must be 0 for a {model_type} backbone, got {config.feedback_length}: its layers embed "
-            "the tokens too, and rows of memory are none"
+            "tokens too, and a memory has none"
         )
     if config.zero_first_residual and not all(hasattr(layer, spec.layer_entry) for layer in layers):
         raise ValueError(
-            f"`zero_first_residual` must be False for a {model_type} backbone: its layers have no {spec.layer_entry}, "
-            "which would read what the residual does not"
+            f"`zero_first_residual` must be False for a {model_type} backbone: its layers have no {spec.layer_entry} "
+            "beside the residual, got True"
         )
 
 
@@ -74,14 +74,14 @@ def check_sleep(decoder: PreTrainedConfig, model_class: type[nn.Module]) -> None
         model_class (`type`): the class [`SleepModel`].
 
     Raises:
-        ValueError: as above.
+        ValueError: if the decoder cannot.
     """
     spec = find_spec(decoder)
     reason = None
     if spec.layers_take_token_ids:
-        reason = "its layers embed the tokens themselves, which a second pass has no tokens for"
+        reason = "its layers embed tokens themselves, and later passes have none"
     elif spec.adds_positions:
-        reason = "it adds positions to the embeddings, where they cannot be counted from a window"
+        reason = "it adds positions to the embeddings, where they cannot be counted within a window"
     if reason is not None:
         raise ValueError(f"`backbone_config.model_type` {decoder.model_type!r} cannot sleep: {reason}")
     has_states = "linear_attention" in (getattr(decoder, "layer_types", None) or [])
@@ -90,14 +90,14 @@ def check_sleep(decoder: PreTrainedConfig, model_class: type[nn.Module]) -> None
 
 
 def check_both_directions(decoder: PreTrainedConfig, model_class: type[nn.Module]) -> None:
-    """Refuse decoders whose layers are causal whatever they are told.
+    """Refuse decoders whose layers cannot attend in both directions.
 
     Args:
         decoder (`PreTrainedConfig`): the decoder's configuration.
         model_class (`type`): the class [`HierarchicalPuzzleModel`].
 
     Raises:
-        ValueError: as above.
+        ValueError: if the decoder's layers cannot.
     """
     _try("run in both directions", decoder, lambda twin: _direction_difference(twin, model_class))
 
@@ -116,13 +116,13 @@ def _on_a_twin(purpose: str, decoder: PreTrainedConfig, find_difference: Callabl
             twin = make_twin(decoder)
         except NoTwinError as error:
             return str(error)
-        # the model that is made of the twin asks for this check again
+        # making the model of the twin would start this check again
         of_twin = (purpose, fingerprint(twin.config), find_spec(decoder))
         known = of_twin in _RESULTS
         _RESULTS.setdefault(of_twin, None)
         try:
             return find_difference(twin)
-        except Exception as error:  # whatever layers raise that are run in a way they do not know
+        except Exception as error:  # layers of an unknown architecture may raise anything
             return describe(error)
         finally:
             if not known:
@@ -130,7 +130,7 @@ def _on_a_twin(purpose: str, decoder: PreTrainedConfig, find_difference: Callabl
 
 
 def _make(model_class: Any, twin: Any, **fields: Any) -> Any:
-    """A family's model of the twin's modules."""
+    """Make a family's model with the twin as backbone."""
     model = model_class(model_class.config_class(backbone_config=twin.config, **fields)).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -155,7 +155,7 @@ def _states(model: Any, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
 
 
 def _differ(found: torch.Tensor, expected: torch.Tensor) -> str | None:
-    """By how much two results differ, `None` if by rounding."""
+    """Describe the difference of two results, `None` if it is rounding."""
     difference, size = (found - expected).abs().max().item(), expected.abs().max().item()
     return None if difference <= CACHE_TOLERANCE * max(1.0, size) else f"{difference:.2g} (the largest is {size:.2g})"
 
@@ -172,7 +172,7 @@ def _blocks_difference(twin: Any, model_class: type[nn.Module]) -> str | None:
     model = _make(model_class, twin, block_size=4, num_memory_segments=None, feedback_length=0)
     difference = _differ(_states(model, input_ids, use_cache=False), expected)
     if difference is not None:
-        return f"with all blocks kept and no memory its states differ from the base model's by {difference}"
+        return f"with all blocks kept and no memory, its states differ from the base model's by {difference}"
     if find_spec(twin.config).layers_take_token_ids:
         return None
     fields = {"block_size": 4, "num_memory_segments": 0, "feedback_length": 2, "zero_first_residual": False}
@@ -180,7 +180,7 @@ def _blocks_difference(twin: Any, model_class: type[nn.Module]) -> str | None:
     states = _states(model, input_ids, use_cache=False)
     late = _states(model, _changed(input_ids, 6, twin), use_cache=False)
     if (late - states)[:, :6].abs().max() > CACHE_TOLERANCE:
-        return "with a memory, tokens know later ones"
+        return "with a memory, tokens depend on later ones"
     difference = _differ(_cached(model, input_ids), states)
     return None if difference is None else f"with a memory, a cache changes its states by {difference}"
 
@@ -194,16 +194,16 @@ def _sleep_difference(twin: Any, model_class: Any) -> str | None:
         layer.reset_parameters()
     difference = _differ(_states(model, input_ids, use_cache=False), expected)
     if difference is not None:
-        return f"in one window its states differ from the base model's by {difference}"
+        return f"in one window, its states differ from the base model's by {difference}"
     model = _make(model_class, twin, sleep_window=4, num_sleep_passes=2)
     states = _states(model, input_ids, use_cache=False)
     difference = _differ(_cached(model, input_ids), states)
     if difference is not None:
-        return f"over several windows a cache changes its states by {difference}"
-    # layers may need the inputs before a state, too, and leave it alone without them
+        return f"over several windows, a cache changes its states by {difference}"
+    # layers that do not continue from a recurrent state alone forget earlier windows
     other = _states(model, _changed(input_ids, 1, twin), use_cache=False)
     if (other - states)[:, 4:].abs().max() <= VISIBLE:
-        return "what is in a window is forgotten in the next one"
+        return "a window has no effect on the next one"
     return None
 
 
@@ -214,7 +214,7 @@ def _direction_difference(twin: Any, model_class: type[nn.Module]) -> str | None
     for changed, seen_at in ((NUM_TOKENS - 1, 0), (0, NUM_TOKENS - 1)):
         other = _states(model, _changed(input_ids, changed, twin))
         if (other - states)[:, seen_at].abs().max() <= VISIBLE:
-            return f"position {seen_at} does not know position {changed}"
+            return f"position {changed} has no effect on position {seen_at}"
     return None
 
 

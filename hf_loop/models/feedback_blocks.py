@@ -8,7 +8,7 @@ import torch
 
 from .backbone import Backbone, LayerInputs
 from .configuration_feedback import FeedbackConfig
-from .feedback_memory import BlockView, LayerMemory
+from .feedback_memory import BlockCache, LayerMemory
 from .feedback_plan import BlockPlan
 from .layer_views import LayerUpdates, LeadingStates, updated_view
 from .schedules import Call
@@ -67,13 +67,13 @@ class BlockRun:
             memory, layer = memories[call.slot], self.backbone.layer_of(call)
             if carries_memory:
                 queries, layer = self._insert_memory(queries, memory, layer, plan)
-            view = BlockView(memory, plan, in_place)
-            queries = self.backbone.run_call(call, queries, inputs, layer, view)
+            block_cache = BlockCache(memory, plan, in_place)
+            queries = self.backbone.run_call(call, queries, inputs, layer, block_cache)
             feedback = memory.feedback
             if carries_memory and plan.any_completes:
                 lead = queries[:, : plan.num_lead]
                 feedback = lead if feedback is None else torch.where(plan.completes, lead, feedback)
-            new_memories[call.slot] = LayerMemory(view.keys, view.values, feedback)
+            new_memories[call.slot] = LayerMemory(block_cache.keys, block_cache.values, feedback)
             if self.all_layers:
                 outputs.append(queries.split(plan.query_counts, dim=1)[1])
             return queries

@@ -28,7 +28,7 @@ class LayerMemory(NamedTuple):
         return LayerMemory(*(None if tensor is None else function(tensor) for tensor in self))
 
 
-class BlockView:
+class BlockCache:
     """The cache of one layer call, with keys and values `[feedback memory | past and present tokens | tail]`.
 
     After the call, `keys` and `values` are those of the layer's new memory.
@@ -202,4 +202,4 @@ class FeedbackCacheLayer(CacheLayerMixin):
             self.keys_are_stale = state["keys_are_stale"].tolist()
 
 
-__all__ = ["BlockView", "FeedbackCacheLayer", "LayerMemory"]
+__all__ = ["BlockCache", "FeedbackCacheLayer", "LayerMemory"]

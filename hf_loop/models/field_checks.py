@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses a field that no configuration has, which transformers' `**kwargs` would set as an attribute nobody reads."""
+"""Refuses unknown fields of configurations, which transformers would set as attributes that nothing reads."""
 
 import functools
 import inspect
@@ -12,25 +12,23 @@ from transformers import GenerationConfig, PreTrainedConfig
 from .checks import LOOPS_ELSEWHERE, nearest
 
 
-# what callers and files give besides the fields of a configuration's class and what its class reads of its keywords
+# names that callers and files give besides the fields of a configuration class, with the reasons
 ALLOWED_FIELDS: dict[str, str] = {
-    **dict.fromkeys(
-        GenerationConfig().to_dict(), "older files have parameters of generation; transformers drops them"
-    ),
+    **dict.fromkeys(GenerationConfig().to_dict(), "older files have generation parameters; transformers drops them"),
     "auto_map": "transformers: which classes the code of a checkpoint has",
     "quantization_config": "transformers: how the weights are quantised",
     "compression_config": "compressed-tensors, as `quantization_config`",
     "custom_pipelines": "transformers: pipelines that come with a checkpoint",
-    "model_type": "the class has it; files have it too",
+    "model_type": "written to files beside the class attribute",
     "num_labels": "classification heads",
     "classifier_dropout": "classification heads for tokens",
     "loss_type": "which of transformers' losses a model uses",
-    "is_causal": "transformers sets it for the length of a forward pass that is given it",
+    "is_causal": "transformers sets it during a forward pass that is given it",
     "tie_last_hidden_states": "transformers: which hidden state is recorded last",
     "rope_theta": "older files; transformers turns them into `rope_parameters`",
     "rope_scaling": "as `rope_theta`",
     "partial_rotary_factor": "as `rope_theta`",
-    "transformers_weights": "transformers: the file that the weights are in",
+    "transformers_weights": "transformers: the file with the weights",
     "tokenizer_class": "transformers: which tokenizer belongs to the weights",
     **dict.fromkeys(
         ("is_decoder", "add_cross_attention", "cross_attention_hidden_size", "tie_encoder_decoder", "torchscript")
@@ -39,7 +37,7 @@ ALLOWED_FIELDS: dict[str, str] = {
         "fields that every configuration had in older releases of transformers",
     ),
 }
-# given to `from_pretrained` for the loading itself; transformers hands them on to the configuration as well
+# arguments of `from_pretrained` for loading; transformers passes them on to the configuration too
 LOADING_KEYWORDS = frozenset(
     ("trust_remote_code", "code_revision", "revision", "subfolder", "token", "cache_dir", "force_download", "proxies")
     + ("local_files_only", "gguf_file", "resume_download", "use_auth_token", "user_agent", "return_unused_kwargs")
@@ -48,17 +46,17 @@ LOADING_KEYWORDS = frozenset(
 
 
 def check_fields(config: PreTrainedConfig, given: Iterable[str], other_fields: Iterable[str]) -> None:
-    """Check the names that a configuration is made of and has no fields for.
+    """Check the keywords of a configuration that are not its fields.
 
-    Of a file, which may be of another release and hold what other libraries wrote, only misspellings are refused.
+    In a file, which another release or library may have written, only likely misspellings are refused.
 
     Args:
         config (`PreTrainedConfig`): the configuration, with its fields set.
-        given (`Iterable[str]`): the names.
-        other_fields (`Iterable[str]`): fields that it does not have but passes on.
+        given (`Iterable[str]`): the keywords.
+        other_fields (`Iterable[str]`): fields that the configuration passes on.
 
     Raises:
-        TypeError: if a name is unknown; the message has the nearest field.
+        TypeError: if a name is unknown; the message suggests the nearest field.
     """
     own = own_fields(type(config))
     is_file = config.transformers_version is not None
@@ -71,21 +69,21 @@ def check_fields(config: PreTrainedConfig, given: Iterable[str], other_fields: I
 def check_backbone_fields(
     config_class: type[PreTrainedConfig], given: dict[str, Any], outer: PreTrainedConfig
 ) -> None:
-    """Check the fields of a backbone that a dictionary has.
+    """Check the dictionary that a backbone's configuration is made from, unless it comes from a saved file.
 
     Args:
-        config_class (`type`): the class of the backbone's configuration.
+        config_class (`type`): class of the backbone's configuration.
         given (`dict[str, Any]`): the dictionary.
         outer (`PreTrainedConfig`): the configuration that it is part of.
 
     Raises:
-        TypeError: if a name is unknown, and neither was the dictionary saved.
+        TypeError: if a name is unknown.
     """
     if outer.transformers_version is not None or "transformers_version" in given:
         return
     unknown = [name for name in given if not _is_known(config_class, name)]
     if unknown:
-        # a class may also set attributes of its own, by its fields
+        # a class may also set attributes that are not fields
         attributes = vars(config_class(**{name: value for name, value in given.items() if name not in unknown}))
         for name in unknown:
             if name not in attributes:
@@ -94,12 +92,12 @@ def check_backbone_fields(
 
 
 def check_unused(config_class: type[PreTrainedConfig], unused: Iterable[str], is_final: bool) -> None:
-    """Check what `from_pretrained` was given and the configuration has no use for.
+    """Check the keywords of `from_pretrained` that the configuration does not use.
 
     Args:
-        config_class (`type`): the class of the configuration.
-        unused (`Iterable[str]`): the names.
-        is_final (`bool`): whether nobody else gets them. A model, which may, raises for what it does not know.
+        config_class (`type`): class of the configuration.
+        unused (`Iterable[str]`): the keywords.
+        is_final (`bool`): whether nothing else reads them. A model, which may read them, raises for unknown ones.
 
     Raises:
         TypeError: if a name is unknown.
@@ -111,10 +109,10 @@ def check_unused(config_class: type[PreTrainedConfig], unused: Iterable[str], is
 
 
 def check_attribute(config: PreTrainedConfig, name: str) -> None:
-    """Check the name of an attribute that a configuration is about to get and does not have.
+    """Check the name of a new attribute of a configuration.
 
     Raises:
-        AttributeError: if it is a field misspelt.
+        AttributeError: if it is a misspelt field.
     """
     best = None if _is_known(type(config), name) else nearest(name, own_fields(type(config)), 0.85)
     if best is not None:
@@ -123,7 +121,7 @@ def check_attribute(config: PreTrainedConfig, name: str) -> None:
 
 @functools.cache
 def own_fields(config_class: Any) -> tuple[str, ...]:
-    """The fields of a configuration's class that transformers' base class does not have."""
+    """Return the fields of a configuration class that transformers' base class does not have."""
     return tuple(set(config_class.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))
 
 
@@ -138,7 +136,7 @@ def _is_known(config_class: type, name: str) -> bool:
 
 @functools.cache
 def _names_read(config_class: Any) -> frozenset[str]:
-    """The names that the class takes out of its keywords: those its code mentions, and those of its fields."""
+    """Return the keywords that a configuration class reads: its fields, and the strings in its constructors."""
     names = {*config_class.__dataclass_fields__, *config_class.attribute_map}
     for base in config_class.__mro__:
         for method in ("__init__", "__post_init__", "convert_rope_params_to_dict"):
@@ -158,7 +156,7 @@ def _message(name: str, owner: str, fields: Collection[str], config: Any) -> str
         return f"{owner} has no field `{name}`; did you mean `{best}`?"
     backbone = getattr(config, "backbone_config", None)
     if isinstance(backbone, PreTrainedConfig) and hasattr(backbone, name):
-        return f"{owner} has no field `{name}`, which its backbone has: give it in `backbone_config`"
+        return f"{owner} has no field `{name}`, but its backbone has: give it in `backbone_config`"
     return f"{owner} has no field `{name}`"
 
 

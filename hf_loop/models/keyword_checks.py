@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses a keyword that no part of a model names, which `**kwargs` would take and nobody would read.
+"""Refuses keywords of a forward pass that no part of the model reads.
 
-Every forward of transformers ends in `**kwargs`, so that a misspelt `num_loop=8`, or another model's `num_steps=32`,
-is ignored: a sweep over depths then measures one depth.
+Every forward in transformers accepts `**kwargs`. Without this check a misspelt `num_loop=8`, or another model's
+`num_steps=32`, would be ignored, and a sweep over depths would measure one depth.
 """
 
 import inspect
@@ -18,18 +18,18 @@ from .checks import LOOPS_ELSEWHERE, nearest
 from .transformers_seams import attention_function
 
 
-# what callers send to any language model, besides the arguments it names and those of its layers
+# keywords that callers send to any language model, with the reasons
 ALLOWED_KEYWORDS: dict[str, str] = {
-    **dict.fromkeys(TransformersKwargs.__annotations__, "transformers lists them as every model's"),
+    **dict.fromkeys(TransformersKwargs.__annotations__, "transformers lists them for every model"),
     "return_dict": "every caller in transformers; its decorators take it",
-    "use_cache": "transformers' decorators fill it in from the configuration, also where a model has no cache",
+    "use_cache": "transformers' decorators set it from the configuration, even for a model without a cache",
     "debug_io": "transformers' tracing of a forward pass, which its decorators do",
     "debug_io_dir": "as `debug_io`",
     "prune_layers": "as `debug_io`",
     "token_type_ids": "tokenizers write them, PEFT sets them to None; a causal decoder has no use for them",
-    "shift_labels": "Trainer under sequence parallelism: labels that are shifted already, for the loss",
-    "ignore_index": "transformers' losses: the label that counts for nothing",
-    "skip_logits": "Liger and TRL with it: a wish to save memory that changes no result",
+    "shift_labels": "Trainer under sequence parallelism: labels for the loss that are shifted already",
+    "ignore_index": "transformers' losses: the label to ignore",
+    "skip_logits": "Liger and TRL with it: saves memory and changes no result",
     "kernel_options": "flex attention",
     "block_sequence_ids": "transformers' masks: tokens that see each other in both directions",
     "and_mask_function": "transformers' masks: a further condition on what a token sees",
@@ -41,15 +41,15 @@ ALLOWED_KEYWORDS: dict[str, str] = {
     "logits_indices": "continuous batching",
     "logits_processor_args": "continuous batching",
     "attention_instances": "the transformers back-ends of vLLM and SGLang: their attention, by layer index",
-    "forward_batch": "the transformers back-end of SGLang: what its attention has to know",
+    "forward_batch": "the transformers back-end of SGLang: inputs of its attention",
 }
 ENGINE_KEYWORDS = ("attention_instances", "forward_batch")
-# set for every layer call by the backbone or by this model: from outside they would change nothing, or collide
+# set by the model for every layer call: from a caller they would have no effect, or collide
 _SET_FOR_LAYERS = frozenset(
     ("hidden_states", "attention_mask", "position_embeddings", "position_ids", "use_cache", "cache", "token_ids")
     + ("past_key_values", "layer_past", "cycle_offset")
 )
-# of models with a head; a model without one refuses them, but may be asked for the right spelling
+# keywords of models with a head, as suggestions for a misspelt one
 _HEAD_KEYWORDS = ("labels", "logits_to_keep", "output_loop_logits", "loss_weights", "num_segments", "output_segments")
 _PASSES_ELSEWHERE = ("num_passes", "sleep_passes", "n_passes")
 _OUTPUTS = {
@@ -60,40 +60,40 @@ _OUTPUTS = {
 
 
 def layer_keywords(backbone: nn.Module) -> frozenset[str]:
-    """The keywords that a backbone's layers, or what they hand theirs on to, name."""
+    """Return the keywords that a backbone's layers, or the modules they pass keywords to, name."""
     names = set()
     for module_class in {type(module) for module in backbone.modules()} - {type(backbone)}:
         parameters = inspect.signature(module_class.forward).parameters.values()
-        # a module without further keywords is called by its layer in a way of the layer's own
+        # a module without `**kwargs` gets no keywords from outside: its layer names all arguments
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             names |= {parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD}
     return frozenset(names) - _SET_FOR_LAYERS - {"self"}
 
 
 def known_keywords(backbone: nn.Module, refused: dict[str, str]) -> frozenset[str]:
-    """What `check_keywords` lets through without a further look.
+    """Return the keywords that `check_keywords` always accepts.
 
     Args:
-        backbone (`nn.Module`): whose layers are run.
+        backbone (`nn.Module`): the backbone.
         refused (`dict[str, str]`): keywords that the model cannot take, with the reasons.
     """
     return (layer_keywords(backbone) | ALLOWED_KEYWORDS.keys()) - refused.keys()
 
 
 def check_keywords(model: Any, kwargs: dict[str, Any]) -> None:
-    """Check the further keywords of a forward pass, once, in the model without a head.
+    """Check the keywords of a forward pass that its signature does not name.
 
     Args:
-        model (`PreTrainedModel`): a model with `known_keywords`, a `backbone` and `refused_keywords`.
-        kwargs (`dict[str, Any]`): what is left of the call besides the arguments that the forward pass names.
+        model (`PreTrainedModel`): a model without a head, with `known_keywords`, `refused_keywords` and a `backbone`.
+        kwargs (`dict[str, Any]`): the keywords.
 
     Raises:
-        TypeError: if no part of the model names a keyword that is given a value.
-        ValueError: if the model cannot take a keyword, or an output is asked for that nothing records.
+        TypeError: if no part of the model names a keyword.
+        ValueError: if the model cannot take a keyword, or an output is requested that its backbone does not record.
     """
     known = model.known_keywords
     for name in kwargs:
-        # None is what an argument is that was not given
+        # None means not given
         if name not in known and kwargs[name] is not None:
             _check_rare_keyword(model, name)
     for flag in _OUTPUTS:
@@ -109,14 +109,14 @@ def _check_rare_keyword(model: Any, name: str) -> None:
             f"`{name}` does not work with a {model.config.model_type} model: {model.refused_keywords[name]}"
         )
     if not _attention_names(attention_function(model.backbone.config), name):
-        # a graph that is compiled cannot look for a likely name
+        # the search for a similar name cannot be compiled
         hint = "" if torch.compiler.is_compiling() else _hint(model, name)
         raise TypeError(f"`{name}` is no keyword of a {model.config.model_type} model{hint}")
 
 
 @torch.compiler.assume_constant_result
 def _attention_names(implementation: str, name: str) -> bool:
-    """Whether an attention function, which may be one that a user has registered, names a keyword."""
+    """Return whether an attention function, which a user may have registered, names a keyword."""
     function = ALL_ATTENTION_FUNCTIONS.get(implementation)
     return function is not None and name in inspect.signature(function).parameters
 
@@ -140,11 +140,11 @@ def _hint(model: Any, name: str) -> str:
 
 
 def _check_recorded(model: Any, flag: str) -> None:
-    # what a class does not leave to its backbone it puts together itself
+    # an output that the class does not record from its backbone is made by the model itself
     output = _OUTPUTS[flag]
     if output in type(model)._can_record_outputs and output not in model._can_record_outputs:
         kind = model.backbone.config.model_type
-        raise ValueError(f"`{flag}` must be False: a {kind} backbone records none of them")
+        raise ValueError(f"`{flag}` must be False: a {kind} backbone does not record them")
 
 
 __all__ = ["ALLOWED_KEYWORDS", "check_keywords", "known_keywords", "layer_keywords"]

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""What one call of a decoder's layer is given, and what some layers need done around it."""
+"""The inputs of layer calls, and special cases of calling some layers."""
 
 import functools
 import inspect
@@ -14,15 +14,16 @@ from transformers import Cache
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """What every layer call of one forward pass shares.
+    """The inputs that all layer calls of one forward pass share.
 
     Args:
         position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`): position of every token.
-        position_embeddings (`dict` or `tuple`): rotary cosines and sines, by layer type where they differ.
-        masks (`dict`, `torch.Tensor` or `None`): attention masks, by layer type where they differ.
-        cache (`Cache` or `None`): the cache of the whole model.
+        position_embeddings (`tuple`, `dict`, `list` or `None`): rotary cosines and sines, by layer type or by layer if
+            they differ.
+        masks (`torch.Tensor`, `dict` or `None`): attention masks, by layer type if they differ.
+        cache (`Cache`, *optional*): the cache of the whole model.
         use_cache (`bool`): whether layers write to the cache.
-        kwargs (`dict`): whatever else the caller passed down to the attention functions.
+        kwargs (`dict`): further keyword arguments of the layers and attention functions.
     """
 
     position_ids: torch.Tensor
@@ -34,7 +35,7 @@ class LayerInputs:
 
 
 def reason_not_used(layer: nn.Module) -> str:
-    """Why a layer neither read nor wrote the cache that it was given."""
+    """Explain why a layer may not have used the cache that it was given."""
     if layer.training and getattr(layer, "gradient_checkpointing", False):
         return (
             "a layer that is checkpointed by itself drops it. Train without a cache, and switch checkpointing on by "
@@ -44,19 +45,19 @@ def reason_not_used(layer: nn.Module) -> str:
 
 
 def of_layer(rotary: Any, layer_type: str | None, index: int) -> Any:
-    """The rotary embedding of a layer, out of one for all, or one for every layer type or layer."""
+    """Return the rotary embedding of a layer: `rotary` itself, or its entry by layer type or by index."""
     if isinstance(rotary, dict):
         return rotary[layer_type]
     return rotary[index] if isinstance(rotary, list) else rotary
 
 
-def goes_on(layer_type: str | None, cache_view: Any, slot: int) -> bool:
-    """Whether a layer goes on from a state that it left in the cache."""
-    return layer_type == "linear_attention" and cache_view is not None and cache_view.has_previous_state(slot)
+def goes_on(layer_type: str | None, layer_cache: Any, slot: int) -> bool:
+    """Return whether a layer continues from a state in the cache."""
+    return layer_type == "linear_attention" and layer_cache is not None and layer_cache.has_previous_state(slot)
 
 
 def run_by_token(layer: Any, hidden_states: torch.Tensor, keywords: dict[str, Any]) -> torch.Tensor:
-    """A layer that goes on from its state, which this architecture does for single tokens only."""
+    """Run a layer token by token, for architectures that continue from a state with single tokens only."""
     mask = keywords["attention_mask"]
     outputs = []
     for token in range(hidden_states.shape[1]):
@@ -71,7 +72,7 @@ def run_by_token(layer: Any, hidden_states: torch.Tensor, keywords: dict[str, An
 
 @functools.cache
 def named_arguments(layer_class: type[nn.Module]) -> frozenset[str] | None:
-    """The arguments that layers of a class take, `None` where they take any."""
+    """Return the names of the arguments that a layer class takes, or `None` if it takes any."""
     parameters = inspect.signature(layer_class.forward).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None

@@ -1,12 +1,12 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""A layer as it computes with other numbers in one place or another, without touching the layer.
+"""Views of layers: copies that compute with an update, without changing the layer.
 
-A *view* is made for one layer call: shallow copies of the modules on the way to what is updated, which share every
-parameter, buffer and hook with the originals, and whose forward adds the update. Which update that is, is thus an
-argument of the call and no state of the layer: a view means the same when gradient checkpointing runs it again in the
-backward pass (transformers checkpoints a layer's `forward`, so that module hooks do not run again), in another thread,
-and under torch.compile (which traces no context variables).
+A *view* is made for one layer call. It consists of shallow copies of the modules from the layer down to those that are
+updated; they share every parameter, buffer and hook with the originals, and their forward adds the update. The update
+is thus an argument of the call, not a state of the layer. It stays the same when gradient checkpointing runs the call
+again (transformers checkpoints a layer's `forward`, so that module hooks do not run again), in other threads, and
+under torch.compile (which does not trace context variables).
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from .module_seams import child_module, inner_forward, is_hooked, module_view, o
 
 
 class LinearUpdate(NamedTuple):
-    """What one loop adds to a linear map's output: `B A x + bias`, with A `[r, in]`, B `[out, r]`, bias `[out]`."""
+    """An addition to a linear map's output, `B A x + bias`, with A `[r, in]`, B `[out, r]` and bias `[out]`."""
 
     lora_A: torch.Tensor | None = None
     lora_B: torch.Tensor | None = None
     bias: torch.Tensor | None = None
 
 
-# parameter name -> difference `[d]`, for a module with vectors for parameters, such as a norm
+# parameter name -> difference `[d]`, for a module whose parameters are vectors, such as a norm
 VectorUpdates = dict[str, torch.Tensor]
 
 
@@ -42,10 +42,10 @@ LayerUpdates = dict[str, Update]
 
 
 def updated_view(module: nn.Module, updates: LayerUpdates) -> nn.Module:
-    """A view of `module` in which the modules that `updates` names compute with their update.
+    """Make a view of `module` in which the submodules named by `updates` compute with their update.
 
     Raises:
-        ValueError: if a module on the way was replaced by one that the update cannot reach.
+        ValueError: if a module was replaced or wrapped, so that the update cannot reach it.
     """
     if "" in updates:
         return _updated_leaf(module, updates[""])
@@ -58,7 +58,7 @@ def updated_view(module: nn.Module, updates: LayerUpdates) -> nn.Module:
         child = child_module(module, name)
         if child is None:
             raise ValueError(
-                f"the per-loop LoRA cannot reach {name!r} inside {type(module).__name__}, which replaced or wraps the "
+                f"the per-loop LoRA cannot reach {name!r} inside {type(module).__name__}, which replaces or wraps the "
                 "backbone's own module"
             )
         children[name] = updated_view(child, child_updates)
@@ -75,7 +75,7 @@ def _updated_leaf(module: nn.Module, update: Update) -> nn.Module:
 
 
 def read_weight(module: nn.Module, name: str) -> torch.Tensor:
-    """A weight of a module whose own forward is not run, with whatever offloading puts around that forward."""
+    """Read a weight outside of its module's forward, through accelerate's hooks if the weight is offloaded."""
     if not is_hooked(module):
         return getattr(module, name)
     return replace_forward(module_view(module), lambda: getattr(module, name), inside_hooks=True).forward()
@@ -90,7 +90,7 @@ def _leading_states_forward(module: nn.Module, update: LeadingStates) -> Callabl
 
 
 def _linear_forward(module: nn.Module, update: LinearUpdate) -> Callable[..., torch.Tensor]:
-    # `module` is whatever stands in the linear map's place: with a PEFT adapter, the adapter and the map together
+    # `module` may be a PEFT adapter around the linear map: the update is added to the output of both
     def forward(hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         output = module.forward(hidden_states, *args, **kwargs)
         device = hidden_states.device
@@ -106,13 +106,13 @@ def _linear_forward(module: nn.Module, update: LinearUpdate) -> Callable[..., to
 
 def _vector_forward(module: nn.Module, updates: VectorUpdates) -> Callable[..., Any]:
     def forward(*args, **kwargs):
-        # made when the module is called: before that FSDP may hold only a part of its parameters, and offloading none
+        # computed in the call: before it FSDP may hold only a part of the parameters, and offloading none
         parameters = {}
         for name, difference in updates.items():
             parameter = own_parameter(module, name)
             if parameter is None:
                 raise ValueError(
-                    f"the per-loop LoRA cannot reach the {name} of {type(module).__name__}, which replaced or wraps "
+                    f"the per-loop LoRA cannot reach the {name} of {type(module).__name__}, which replaces or wraps "
                     "the backbone's own module"
                 )
             parameters[name] = parameter + difference.to(parameter)

@@ -35,7 +35,7 @@ def runs_without_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
         names = [name for name in ("cache", "past_key_values") if name in kwargs]
         caches = [cache for cache in map(kwargs.pop, names) if cache is not None]
         if len(caches) > 1:
-            raise ValueError("`cache` and `past_key_values` are two names of one argument: give one of them")
+            raise ValueError("`cache` and `past_key_values` are two names of one argument: pass only one of them")
         if caches:
             kwargs[CACHE_NAME] = caches[0]
         elif len(args) < 4 and kwargs.get("use_cache") is None:

@@ -25,7 +25,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.utils import auto_docstring, can_return_tuple
 
 from .backbone import Backbone, BackboneSpec, LayerInputs, backbone_spec, compute_logits, make_backbone
-from .cache_views import check_num_slots
+from .cache_slots import check_num_slots
 from .checks import check_positive_int
 from .configuration_recurrent import kind_of
 from .generation import RecurrentGenerationMixin

@@ -1,10 +1,10 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Depth schedules: which layer calls make one pass over a set of tokens, and which cache slot each call has.
+"""Depth schedules: the layer calls of one pass over tokens, and the cache slot of each call.
 
-A time schedule (plain causal, feedback blocks, sleep windows, puzzle segments) says which tokens are passed when and
-supplies `run_call`, which runs one layer; a depth schedule says what happens between the calls. Slots are counted here
-and nowhere else: caches, configurations, unrolling and cost models ask `calls`.
+A time schedule (plain causal, feedback blocks, sleep windows, puzzle segments) decides which tokens are run when, and
+supplies `run_call`, which runs one layer. A depth schedule decides what happens between the calls. Slots are numbered
+only here: caches, configurations, unrolling and cost models ask `calls`.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,9 +18,9 @@ class Call(NamedTuple):
     """One call of a layer.
 
     Args:
-        layer (`int`): index of the layer in the backbone, which decides its module, layer type and mask.
-        slot (`int`): index of the call's cache slot, which is also that of its memory or fast weights.
-        loop (`int`, *optional*): loop of the call, from 0; `None` outside of a loop.
+        layer (`int`): index of the layer in the backbone, by which its module, layer type and mask are found.
+        slot (`int`): index of the call's cache slot, and of its memory or fast weights.
+        loop (`int`, *optional*): index of the loop, from 0; `None` outside of loops.
     """
 
     layer: int
@@ -28,28 +28,28 @@ class Call(NamedTuple):
     loop: int | None = None
 
 
-# hidden states `[B, T, D]` after one layer call, from the call and those before it
+# runs one layer call on hidden states `[B, T, D]` and returns those after it
 RunCall = Callable[[Call, torch.Tensor], torch.Tensor]
 
 
 def run_calls(hidden_states: torch.Tensor, run_call: RunCall, calls: Iterable[Call]) -> torch.Tensor:
-    """Hidden states `[B, T, D]` after `calls`, one after the other."""
+    """Run `calls` one after the other on hidden states `[B, T, D]`."""
     for call in calls:
         hidden_states = run_call(call, hidden_states)
     return hidden_states
 
 
 class Depth:
-    """Every layer once, as in the decoders of transformers; the base of all depth schedules.
+    """Every layer once, as in transformers' decoders; the base class of all depth schedules.
 
-    A schedule is made where it is used and thrown away: it owns no module. Without a model it counts calls only.
+    A schedule owns no module. One that is made without a model can only list its calls.
 
     Args:
-        num_layers (`int`): layers of the backbone.
+        num_layers (`int`): number of layers of the backbone.
         norm (`Callable`, *optional*): the backbone's final norm.
     """
 
-    # the arguments of `run` and `calls`
+    # names of the further arguments of `run`; `calls` takes those that change the number of calls
     arguments: tuple[str, ...] = ()
 
     def __init__(self, num_layers: int, norm: Callable[[torch.Tensor], torch.Tensor] | None = None):
@@ -57,23 +57,23 @@ class Depth:
         self.norm: Any = norm
 
     def calls(self) -> list[Call]:
-        """All layer calls of one pass, in order."""
+        """List the layer calls of one pass, in order."""
         return [Call(index, index) for index in range(self.num_layers)]
 
     def run(self, hidden_states: torch.Tensor, run_call: RunCall) -> torch.Tensor:
-        """One pass over the tokens.
+        """Run one pass over the tokens.
 
         Args:
             hidden_states (`torch.Tensor` of shape `[B, T, D]`): the first layer's input.
             run_call (`Callable`): runs one layer call.
 
         Returns:
-            `torch.Tensor` of shape `[B, T, D]`.
+            `torch.Tensor` of shape `[B, T, D]`: the result of the pass.
         """
         return run_calls(hidden_states, run_call, self.calls())
 
     def finish(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """What the head reads of a pass's result: through the final norm, unless the pass ended with it."""
+        """Apply the final norm to the result of a pass, unless the pass ended with it; the head reads the output."""
         return self.norm(hidden_states)
 
 
@@ -82,7 +82,7 @@ class LoopedDepth(Depth):
 
     Args:
         config (`LoopedConfig`): the schedule.
-        model (`LoopedModel`, *optional*): what acts between the calls: injection, norm and map of the state.
+        model (`LoopedModel`, *optional*): the model, for the modules between the calls.
         norm (`Callable`, *optional*): the backbone's final norm.
     """
 
@@ -96,18 +96,18 @@ class LoopedDepth(Depth):
         self.num_core = self.num_layers - self.num_prelude - self.num_coda
 
     # slots: prelude layer i -> i; coda layer j -> P + j; core layer l in loop r -> P + C + r * n + l.
-    # the coda comes before the core so that its slots stay put when the loop count changes
+    # the coda comes before the core so that its slots do not change with the loop count
     def prelude_calls(self) -> list[Call]:
-        """The calls before the first loop."""
+        """List the calls before the first loop."""
         return [Call(index, index) for index in range(self.num_prelude)]
 
     def core_calls(self, loop: int) -> list[Call]:
-        """The calls of one loop, counted from 0."""
+        """List the calls of one loop, counted from 0."""
         first = self.num_prelude + self.num_coda + loop * self.num_core
         return [Call(self.num_prelude + index, first + index, loop) for index in range(self.num_core)]
 
     def coda_calls(self) -> list[Call]:
-        """The calls after the last loop."""
+        """List the calls after the last loop."""
         first = self.num_layers - self.num_coda
         return [Call(first + index, self.num_prelude + index) for index in range(self.num_coda)]
 
@@ -137,15 +137,15 @@ class LoopedDepth(Depth):
         num_backprop_loops: int | None = None,
         loop_states: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """The core, `num_loops` times.
+        """Run the core `num_loops` times.
 
         Args:
             state (`torch.Tensor` of shape `[B, T, D]`): the state before the first loop.
             encoded (`torch.Tensor` of shape `[B, T, D]`): the prelude's output.
             run_call (`Callable`): runs one layer call.
-            num_loops (`int`, *optional*): loops to run, the configuration's number if not given.
-            num_backprop_loops (`int`, *optional*): how many of the last loops carry gradient, all if not given.
-            loop_states (`list`, *optional*): takes the state after every loop.
+            num_loops (`int`, *optional*): number of loops, by default the configuration's.
+            num_backprop_loops (`int`, *optional*): number of last loops with gradient, by default all.
+            loop_states (`list`, *optional*): a list to which the state after every loop is appended.
 
         Returns:
             `torch.Tensor` of shape `[B, T, D]`: the state after the last loop.
@@ -157,7 +157,7 @@ class LoopedDepth(Depth):
             with nullcontext() if carries_gradient else torch.no_grad():
                 previous = state
                 state = run_calls(self.model.injection(state, encoded), run_call, self.core_calls(loop))
-                # with one loop the damped step is a whole one: not spelt as s + (f(s) - s), which would round
+                # with one loop this is f(s): computing s + (f(s) - s) would add rounding
                 if is_damped and num_loops > 1:
                     state = previous + (state - previous) / num_loops
                 state = self.norm_loop(state)
@@ -166,14 +166,14 @@ class LoopedDepth(Depth):
         return state
 
     def norm_loop(self, state: torch.Tensor) -> torch.Tensor:
-        """The norm at a loop's end, `[B, T, D]`."""
+        """Apply the norm at the end of a loop, `[B, T, D]`."""
         loop_norm = self.config.loop_norm
         if loop_norm == "none":
             return state
         return self.model.loop_norm(state) if loop_norm == "own" else self.norm(state)
 
     def run_coda(self, state: torch.Tensor, run_call: RunCall) -> torch.Tensor:
-        """The coda over the state after a loop, `[B, T, D]`."""
+        """Run the coda on the state after a loop, `[B, T, D]`."""
         # CODEPATH: Huginn applies its final norm before the coda too; its retrofits do not
         if self.config.coda_norm:
             state = self.norm(state)
@@ -192,7 +192,7 @@ class HierarchicalDepth(Depth):
 
     Args:
         config (`HierarchicalConfig`): the schedule.
-        model (`HierarchicalStacks`, *optional*): makes the initial states and has the norm of a stack call.
+        model (`HierarchicalStacks`, *optional*): the model, for the initial states and the norm of a stack call.
         norm (`Callable`, *optional*): the backbone's final norm.
     """
 
@@ -202,14 +202,14 @@ class HierarchicalDepth(Depth):
         super().__init__(config.num_stack_layers, norm)
         self.config = config
         self.model = model
-        # once: attributes of configurations are slow to read for every layer call of every token
+        # read once: reading attributes of configurations in every layer call is slow
         self.low_cycles, self.num_calls, self.stack_norm = config.low_cycles, config.num_calls, config.stack_norm
         self.first_high_layer = 0 if config.shared_stack else self.num_layers
 
-    # slots: layer i of stack call c in cycle h -> (h * num_calls + c) * n + i; with two states the last call of a
-    # cycle is the slow stack's. They grow at the end with the number of cycles
+    # slots: layer i of stack call c in cycle h -> (h * num_calls + c) * n + i, so that more cycles only add slots at
+    # the end; with two states the last call of a cycle is the slow stack's
     def stack_calls(self, cycle: int, call: int) -> list[Call]:
-        """The layer calls of one stack call, both numbers counted from 0."""
+        """List the layer calls of one stack call, with both indices from 0."""
         first_layer = self.first_high_layer if call == self.low_cycles else 0
         first_slot = (cycle * self.num_calls + call) * self.num_layers
         return [Call(first_layer + index, first_slot + index, cycle) for index in range(self.num_layers)]
@@ -241,17 +241,18 @@ class HierarchicalDepth(Depth):
         num_loops: int | None = None,
         num_backprop_loops: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """All slow cycles.
+        """Run all slow cycles.
 
         Args:
-            states (`tuple`): the slow and the fast state, each `[B, T, D]`; of one state, `None` for the second.
+            states (`tuple[torch.Tensor, torch.Tensor | None]`): the slow and the fast state, each `[B, T, D]`; the
+                second is `None` for a single state.
             encoded (`torch.Tensor` of shape `[B, T, D]`): the first layers' input.
             run_call (`Callable`): runs one layer call.
-            num_loops (`int`, *optional*): slow cycles to run, the configuration's number if not given.
-            num_backprop_loops (`int`, *optional*): how many of the last ones gradient may reach.
+            num_loops (`int`, *optional*): number of slow cycles, by default the configuration's.
+            num_backprop_loops (`int`, *optional*): number of last slow cycles that gradient may reach, by default all.
 
         Returns:
-            `tuple`: the states after the last cycle.
+            `tuple[torch.Tensor, torch.Tensor | None]`: the states after the last cycle.
         """
         config = self.config
         num_loops = config.num_loops if num_loops is None else num_loops
@@ -272,7 +273,7 @@ class HierarchicalDepth(Depth):
         return high, low
 
     def run_stack(self, state: torch.Tensor, run_call: RunCall, cycle: int, call: int) -> torch.Tensor:
-        """One stack call, `[B, T, D]`."""
+        """Run one stack call on a state `[B, T, D]`."""
         state = run_calls(state, run_call, self.stack_calls(cycle, call))
         if self.stack_norm == "weightless":
             return self.model.stack_norm(state)

@@ -1,11 +1,11 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Every touch of transformers, torch, accelerate and peft that their releases may move.
+"""All uses of private or unstable parts of transformers.
 
-Each has a name of its own and a short test against the installed release (tests/models/test_transformers_seams.py), so
-that a release that moves one is mended here and nowhere else. No other file names a private part of these libraries,
-apart from the hooks meant for subclasses (`_init_weights`, `_tied_weights_keys`, `_tp_plan`, ...); tests/test_seams.py
-holds that list.
+Each is a named function with a short test against the installed release (tests/models/test_transformers_seams.py), so
+that a new release is adapted to here and nowhere else. `module_seams.py` and `peft_seams.py` do the same for torch,
+accelerate and PEFT. No other file uses private names of these libraries, apart from hooks for subclasses
+(`_init_weights`, `_tied_weights_keys`, `_tp_plan`, ...); tests/test_seams.py checks it.
 """
 
 import functools
@@ -38,21 +38,21 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 RELEASE: str = transformers.__version__
 
-# what the installed release calls the cache: "past_key_values" up to 5.23, "cache" since 5.24
+# name of the cache in the installed release: "past_key_values" up to 5.23, "cache" since 5.24
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
-# GPT-J's and CodeGen's rotary embedding: a part of the decoder since 5.24; before, attention layers rotate themselves
+# the rotary embedding of GPT-J and CodeGen: part of the decoder since 5.24, before that of every attention layer
 GPTJ_ROTARY = "rotary_emb" if CACHE_NAME == "cache" else None
-# the names under which a layer may take it, that of the release first
+# argument names under which a layer may take the cache, in order of preference
 _LAYER_CACHE_NAMES = (CACHE_NAME, "cache", "past_key_values", "layer_past")
 
 
 def takes_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a `forward` with a `cache` argument so that it takes `past_key_values` for it as well.
+    """Decorate a `forward` with a `cache` argument so that it also takes it as `past_key_values`.
 
-    transformers sends the one name or the other, by its release; code on the Hub meets both.
+    Releases of transformers pass one name or the other, and code on the Hub must work with both.
 
     Raises:
-        ValueError: if a call gives both.
+        ValueError: if a call passes both.
     """
     signature = inspect.signature(forward)
     parameters = list(signature.parameters.values())
@@ -60,11 +60,11 @@ def takes_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
     parameters.insert(len(parameters) - 1, old_name)
 
     def call(*args, **kwargs):
-        # up to 5.23 continuous batching gives its own paged cache under the name that our layers' cache has now
+        # up to 5.23 continuous batching passes its own paged cache as `cache`
         if CACHE_NAME == "past_key_values" and not isinstance(kwargs.get("cache"), Cache | None):
             kwargs["paged_cache"] = kwargs.pop("cache")
         if kwargs.get("past_key_values") is not None and kwargs.get("cache") is not None:
-            raise ValueError("`cache` and `past_key_values` are two names of one argument: give one of them")
+            raise ValueError("`cache` and `past_key_values` are two names of one argument: pass only one of them")
         if "past_key_values" in kwargs:
             past_key_values = kwargs.pop("past_key_values")
             kwargs["cache"] = kwargs.get("cache") if past_key_values is None else past_key_values
@@ -76,17 +76,17 @@ def takes_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def named_cache(cache: Any) -> dict[str, Any]:
-    """`cache` under the name that the installed release has for it, for its functions and outputs."""
+    """Return `cache` as a keyword argument, under the name of the installed release."""
     return {CACHE_NAME: cache}
 
 
 def cache_of(outputs: Any) -> Any:
-    """The cache of an output of transformers, without the warning about its old name."""
+    """Return the cache of a transformers output, without the warning about its older name."""
     return getattr(outputs, CACHE_NAME)
 
 
 class CacheNames:
-    """Gives an output the name of the cache that its release does not have; mixed into our output classes."""
+    """Mixin for output classes that adds the cache's name of newer releases."""
 
     if CACHE_NAME == "past_key_values":
         past_key_values: Any
@@ -98,45 +98,45 @@ class CacheNames:
 
 @functools.cache
 def layer_cache_name(layer_class: type[nn.Module]) -> str:
-    """The argument under which layers of a class take the cache."""
+    """Return the name of the argument under which a layer class takes the cache."""
     parameters = inspect.signature(layer_class.forward).parameters
-    # a layer that names none passes its keyword arguments on to its attention
+    # a layer that names none passes its keywords on to its attention
     return next((name for name in _LAYER_CACHE_NAMES if name in parameters), CACHE_NAME)
 
 
 class _InTheBackbone(nn.Module):
-    """No module is one: what it is to record is recorded by the backbone, whose own class says where."""
+    """A class without instances: the outputs are recorded by the backbone, whose own class names the modules."""
 
 
 def recordable(*names: str) -> dict[str, OutputRecorder]:
-    """`_can_record_outputs` of a model whose backbone records `names` of what a forward pass is asked for.
+    """Return `_can_record_outputs` for a model whose backbone records the outputs `names`.
 
-    Such a model has no layers of its own: transformers goes down to the backbone and asks its class for the modules.
+    Such a model has no layers of its own: transformers finds the modules to record through the backbone's class.
     """
     return {name: OutputRecorder(_InTheBackbone) for name in names}
 
 
 def adopt_attention(outer: PreTrainedModel, backbone: PreTrainedModel) -> None:
-    """Give `outer` the attention function that its backbone settled on, which may refuse the one asked for."""
-    # not by `set_attn_implementation`, which would check the choice once more for the outer class and warn
+    """Give `outer` the attention function that its backbone chose, which may not be the requested one."""
+    # `set_attn_implementation` would check the choice again for the outer class, and warn
     outer.config._attn_implementation_internal = backbone.config._attn_implementation
 
 
 def attention_function(config: PreTrainedConfig) -> str:
-    """The name of the attention function a model runs."""
+    """Return the name of a model's attention function."""
     return config._attn_implementation or "eager"
 
 
 def choose_attention_function(config: PreTrainedConfig, name: str) -> None:
-    """Have a model that is made of `config`, with all of its parts, run an attention function."""
+    """Set the attention function of a model that will be made of `config`."""
     config._attn_implementation = name
 
 
 class BeforeUpload:
-    """Calls `before_upload` when `push_to_hub` has put its folder together; mixed in before `PreTrainedModel`."""
+    """Mixin that calls `before_upload` when `push_to_hub` has filled its folder; comes before `PreTrainedModel`."""
 
     def before_upload(self, folder: str, repo_id: str) -> None:
-        """Add to the folder, whose model card is written already."""
+        """Change the folder before it is uploaded. Its model card is already written."""
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         self.before_upload(working_dir, repo_id)
@@ -144,11 +144,11 @@ class BeforeUpload:
 
 
 def keep_logits(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """The hidden states `[B, T, D]` that logits are asked of: transformers' function, or its rule up to 5.20.
+    """Select the hidden states whose logits are computed, by transformers' function or, up to 5.20, its rule.
 
     Args:
-        hidden_states (`torch.Tensor` of shape `[B, T, D]`): all of them.
-        logits_to_keep (`int` or `torch.Tensor`): how many of the last ones (0 for all), or their indices.
+        hidden_states (`torch.Tensor` of shape `[B, T, D]`): all hidden states.
+        logits_to_keep (`int` or `torch.Tensor`): number of last positions (0 for all), or indices of positions.
     """
     slicing = getattr(modeling_utils, "slice_logits_to_keep", None)
     if slicing is not None:
@@ -158,11 +158,11 @@ def keep_logits(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor)
 
 
 def selected_indices(output_hidden_states: Any, num_hidden_states: int) -> set[int]:
-    """Indices of the hidden states that `output_hidden_states` asks for.
+    """Return the indices of the hidden states that `output_hidden_states` selects.
 
     Args:
-        output_hidden_states (`bool`, `int` or `list[int]`): all, none, or which, also counted from the last.
-        num_hidden_states (`int`): how many there are; indices beyond them select nothing.
+        output_hidden_states (`bool`, `int`, `list[int]` or `None`): all, none, or indices, which may be negative.
+        num_hidden_states (`int`): number of hidden states; indices out of range select nothing.
     """
     if output_hidden_states is None or isinstance(output_hidden_states, bool):
         return set(range(num_hidden_states)) if output_hidden_states else set()
@@ -171,10 +171,10 @@ def selected_indices(output_hidden_states: Any, num_hidden_states: int) -> set[i
 
 
 class CheckpointsSteps:
-    """Gradient checkpointing of steps of a model's own, instead of its backbone's layers.
+    """Mixin for gradient checkpointing of a model's own steps instead of its backbone's layers.
 
-    A layer that is checkpointed by itself drops the cache, which is where it finds its memory. Mixed in before
-    `PreTrainedModel`; `steps` is their name in messages.
+    A checkpointed layer drops the cache, and with it its memory. The mixin comes before `PreTrainedModel`; `steps` is
+    the name of the steps in messages.
     """
 
     steps = "steps"
@@ -185,11 +185,13 @@ class CheckpointsSteps:
         self: Any, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
     ) -> None:
         if enable and every_n_layers != 1:
-            raise ValueError(f"`every_n_layers` must be 1, as {self.steps} are checkpointed, got {every_n_layers}")
+            raise ValueError(
+                f"`every_n_layers` must be 1, because {self.steps} are checkpointed, not layers, got {every_n_layers}"
+            )
         options = getattr(gradient_checkpointing_func, "keywords", None) or {}
         if enable and options.get("use_reentrant", False):
             raise ValueError(
-                f"`use_reentrant` must be False, as every layer runs once in each of {self.steps}, got True"
+                f"`use_reentrant` must be False, because layers run again in each of the {self.steps}, got True"
             )
         for module in self.modules():
             if isinstance(module, CheckpointsSteps):
@@ -197,30 +199,29 @@ class CheckpointsSteps:
                 module._gradient_checkpointing_func = gradient_checkpointing_func
 
     def run_step(self: Any, function: Callable[..., Any], *args: Any) -> Any:
-        """`function(*args)`, whose activations are not kept where checkpointing is on."""
+        """Call `function(*args)`, under gradient checkpointing if it is enabled."""
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(function, *args)
         return function(*args)
 
 
 def make_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """A model of a class of ours, with the dtype and attention function of its configuration, as the Auto classes make
-    one."""
+    """Make a model with the dtype and attention function of its configuration, as the Auto classes do."""
     return model_class._from_config(config)
 
 
 def prepare_inputs(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """`inputs` on the device of a `Trainer`."""
+    """Move `inputs` to the device of a `Trainer`."""
     return trainer._prepare_inputs(inputs)
 
 
 class GenerationHooks(GenerationMixin):
-    """The steps of `generate` that our models change, under names of our own."""
+    """Hooks for the steps of `generate` that our models change, under public names."""
 
     if CACHE_NAME == "past_key_values":
 
         def generate(self, *args, **kwargs):
-            # later releases take either name themselves
+            # later releases take both names
             if isinstance(kwargs.get("cache"), Cache):
                 kwargs["past_key_values"] = kwargs.pop("cache")
             return super().generate(*args, **kwargs)
@@ -228,23 +229,23 @@ class GenerationHooks(GenerationMixin):
     def generation_settings(
         self: Any, generation_config: GenerationConfig | None, *args, **kwargs
     ) -> tuple[Any, dict[str, Any]]:
-        """The configuration of a call to `generate`, and what of its arguments goes to the forward pass."""
+        """Return the configuration of a call to `generate`, and the arguments that go to the forward pass."""
         return super()._prepare_generation_config(generation_config, *args, **kwargs)
 
     def make_generation_cache(self: Any, generation_config: Any, model_kwargs: dict[str, Any], *args, **kwargs) -> Any:
-        """Put the cache that a call to `generate` starts from into `model_kwargs`."""
+        """Put the initial cache of a call to `generate` into `model_kwargs`."""
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
     def next_model_kwargs(self: Any, outputs: Any, model_kwargs: dict[str, Any], *args, **kwargs) -> dict[str, Any]:
-        """What the forward pass of the next token is given."""
+        """Return the arguments of the forward pass for the next token."""
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
     def make_candidate_generator(self: Any, generation_config: Any, model_kwargs: dict[str, Any], **kwargs) -> Any:
-        """What proposes tokens in assisted generation, from the settings of this model's own call."""
+        """Make the generator of candidate tokens for assisted generation, from this model's own settings."""
         kwargs |= {"generation_config": generation_config, "model_kwargs": model_kwargs}
         return super()._get_candidate_generator(**kwargs)
 
-    # transformers calls these by position or by name, as its releases please
+    # whether transformers passes these arguments by position or by name depends on the release
     def _prepare_generation_config(self, generation_config, *args, **kwargs):
         return self.generation_settings(generation_config, *args, **kwargs)
 
@@ -259,9 +260,9 @@ class GenerationHooks(GenerationMixin):
 
 
 def is_scored_by_trl(model: nn.Module) -> bool:
-    """Whether TRL put a forward on a model that scores tokens by running the model without its head."""
+    """Return whether TRL replaced a model's forward by one that scores tokens with the model without its head."""
     function = model.__dict__.get("forward")
-    # its signature is made to look like that of the model's own; accelerate may wrap it once more
+    # it imitates the signature of the model's own forward, and accelerate may wrap it
     while function is not None:
         if "fused_lm_head" in (getattr(function, "__kwdefaults__", None) or {}):
             return True
@@ -270,14 +271,14 @@ def is_scored_by_trl(model: nn.Module) -> bool:
 
 
 def causal_model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """The class of causal language models that the Auto classes have for a configuration, `None` if they have none."""
+    """Return the causal language model class of the Auto classes for a configuration, `None` if there is none."""
     mapping: Any = AutoModelForCausalLM._model_mapping
     return mapping.get(type(config), None)
 
 
 @contextmanager
 def captured_load_report(report: list[str]) -> Generator[None]:
-    """Within it, what `from_pretrained` logs about tensors that do not fit goes into `report` and not to the log."""
+    """Append what `from_pretrained` logs about tensors that do not fit to `report` instead of the log."""
 
     def is_no_report(record: logging.LogRecord) -> bool:
         is_report = "LOAD REPORT" in record.msg
@@ -294,7 +295,7 @@ def captured_load_report(report: list[str]) -> Generator[None]:
 
 
 def unconverted_tensors(report: list[str]) -> list[str]:
-    """The weights in a captured report that could not be put together from the tensors of a checkpoint."""
+    """List the weights in a captured report that could not be converted from the tensors of a checkpoint."""
     return [name for text in report for name in re.findall(r"^(\S+) *\| *(?:\x1b\[\d+m)?CONVERSION", text, re.M)]
 
 
@@ -332,16 +333,16 @@ __all__ = [
 
 
 def auto_class_of(model: PreTrainedModel) -> str | None:
-    """The name of the Auto class that a model's class is registered with."""
+    """Return the name of the Auto class that a model's class is registered with, `None` if there is none."""
     return getattr(type(model), "_auto_class", None)
 
 
 def saves_adapter_only(model: PreTrainedModel) -> bool:
-    """Whether `save_pretrained` of a model writes an adapter that it was given by `add_adapter`, and nothing else."""
+    """Return whether `save_pretrained` writes only the adapter that the model got from `add_adapter`."""
     return getattr(model, "_hf_peft_config_loaded", False)
 
 
 def is_prompted(model: PreTrainedModel) -> bool:
-    """Whether PEFT puts a prompt or a prefix before what `model` generates from."""
-    # it takes the place of this method of the very model, not of the class
+    """Return whether PEFT adds a prompt or a prefix when `model` generates."""
+    # PEFT then replaces this method on the instance
     return "prepare_inputs_for_generation" in vars(model)

@@ -16,7 +16,7 @@ from hf_loop.models.backbone import (
     backbone_spec,
     is_tested,
 )
-from hf_loop.models.cache_views import CacheSlot
+from hf_loop.models.cache_slots import CacheSlot
 
 from .tiny_backbones import tiny_backbone
 

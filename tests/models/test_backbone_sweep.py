@@ -48,7 +48,7 @@ def test_a_decoder_holds_the_invariants_in_a_process_of_its_own(model_type):
 
 
 def test_a_refusal_says_why():
-    assert "more than one state of a token" in check_apart("hy_v4")
+    assert "more than one hidden state per token" in check_apart("hy_v4")
 
 
 def test_a_process_that_takes_too_long_is_ended():

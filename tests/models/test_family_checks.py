@@ -56,12 +56,12 @@ def test_a_decoder_that_fits_is_tried_once(family, monkeypatch):
 @pytest.mark.parametrize(
     ("family", "model_type", "changes", "message"),
     [
-        ("feedback", "bloom", {}, "'bloom' cannot have blocks: its layers count the columns of their cache"),
+        ("feedback", "bloom", {}, "'bloom' cannot have blocks: its layers depend on the columns of their cache"),
         ("feedback", "gpt_neo", {"counts_columns": False}, "'gpt_neo' cannot have blocks: "),
         ("sleep", "opt", {}, "'opt' cannot sleep: it adds positions to the embeddings"),
-        ("sleep", "opt", {"adds_positions": False}, "'opt' cannot sleep: over several windows a cache changes its"),
-        ("puzzle", "gpt_neo", {}, "'gpt_neo' cannot run in both directions: position 0 does not know position 10"),
-        ("puzzle", "falcon", {}, "'falcon' cannot run in both directions: position 0 does not know position 10"),
+        ("sleep", "opt", {"adds_positions": False}, "'opt' cannot sleep: over several windows, a cache changes its"),
+        ("puzzle", "gpt_neo", {}, "'gpt_neo' cannot run in both directions: position 10 has no effect on position 0"),
+        ("puzzle", "falcon", {}, "'falcon' cannot run in both directions: position 10 has no effect on position 0"),
     ],
 )
 def test_what_does_not_fit_is_named(family, model_type, changes, message):

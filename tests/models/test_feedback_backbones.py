@@ -97,5 +97,5 @@ def test_layers_that_embed_tokens_are_refused_a_memory(model_type):
 
 @pytest.mark.parametrize("model_type", COUNT_COLUMNS)
 def test_layers_that_count_columns_are_refused(model_type):
-    with pytest.raises(ValueError, match=f"'{model_type}' cannot have blocks: its layers count the columns"):
+    with pytest.raises(ValueError, match=f"'{model_type}' cannot have blocks: its layers depend on the columns"):
         FeedbackForCausalLM(FeedbackConfig(backbone_config=tiny_backbone(model_type), feedback_length=0))

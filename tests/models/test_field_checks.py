@@ -41,7 +41,7 @@ def test_a_misspelt_field_is_refused(family):
     ("fields", "message"),
     [
         ({"hiden_size": 64}, "has no field `hiden_size`; did you mean `hidden_size`"),
-        ({"rms_norm_eps": 1e-5}, "has no field `rms_norm_eps`, which its backbone has: give it in `backbone_config`"),
+        ({"rms_norm_eps": 1e-5}, "has no field `rms_norm_eps`, but its backbone has: give it in `backbone_config`"),
         ({"colour": "red"}, "has no field `colour`"),
         ({"backbone_config": {"hiden_size": 64}}, "LlamaConfig has no field `hiden_size`; did you mean `hidden_size`"),
         ({"backbone_config": {"model_type": "qwen3", "num_layers": 4}}, "Qwen3Config has no field `num_layers`"),

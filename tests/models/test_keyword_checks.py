@@ -139,7 +139,7 @@ def test_an_attention_function_of_a_user_has_keywords_of_its_own():
 
 
 def test_an_output_that_no_layer_records_is_refused(models, family):
-    with pytest.raises(ValueError, match="`output_router_logits` must be False: a .* backbone records none of them"):
+    with pytest.raises(ValueError, match="`output_router_logits` must be False: a .* backbone does not record them"):
         models[family](INPUT_IDS, output_router_logits=True)
 
 
@@ -152,7 +152,7 @@ def test_attention_weights_are_refused_where_the_backbone_records_none(family, b
     model.set_attn_implementation("eager")
     kwargs = {} if by_config else {"output_attentions": True}
     model.config.output_attentions = by_config
-    with pytest.raises(ValueError, match="`output_attentions` must be False: a .* backbone records none of them"):
+    with pytest.raises(ValueError, match="`output_attentions` must be False: a .* backbone does not record them"):
         model(INPUT_IDS, **kwargs)
 
 

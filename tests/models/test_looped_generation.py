@@ -196,7 +196,7 @@ def test_unknown_arguments_are_still_refused(llama):
 
 
 def test_offloading_fetches_the_slot_that_comes_next():
-    from hf_loop.models.cache_views import CacheSlot
+    from hf_loop.models.cache_slots import CacheSlot
 
     fetched = []
 

@@ -1,18 +1,18 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""What one layer call sees of the cache.
+"""The cache of one layer call: a single slot of the model's cache.
 
-A layer writes its keys and values under its own index. When a layer is called more than once in a forward pass, each
-call needs a slot of its own; the view a layer is handed sends whatever it reads and writes to that one slot.
+A layer reads and writes the cache at its own index. If it is called more than once in a forward pass, each call needs
+a slot of its own, so every call is given a [`CacheSlot`], which replaces the index by the slot.
 """
 
 from transformers import Cache
 
 
 class CacheSlot:
-    """One slot of `cache`, under whatever layer index it is addressed.
+    """One slot of a cache, whatever layer index it is addressed by.
 
-    Made for one layer call and thrown away, so that several threads may run one model at once.
+    A new one is made for every layer call, so that several threads can run one model at once.
 
     Args:
         cache (`Cache`): the cache of the whole model.
@@ -22,13 +22,13 @@ class CacheSlot:
     def __init__(self, cache: Cache, slot: int):
         self.cache = cache
         self.slot = slot
-        # whether the layer has read or written what it carries
+        # whether the layer has read or written the slot
         self.was_used = False
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         self.was_used = True
         if getattr(self.cache, "offloading", False):
-            # the cache fetches slot + 1 ahead of time, but the slot after the prelude's last is not the next one used
+            # the cache prefetches slot + 1, but the slot after the prelude's last is not the next one used
             self.cache.prefetch(self.slot, self.cache.only_non_sliding)
         return self.cache.update(key_states, value_states, self.slot, *args, **kwargs)
 
@@ -83,13 +83,13 @@ def check_num_slots(cache: Cache, num_slots: int, num_loops: int | None) -> None
         ValueError: if the cache has another number of slots.
     """
     if not isinstance(cache, Cache):
-        # the paged cache of continuous batching, which was made for the configuration of this call
+        # the paged cache of continuous batching, which is sized by the configuration of this call
         return
     grows = cache.layer_class_to_replicate is not None and len(cache.layers) == 0
     if not grows and len(cache.layers) != num_slots:
         if num_loops is None:
             raise ValueError(f"`cache` has {len(cache.layers)} slots but this model needs {num_slots}")
         raise ValueError(
-            f"`cache` has {len(cache.layers)} slots but num_loops={num_loops} needs {num_slots}: a cache "
-            "keeps the loop count it was started with"
+            f"`cache` has {len(cache.layers)} slots but num_loops={num_loops} needs {num_slots}: continue a cache "
+            "with the loop count it was started with"
         )
