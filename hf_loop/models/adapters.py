@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""What PEFT has to know of a recurrent model, and models that carry an adapter.
+"""Support for PEFT adapters on recurrent models.
 
-PEFT looks for what it needs (targets, sizes, the class that opens the base model) in the configuration of the model,
-where it finds `looped_lm` and no sizes. `peft_seams.py` has PEFT ask the functions of this file instead.
+PEFT reads target modules, sizes and the class of the base model from the model's configuration, but does not know
+`looped_lm` and its fields. `peft_seams.py` makes PEFT call the functions of this file instead.
 """
 
 import json
@@ -20,47 +20,47 @@ from .peft_seams import adapt_peft, adapted_module
 logger = logging.get_logger(__name__)
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
-# fields of the configurations that say how deep a model runs: an adapter belongs to the depth it was trained at
+# fields that set the depth of a model: an adapter belongs to the depth at which it was trained
 DEPTH_FIELDS = ("num_loops", "num_sleep_passes")
 
 
 def is_recurrent(config: Any) -> bool:
-    """Whether a configuration is that of a schedule over a decoder, of whichever family."""
-    # not by its class: code that came with a checkpoint has one of its own
+    """Return whether a configuration belongs to a recurrent model."""
+    # not by its class: code that came with a checkpoint has a class of its own
     return hasattr(config, "remote_classes") and hasattr(config, "backbone_config")
 
 
 def decoder_config(config: Any) -> Any:
-    """The configuration of the decoder whose layers a model runs."""
+    """Return the configuration of the decoder inside a model."""
     while is_recurrent(config):
         config = config.backbone_config
     return config
 
 
 def describe_for_adapters(config: Any) -> dict[str, Any]:
-    """A recurrent model's configuration as PEFT should see it: with the model type of the decoder that it adapts."""
+    """Return a recurrent model's configuration as PEFT should see it: with the model type of the decoder."""
     decoder = decoder_config(config)
-    # decoders that only we have name one of transformers whose linear maps have the same names
+    # our own decoders name one of transformers whose linear maps have the same names
     return config.to_dict() | {"model_type": getattr(decoder, "adapted_like", decoder.model_type)}
 
 
 def prepare_prompt_learning(model: Any, peft_config: Any) -> None:
-    """Give a configuration of prompt tuning, P-tuning or prefix tuning the sizes of the model.
+    """Set the model's sizes in a configuration of prompt tuning, P-tuning or prefix tuning.
 
     A prefix has keys and values for every cache slot, so it belongs to one number of loops.
 
     Args:
         model (`PreTrainedModel`): the recurrent model.
-        peft_config (`PeftConfig`): changed, except where it gives a size itself.
+        peft_config (`PeftConfig`): the configuration; sizes that it has already are kept.
 
     Raises:
-        ValueError: if the model has no use for prompts, or its layers differ in what a prefix is made of.
+        ValueError: if the model does not support prompts, or its layers do not all have keys and values of one shape.
     """
     config, decoder = model.config, decoder_config(model.config)
     peft_type = getattr(peft_config.peft_type, "value", peft_config.peft_type)
     if model.no_prompt_learning:
         raise ValueError(
-            f"{peft_type} does not work with a {type(model).__name__}: {model.no_prompt_learning}; LoRA does work"
+            f"{peft_type} does not work with a {type(model).__name__}: {model.no_prompt_learning}. Use LoRA"
         )
     num_heads = decoder.num_attention_heads
     token_dim = decoder.hidden_size
@@ -80,33 +80,33 @@ def _check_prefix(decoder: Any, peft_type: str) -> None:
     others = sorted(kind for kind in kinds if not kind.endswith("attention") or kind == "linear_attention")
     if others:
         raise ValueError(
-            f"{peft_type} needs layers that all have keys and values; a {decoder.model_type} backbone has "
+            f"{peft_type} needs layers that all have keys and values, got a {decoder.model_type} backbone with "
             f"{', '.join(others)}"
         )
     stored = decoder.to_dict()
     for name in ("kv_lora_rank", "global_head_dim", "num_global_key_value_heads", "per_layer_config"):
         if stored.get(name):
             raise ValueError(
-                f"{peft_type} needs keys and values of one shape; those of a {decoder.model_type} backbone differ "
-                f"(`{name}`)"
+                f"{peft_type} needs keys and values of one shape, got a {decoder.model_type} backbone in which they "
+                f"differ (`{name}`)"
             )
 
 
 def depth_of(config: Any) -> dict[str, int]:
-    """The depth that a model runs at unless a call says otherwise, by field."""
+    """Return the fields of a configuration that set the depth, with their values."""
     return {name: getattr(config, name) for name in DEPTH_FIELDS if hasattr(config, name)}
 
 
 def complete_adapter_config(folder: str | os.PathLike, config: Any, auto_class: str | None) -> None:
-    """Write into an adapter's `adapter_config.json` what opens its base model, and at which depth.
+    """Write the Auto class and the depth of the base model into an adapter's `adapter_config.json`.
 
-    PEFT keeps the entry `auto_mapping` from save to load, and reads the class from it where the adapter has no task
-    type. An Auto class also opens a model whose code came with its checkpoint.
+    PEFT keeps the entry `auto_mapping` from save to load, and reads the class from it if the adapter has no task type.
+    An Auto class also loads a model whose code came with its checkpoint.
 
     Args:
-        folder (`str` or `os.PathLike`): where PEFT has written the adapter.
+        folder (`str` or `os.PathLike`): folder into which PEFT wrote the adapter.
         config (`PreTrainedConfig`): the model's configuration.
-        auto_class (`str`, *optional*): the Auto class that opens the model.
+        auto_class (`str`, *optional*): name of the Auto class that loads the model.
     """
     path = os.path.join(folder, ADAPTER_CONFIG_FILE)
     with open(path, encoding="utf-8") as file:
@@ -119,12 +119,12 @@ def complete_adapter_config(folder: str | os.PathLike, config: Any, auto_class: 
 
 
 def restore_depth(model: Any, peft_config: Any, has_others: bool) -> None:
-    """Let a model run at the depth that a loaded adapter was saved at.
+    """Set the depth of a model to that at which a loaded adapter was saved.
 
     Args:
-        model (`PreTrainedModel`): the recurrent model, before it is given the adapter.
-        peft_config (`PeftConfig`): of an adapter that was loaded, or of a new one, which has no depth yet.
-        has_others (`bool`): whether the model carries adapters already; it then keeps its depth, with a warning.
+        model (`PreTrainedModel`): the recurrent model, before the adapter is added.
+        peft_config (`PeftConfig`): configuration of the adapter; a new one has no depth yet.
+        has_others (`bool`): whether the model has other adapters; it then keeps its depth, with a warning.
     """
     recorded = getattr(peft_config, "auto_mapping", None) or {}
     for name, value in depth_of(model.config).items():
@@ -133,9 +133,9 @@ def restore_depth(model: Any, peft_config: Any, has_others: bool) -> None:
             continue
         message = f"The adapter was saved at {name}={depth} and the model has {name}={value}"
         if has_others:
-            logger.warning(f"{message}, which it keeps, as it carries another adapter.")
+            logger.warning(f"{message}, which it keeps, because it has another adapter.")
             continue
-        logger.warning(f"{message}: it is set to {depth}. For another one set `model.config.{name}` afterwards.")
+        logger.warning(f"{message}, which is set to {depth}. To change it, set `model.config.{name}` afterwards.")
         for module in model.modules():
             config = getattr(module, "config", None)
             if is_recurrent(config) and hasattr(config, name):
@@ -143,14 +143,14 @@ def restore_depth(model: Any, peft_config: Any, has_others: bool) -> None:
 
 
 def refuse_adapter(model: nn.Module, action: str) -> None:
-    """Refuse a model that carries an adapter, whose weights are not where they seem to be.
+    """Refuse a model with an adapter, which wraps some of its weights.
 
     Args:
-        model (`nn.Module`): any model: PEFT's wrapper, what is inside it, or one with an adapter of its own.
-        action (`str`): what is to be done with it, for the message.
+        model (`nn.Module`): a model, PEFT's wrapper of one, or the model inside it.
+        action (`str`): the refused action, for the message.
 
     Raises:
-        ValueError: if there is an adapter; says where, and how to merge it.
+        ValueError: if the model has an adapter.
     """
     place = adapted_module(model)
     if place is not None:

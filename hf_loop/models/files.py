@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are written whole or not at all, and digests that tell which model a file belongs to."""
+"""Atomic writing of files, and digests by which a file is matched with its model."""
 
 import json
 import os
@@ -19,23 +19,23 @@ from .offloading import weight_values
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Generator[Path]:
-    """Give a path to write to, which is renamed to `path` once the block has ended without an error.
+    """Yield a temporary path to write to, which is renamed to `path` when the block ends without an error.
 
-    A reader never sees half a file, and an error or a kill leaves the old file as it was. After an error no temporary
-    file stays; after a kill one does, `.{name}-{random}.tmp`. The file gets the mode that the umask gives, also where
+    Readers never see a partial file, and an error or a kill leaves the old file unchanged. An error also removes the
+    temporary file; a kill leaves it behind, as `.{name}-{random}.tmp`. The file gets the mode of the umask, even if
     the library that writes it makes private files, as safetensors does.
 
     Args:
         path (`str` or `os.PathLike`): the file to write; its folder must exist.
 
-    Returns:
+    Yields:
         `Path`: an empty file in the same folder.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
     temporary.touch(exist_ok=False)
     try:
-        # asked of the file system: the umask cannot be read without setting it, for other threads too
+        # read from the new file: reading the umask itself means setting it, for other threads too
         mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         temporary.chmod(mode)
@@ -46,13 +46,13 @@ def atomic_path(path: str | os.PathLike) -> Generator[Path]:
 
 
 def digest_config(digest: Any, config: Any, ignored: Collection[str], *, inner: bool) -> None:
-    """Feed a digest the fields of a configuration.
+    """Update a digest with the fields of a configuration.
 
     Args:
-        digest (`hashlib` object): changed.
+        digest (`hashlib._Hash`): the digest.
         config (`PreTrainedConfig`): the configuration.
-        ignored (`Collection[str]`): names of fields that do not count.
-        inner (`bool`): whether they do not count in the configurations inside it either.
+        ignored (`Collection[str]`): names of fields to leave out.
+        inner (`bool`): whether to leave them out of nested configurations too.
     """
     fields = _without(config.to_dict(), ignored, inner)
     digest.update(json.dumps(fields, sort_keys=True, default=str).encode())
@@ -65,16 +65,16 @@ def digest_weights(
     label: Callable[[str, torch.Tensor], str],
     sample: Callable[[torch.Tensor], torch.Tensor],
 ) -> None:
-    """Feed a digest a label and some values of each weight, so that a large model takes no longer than a small one.
+    """Update a digest with a label and a sample of the values of each weight, which is fast for large models too.
 
-    What is fed decides which files are still recognised: `label` and `sample` are the file format's.
+    `label` and `sample` belong to a file format: changing them makes existing files unrecognizable.
 
     Args:
-        digest (`hashlib` object): changed.
-        model (`nn.Module`): the model; values that are offloaded are brought.
-        weights (`Iterable[tuple[str, torch.Tensor]]`): its weights by name, in the order that counts.
-        label (`Callable`): a weight's name and form as text.
-        sample (`Callable`): the values that count, out of a weight's.
+        digest (`hashlib._Hash`): the digest.
+        model (`nn.Module`): the model; offloaded values are loaded.
+        weights (`Iterable[tuple[str, torch.Tensor]]`): its weights by name, in a fixed order.
+        label (`Callable`): describes the name and form of a weight as text.
+        sample (`Callable`): selects values of a weight.
     """
     for name, weight in weights:
         digest.update(label(name, weight).encode())

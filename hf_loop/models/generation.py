@@ -6,6 +6,7 @@ import copy
 import inspect
 from typing import Any
 
+import torch
 from transformers import GenerationConfig
 
 from .checks import check_depth_names, check_positive_int
@@ -84,10 +85,11 @@ class RecurrentGenerationMixin(GenerationHooks):
             check_early_exit(self.config, generation_config.assistant_early_exit)
         return super().make_candidate_generator(generation_config, model_kwargs, **kwargs)
 
-    def prepare_inputs_for_generation(self: Any, *args, **kwargs):
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+    # `inputs_embeds` is named because `generate` looks for it in the signature
+    def prepare_inputs_for_generation(self: Any, *args, inputs_embeds: torch.Tensor | None = None, **kwargs):
+        inputs = super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
         if is_prompted(self) and "cache" in inputs:
-            # PEFT looks for the cache under its older name, and without one would put the prompt before every token
+            # PEFT looks for the cache under its older name; without it, it would add the prompt before every token
             inputs["past_key_values"] = inputs.pop("cache")
         return inputs
 

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A low-rank update of the core layers for every loop ("relaxed recursion", https://huggingface.co/papers/2410.20672).
 
-In loop r a linear map of the core computes `W x + b + B_r A_r x`, without a further scale (a PEFT adapter with
+In loop r a linear map of the core computes `W x + b + B_r A_r x`, without a further scale (as a PEFT adapter with
 `lora_alpha` equal to its rank), and a norm may have its own gain, `g + d_r`.
 
-The backbone's modules stay what they are: PEFT, quantization, parallel plans and checkpoints see no difference. A call
-of a layer in loop r goes to a view of it (`layer_views.py`), so that the loop is an argument and no state.
+The backbone's modules are not changed, so that PEFT, quantization, parallel plans and checkpoints work as before. In
+loop r a view of the layer is called (`layer_views.py`): the loop is an argument of the call, not a state.
 """
 
 from typing import cast
@@ -24,13 +24,13 @@ class LayerLoopLora(nn.Module):
 
     Its parameters are named after the module they update with `_` for `.`, for example `self_attn_q_proj_A`
     (`[R, r, in]`), `self_attn_q_proj_B` (`[R, out, r]`, zero at the start) and `input_layernorm_weight` (`[R, d]`, a
-    difference, zero at the start). No module takes the name of one of the layer's, or PEFT would add adapters to it.
+    difference, zero at the start). They are not in modules named like the layer's, to which PEFT would add adapters.
 
     Args:
         layer (`nn.Module`): the layer, before quantization or adapters change it.
-        num_loops (`int`): R, the loops that have an update of their own.
-        rank (`int`): r; no update gets more than its smaller side.
-        target_modules (`list[str]`, *optional*): names of linear maps, or their ends; all of them by default.
+        num_loops (`int`): R, the number of loops with an update of their own.
+        rank (`int`): r, at most the smaller side of a linear map.
+        target_modules (`list[str]`, *optional*): names of linear maps, or ends of names; by default all.
         has_vectors (`bool`): whether norms and biases have a difference per loop too.
     """
 
@@ -58,7 +58,7 @@ class LayerLoopLora(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """A as `nn.Linear` starts its weights, everything else zero, so that no loop changes anything yet."""
+        """Initialize A as `nn.Linear` does its weights, and the rest with zero, so that updates start at zero."""
         for name, parameter in self.named_parameters():
             if name.endswith("_A"):
                 bound = parameter.shape[-1] ** -0.5
@@ -67,7 +67,7 @@ class LayerLoopLora(nn.Module):
                 init.zeros_(parameter)
 
     def forward(self, index: int) -> LayerUpdates:
-        """The updates with index `index` along the loops, by module name."""
+        """Return the updates of one index along the loops, by module name."""
         updates: LayerUpdates = {}
         for name in self.linear_names:
             updates[name] = LinearUpdate(self._stacked(name, "A")[index], self._stacked(name, "B")[index])
@@ -84,18 +84,18 @@ class LayerLoopLora(nn.Module):
 
 
 class LoopLora(nn.ModuleList):
-    """The updates of all core layers; see the top of this file.
+    """The updates of all core layers.
 
     Args:
-        config (`LoopedConfig`): gives the `loop_lora_*` fields.
-        core_layers (`list[nn.Module]`): the core layers, as the backbone's configuration makes them.
+        config (`LoopedConfig`): configuration with the `loop_lora_*` fields.
+        core_layers (`list[nn.Module]`): the core layers, before quantization or adapters change them.
 
     Raises:
-        ValueError: if a name in `loop_lora_target_modules` fits no linear map of the core.
+        ValueError: if a name in `loop_lora_target_modules` matches no linear map of the core.
     """
 
     def __init__(self, config: LoopedConfig, core_layers: list[nn.Module]):
-        # the weights have a fixed number of loops, whatever number the model runs later
+        # fixed when the weights are made: the model may run another number of loops later
         if config.loop_lora_num_loops is None:
             config.loop_lora_num_loops = config.num_loops
         num_loops = config.loop_lora_num_loops
@@ -109,7 +109,7 @@ class LoopLora(nn.ModuleList):
         self.beyond = config.loop_lora_beyond
 
     def update_index(self, loop: int) -> int | None:
-        """Which update loop `loop` (from 0) uses; beyond the loops that have one `loop_lora_beyond` decides."""
+        """Return the index of the update of a loop (from 0), by `loop_lora_beyond` for later loops; `None` for none."""
         if loop < self.num_loops:
             return loop
         if self.beyond == "cyclic":
@@ -117,10 +117,10 @@ class LoopLora(nn.ModuleList):
         return self.num_loops - 1 if self.beyond == "last" else None
 
     def layer_in_loop(self, layer: nn.Module, core_index: int, loop: int) -> nn.Module:
-        """A view of core layer `core_index`, which `layer` is, as it computes in loop `loop`.
+        """Make a view of `layer`, core layer `core_index`, that computes with the update of loop `loop`.
 
         Raises:
-            ValueError: if a module that is to be updated was replaced by one that the update cannot reach.
+            ValueError: if a module was replaced or wrapped, so that the update cannot reach it.
         """
         index = self.update_index(loop)
         if index is None:
@@ -129,15 +129,15 @@ class LoopLora(nn.ModuleList):
 
     @torch.no_grad()
     def merged_state_dict(self, layer: nn.Module, core_index: int, loop: int) -> dict[str, torch.Tensor]:
-        """The state dict that a copy of `layer` needs to compute by itself what it computes in loop `loop`.
+        """Return the state dict of `layer` with the update of loop `loop` merged into its weights.
 
         Args:
-            layer (`nn.Module`): core layer `core_index`. It is not changed; what its loop does not update is shared.
-            core_index (`int`): its place in the core.
-            loop (`int`): the loop, from 0.
+            layer (`nn.Module`): core layer `core_index`, which is not changed; tensors without an update are shared.
+            core_index (`int`): index of the layer in the core.
+            loop (`int`): index of the loop, from 0.
 
         Raises:
-            ValueError: if a weight to be updated is quantized, or an adapter stands in its place.
+            ValueError: if a weight to update is quantized or has an adapter.
         """
         state_dict: dict[str, torch.Tensor] = layer.state_dict()
         index = self.update_index(loop)
@@ -160,15 +160,15 @@ class LoopLora(nn.ModuleList):
 
 
 def parameter_key(module_name: str, suffix: str) -> str:
-    """The parameter of [`LayerLoopLora`] that belongs to a module: `suffix` is `A`, `B` or a vector's name."""
+    """Return the name of a parameter of [`LayerLoopLora`]; `suffix` is `A`, `B` or the name of a vector."""
     return f"{module_name.replace('.', '_')}_{suffix}"
 
 
 def vector_parameter_names(module: nn.Module) -> list[str]:
-    """Names of the parameters of `module` that can differ per loop as vectors.
+    """Return the names of the parameters of `module` that can have a difference per loop.
 
-    They are the biases of linear maps and every vector of a module without children, except convolutions: layers with
-    one (the hybrids) read its parameters without calling it.
+    They are the vectors of a module without children, such as a bias or the gain of a norm. Convolutions are left out,
+    because hybrid layers read their parameters without calling them.
     """
     if next(module.children(), None) is not None or isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return []
@@ -180,10 +180,10 @@ def _is_target(name: str, target_modules: list[str] | None) -> bool:
 
 
 def check_targets(target_modules: list[str] | None, core_layers: list[nn.Module]) -> None:
-    """Refuse `loop_lora_target_modules` in which a name fits no linear map of the core.
+    """Check the names in `loop_lora_target_modules`.
 
     Raises:
-        ValueError: if names it, and the maps that there are.
+        ValueError: if a name matches no linear map of the core.
     """
     names = {
         name: None for layer in core_layers for name, module in layer.named_modules() if isinstance(module, nn.Linear)
@@ -196,18 +196,18 @@ def check_targets(target_modules: list[str] | None, core_layers: list[nn.Module]
 
 
 def is_plain(weight: torch.Tensor) -> bool:
-    """Whether numbers can be added to a weight: it is not quantized, by its type or as a subclass of tensors."""
+    """Return whether numbers can be added to a weight: it is not quantized, by its dtype or its tensor class."""
     dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     return type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype in dtypes
 
 
 def _add_to_weight(key: str, weight: torch.Tensor | None, difference: torch.Tensor) -> torch.Tensor:
     if weight is None:
-        raise ValueError(f"the layer has no {key!r}: unload or merge the adapter that stands in its place first")
+        raise ValueError(f"the layer has no {key!r}: unload or merge its adapter first")
     if not is_plain(weight):
         kind = weight.dtype if type(weight) is torch.Tensor else type(weight).__name__
         raise ValueError(f"{key!r} is quantized ({kind}): a loop's update cannot be merged into it")
-    # in fp32: in bf16 a small update of a large weight is rounded away
+    # in fp32, because bf16 would round away a small update of a large weight
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return (weight.to(dtype) + difference.to(weight.device, dtype)).to(weight.dtype)
 

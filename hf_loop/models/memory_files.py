@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""A model's memory as a file: kept when the process ends, and refused by every other model.
+"""Saving a model's memory to a file, which only the same model can load.
 
-A memory is a cache whose size does not grow with what was read. The file holds what every layer carries, with the
-version of the format and a fingerprint of the model, without which the numbers mean nothing.
+A memory is a cache whose size does not grow with the text. The file holds the state of every cache slot, the version
+of the format and a fingerprint of the model.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ from .files import atomic_path, digest_config, digest_weights
 
 
 FORMAT, FORMAT_VERSION = "hf_loop.memory", "1"
-# values of every weight that enter the fingerprint
+# number of values of each weight in the fingerprint
 NUM_SAMPLES = 64
-# fields of a configuration that change nothing about what a memory means
+# fields of a configuration that do not affect a memory
 IGNORED_FIELDS = {
     "_name_or_path",
     "architectures",
@@ -37,20 +37,21 @@ IGNORED_FIELDS = {
 
 
 class MemoryMixin:
-    """`save_memory`, `load_memory` and `fingerprint`, for models whose cache layers have a `memory_state`."""
+    """Mixin with `save_memory` and `load_memory`, for models whose cache layers have a `memory_state`."""
 
     config: Any
     device: Any
 
     def save_memory(self, cache: Cache, path: str | os.PathLike) -> None:
-        """Write a memory to a file, which appears whole or not at all.
+        """Write a memory to a file, atomically.
 
         Args:
-            cache (`Cache`): what `forward` or `generate` returned.
-            path (`str` or `os.PathLike`): the file to write, in the safetensors format.
+            cache (`Cache`): the cache that `forward` or `generate` returned.
+            path (`str` or `os.PathLike`): the file to write, in safetensors format.
 
         Raises:
-            ValueError: if the cache is not a memory of this family, or is empty; there is no folder for the file.
+            ValueError: if the cache was not made by a model of this family, or is empty, or the file's folder does not
+                exist.
         """
         layers: Any = getattr(cache, "layers", None)
         if not layers or any(not hasattr(layer, "memory_state") for layer in layers):
@@ -63,7 +64,7 @@ class MemoryMixin:
             for name, tensor in layer.memory_state().items()
         }
         if not tensors:
-            raise ValueError("`cache` holds no memory yet: nothing was read with it")
+            raise ValueError("`cache` holds no memory yet: pass it to `forward` or `generate` first")
         metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "fingerprint": self.fingerprint()}
         metadata["model_type"] = self.config.model_type
         target = Path(path)
@@ -73,28 +74,27 @@ class MemoryMixin:
             save_file(tensors, temporary, metadata=metadata)
 
     def load_memory(self, path: str | os.PathLike) -> Cache:
-        """Read a memory that this model wrote.
+        """Load a memory that this model saved.
 
-        What it has read lies before the first token that comes next: `generate(new_ids, cache=memory)` takes
-        the new tokens alone.
+        `generate(new_ids, cache=memory)` then takes only the tokens that follow the text in the memory.
 
         Args:
             path (`str` or `os.PathLike`): the file.
 
         Returns:
-            `Cache`: to be given to `forward` or `generate` as `cache`.
+            `Cache`: the memory, to pass to `forward` or `generate` as `cache`.
 
         Raises:
-            ValueError: if the file is no memory, of another version of the format, or of another model.
+            ValueError: if the file is not a memory, or is one of another format version or model.
         """
         if not Path(path).is_file():
-            raise ValueError(f"`path` must be a memory file, got {str(path)!r}, which is no file")
+            raise ValueError(f"`path` must be a memory file, got {str(path)!r}, which is not a file")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
             tensors = load_file(path, device=str(self.device))
         except SafetensorError as error:
-            raise ValueError(f"`path` must be a memory file, and {str(path)!r} cannot be read: {error}") from error
+            raise ValueError(f"`path` must be a memory file, but {str(path)!r} cannot be read: {error}") from error
         expected = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -104,13 +104,13 @@ class MemoryMixin:
         for name, value in expected.items():
             if metadata.get(name) != value:
                 raise ValueError(
-                    f"{str(path)!r} is no memory of this model: its {name} is {metadata.get(name)!r}, and must be "
-                    f"{value!r}"
+                    f"`path` must be a memory file of this model, got {str(path)!r}: its {name} is "
+                    f"{metadata.get(name)!r}, must be {value!r}"
                 )
         num_slots = 1 + max(int(name.split(".")[1]) for name in tensors)
         config = self.config
         if config.has_loops and num_slots != config.num_hidden_layers:
-            # filled at another number of loops than the model's own
+            # saved with another number of loops than the model's own
             config = config.with_num_loops(config.loops_of(num_slots))
         cache = DynamicCache(config=config)
         layers: Any = cache.layers
@@ -121,15 +121,15 @@ class MemoryMixin:
         return cache
 
     def fingerprint(self: Any) -> str:
-        """A digest of the configuration and of values out of every weight: another model has another one, and so have
-        the same weights in another dtype, whose memory would differ too."""
+        """Return a digest of the configuration and of a sample of every weight. It also depends on the dtype, because
+        a memory does."""
         digest = hashlib.blake2b(digest_size=16)
         digest_config(digest, self.config, IGNORED_FIELDS, inner=True)
         digest_weights(digest, self, sorted(self.named_parameters()), _describe, _sample)
         return digest.hexdigest()
 
 
-# a memory file is recognised by the digest of these two: another text or sample would refuse every file there is
+# part of the file format: a change would make existing memory files unrecognizable
 def _describe(name: str, weight: torch.Tensor) -> str:
     return f"{name}{tuple(weight.shape)}{weight.dtype}"
 

@@ -250,8 +250,8 @@ class LoopedForCausalLM(LoopedPreTrainedModel, RecurrentForCausalLM):
     output_class = LoopedCausalLMOutputWithPast
     set_arguments = frozenset(("output_loop_hidden_states", "noise_per_example"))
 
-    def prepare_inputs_for_generation(self, *args, **kwargs):
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+    def prepare_inputs_for_generation(self, *args, inputs_embeds: torch.Tensor | None = None, **kwargs):
+        inputs = super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
         # CODEPATH: Huginn starts from noise, Ouro and others do not
         if self.training and self.config.state_init == "normal":
             inputs["noise_per_example"] = False

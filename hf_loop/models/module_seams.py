@@ -1,9 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Copies of modules that share everything but a part, and what accelerate puts around a forward.
-
-These touch private parts of torch, accelerate and transformers, as `transformers_seams.py` does.
-"""
+"""All uses of private parts of torch and accelerate: views of modules, and accelerate's hooks around a forward."""
 
 import functools
 import types
@@ -20,15 +17,20 @@ def module_view(
     parameters: dict[str, torch.Tensor] | None = None,
     is_lenient: bool = False,
 ) -> nn.Module:
-    """A copy of a module that shares parameters, buffers and hooks with it, save the children and parameters given.
+    """Make a view of a module: a shallow copy that shares its parameters, buffers and hooks.
 
-    With `is_lenient`, a function that someone put in the place of the forward stays as it is.
+    `torch.func.functional_call` does not serve: it changes the module itself while it runs, which other threads see,
+    and it cannot replace a child.
 
-    `torch.func.functional_call` would put the parameters into the module itself while it runs, where other threads
-    meet them, and cannot replace a child.
+    Args:
+        module (`nn.Module`): the module.
+        children (`dict[str, nn.Module]`, *optional*): children to replace, by name.
+        parameters (`dict[str, torch.Tensor]`, *optional*): parameters to replace, by name.
+        is_lenient (`bool`, *optional*, defaults to `False`): whether to keep a replaced `forward` that cannot be
+            rebound to the view.
 
     Raises:
-        ValueError: if something put a forward on the module that a copy cannot be made to run.
+        ValueError: if the module's `forward` was replaced by a function that cannot be rebound to the view.
     """
     view = object.__new__(type(module))
     view.__dict__.update(module.__dict__)
@@ -38,7 +40,7 @@ def module_view(
         view.__dict__["_modules"] = {**module._modules, **children}
     if parameters is not None:
         view.__dict__["_parameters"] = {**module._parameters, **parameters}
-    # bound to the original, whose children would be run: device maps and kernels put such functions on the instance
+    # device maps and kernels set these on the instance, bound to the original module
     for name in ("forward", "_old_forward"):
         if name in module.__dict__:
             try:
@@ -50,53 +52,53 @@ def module_view(
 
 
 def _rebind(function: Any, module: nn.Module, view: nn.Module) -> Callable[..., Any]:
-    """`function`, which calls `module`, so that it calls `view`."""
+    """Rebind `function` from `module` to `view`."""
     if isinstance(function, types.MethodType) and function.__self__ is module:
         return types.MethodType(function.__func__, view)
     if isinstance(function, functools.partial) and function.args and function.args[0] is module:
         return functools.partial(function.func, view, *function.args[1:], **function.keywords)
     raise ValueError(
-        f"the per-loop LoRA cannot reach what is inside {type(module).__name__}, whose forward was replaced by "
+        f"the per-loop LoRA cannot reach the modules inside {type(module).__name__}, whose forward was replaced by "
         f"{function!r}"
     )
 
 
 def child_module(module: nn.Module, name: str) -> nn.Module | None:
-    """The child of a module under a name of its own; none of what a wrapper hands through."""
+    """Return a child of a module, `None` if the module only passes the name on to what it wraps."""
     return module._modules.get(name)
 
 
 def own_parameter(module: nn.Module, name: str) -> torch.Tensor | None:
-    """The parameter of a module under a name of its own; none of what a wrapper hands through."""
+    """Return a parameter of a module, `None` if the module only passes the name on to what it wraps."""
     return module._parameters.get(name)
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether accelerate put hooks around the forward of a module, as offloading does."""
+    """Return whether accelerate put hooks around a module's forward, as offloading does."""
     return "_old_forward" in module.__dict__
 
 
 def inner_forward(module: nn.Module) -> Callable[..., Any]:
-    """The forward of a module without the hooks that accelerate put around it, which bring its weights."""
+    """Return a module's forward without accelerate's hooks, which load its weights."""
     return module.__dict__.get("_old_forward", module.forward)
 
 
 def replace_forward(view: nn.Module, forward: Callable[..., Any], inside_hooks: bool = False) -> nn.Module:
-    """Let a module view run `forward`, in place of accelerate's hooks or inside of them."""
+    """Replace the forward of a module view, together with accelerate's hooks or inside of them."""
     view.__dict__["_old_forward" if inside_hooks and is_hooked(view) else "forward"] = forward
     return view
 
 
 def drops_cache(layer: nn.Module) -> bool:
-    """Whether a layer would drop its cache where nothing is differentiated, because it is checkpointed in training.
+    """Return whether a layer would drop its cache because it is checkpointed, although no gradient is recorded.
 
-    Releases up to 5.23 do that; later ones keep it.
+    Releases up to 5.23 do so.
     """
     return layer.training and getattr(layer, "gradient_checkpointing", False) and not torch.is_grad_enabled()
 
 
 def without_checkpointing(layer: nn.Module) -> nn.Module:
-    """A view of a layer that runs as it is."""
+    """Make a view of a layer without gradient checkpointing."""
     view = module_view(layer)
     view.__dict__["gradient_checkpointing"] = False
     return view

@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Models whose weights are brought to the device layer by layer: what still works, and what refuses them.
+"""Support for models with offloaded weights.
 
-accelerate puts hooks around the forward of the module that owns a weight (`cpu_offload`, `disk_offload`, a device map
-with "cpu" or "disk"). Outside of it the weight is a tensor on the device "meta", which holds nothing.
+accelerate (`cpu_offload`, `disk_offload`, a device map with "cpu" or "disk") puts hooks around the forward of the
+module that owns a weight. Outside of this forward the weight is a tensor on the device "meta", without values.
 """
 
 from itertools import chain
@@ -15,11 +15,11 @@ from .layer_views import read_weight
 
 
 def check_weights_are_here(module: nn.Module, name: str) -> None:
-    """Refuse a model with weights that hold nothing, before they are copied or written as if they did.
+    """Refuse a model with weights that have no values, before they are copied or saved.
 
     Args:
-        module (`nn.Module`): the model, or the part of it that is read.
-        name (`str`): the argument it was given for, used in the message.
+        module (`nn.Module`): the model, or a part of it.
+        name (`str`): the argument that has the module, for the message.
 
     Raises:
         ValueError: if a parameter or buffer is on the device "meta".
@@ -33,16 +33,16 @@ def check_weights_are_here(module: nn.Module, name: str) -> None:
 
 
 def is_saved_offloaded(module: nn.Module) -> bool:
-    """Whether transformers' `save_pretrained` gathers the offloaded weights of a model itself, by its device map."""
+    """Return whether transformers' `save_pretrained` gathers the offloaded weights of a model, by its device map."""
     devices = set(getattr(module, "hf_device_map", {}).values())
     return len(devices) > 1 and not devices.isdisjoint({"cpu", "disk"})
 
 
 def weight_values(module: nn.Module, name: str) -> torch.Tensor:
-    """A weight by its dotted name, brought from where it is offloaded to.
+    """Return the values of a weight by its dotted name, loaded from where it is offloaded to.
 
     Raises:
-        ValueError: if it was never loaded.
+        ValueError: if the weight was never loaded.
     """
     owner, _, own_name = name.rpartition(".")
     value = read_weight(module.get_submodule(owner), own_name).detach()

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Outputs of the models: transformers' own, with what the loops did and what memory is left."""
+"""Output classes of the models: transformers' own, with the states of loops and memories."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ class RecurrentModelOutputWithPast(CacheNames, BaseModelOutputWithPast):  # ty: 
     """
     Args:
         cache (`Cache`, *optional*, with `use_cache=True`):
-            What later calls go on from; `past_key_values` is its older name.
+            The cache for later calls; `past_key_values` is its older name.
     """
 
 
@@ -26,7 +26,7 @@ class RecurrentCausalLMOutputWithPast(CacheNames, CausalLMOutputWithPast):  # ty
     """
     Args:
         cache (`Cache`, *optional*, with `use_cache=True`):
-            What later calls go on from; `past_key_values` is its older name.
+            The cache for later calls; `past_key_values` is its older name.
     """
 
 
@@ -35,11 +35,11 @@ class LoopedModelOutputWithPast(RecurrentModelOutputWithPast):
     """
     Args:
         num_loops (`torch.LongTensor` of shape `(batch_size,)`):
-            Loops that were run for each row.
+            Number of loops that were run for each sequence.
         loop_states (`tuple(torch.FloatTensor)`, *optional*, with `output_loop_states=True`):
             The state after every loop, each of shape `(batch_size, sequence_length, hidden_size)`.
         loop_hidden_states (`tuple(torch.FloatTensor)`, *optional*, with `output_loop_hidden_states=True`):
-            What `last_hidden_state` would be after every loop: the state through the coda and the final norm.
+            The state after every loop, each through the coda and the final norm, as `last_hidden_state` is.
     """
 
     num_loops: torch.Tensor | None = None
@@ -52,7 +52,7 @@ class LoopedCausalLMOutputWithPast(RecurrentCausalLMOutputWithPast):
     """
     Args:
         num_loops (`torch.LongTensor` of shape `(batch_size,)`):
-            Loops that were run for each row.
+            Number of loops that were run for each sequence.
         loop_states (`tuple(torch.FloatTensor)`, *optional*, with `output_loop_states=True`):
             The state after every loop, each of shape `(batch_size, sequence_length, hidden_size)`.
         loop_logits (`tuple(torch.FloatTensor)`, *optional*, with `output_loop_logits=True`):
@@ -68,9 +68,9 @@ class LoopedCausalLMOutputWithPast(RecurrentCausalLMOutputWithPast):
 class FeedbackModelOutputWithPast(RecurrentModelOutputWithPast):
     """
     Args:
-        feedback (`torch.FloatTensor` of shape `(rows, num_hidden_layers, feedback_length, hidden_size)`, *optional*):
-            Without a cache, the memory of every row, or document of packed rows, after its last complete block; zero
-            for a row without one.
+        feedback (`torch.FloatTensor` of shape `(sequences, num_calls, feedback_length, hidden_size)`, *optional*):
+            Without a cache, the memory of every sequence (or packed document) after its last complete block; zero for
+            one without a complete block.
     """
 
     feedback: torch.Tensor | None = None
@@ -80,29 +80,27 @@ class FeedbackModelOutputWithPast(RecurrentModelOutputWithPast):
 class FeedbackCausalLMOutputWithPast(RecurrentCausalLMOutputWithPast):
     """
     Args:
-        feedback (`torch.FloatTensor` of shape `(rows, num_hidden_layers, feedback_length, hidden_size)`, *optional*):
-            Without a cache, the memory of every row, or document of packed rows, after its last complete block; zero
-            for a row without one.
+        feedback (`torch.FloatTensor` of shape `(sequences, num_calls, feedback_length, hidden_size)`, *optional*):
+            Without a cache, the memory of every sequence (or packed document) after its last complete block; zero for
+            one without a complete block.
     """
 
     feedback: torch.Tensor | None = None
 
 
 def wants_hidden_states(output_hidden_states: Any) -> bool:
-    """Whether any hidden state was asked for, by a flag or by the indices of some."""
+    """Return whether any hidden state was requested, by a flag or by indices."""
     return bool(output_hidden_states) or (isinstance(output_hidden_states, int) and output_hidden_states is not False)
 
 
 def select_hidden_states(
     hidden_states: tuple[torch.Tensor, ...], output_hidden_states: Any
 ) -> tuple[torch.Tensor | None, ...] | None:
-    """The hidden states that were asked for, `None` in place of others, as transformers records them.
-
-    For models that put their hidden states together themselves.
+    """Keep the requested hidden states, with `None` in place of others, as transformers does.
 
     Args:
-        hidden_states (`tuple(torch.FloatTensor)`): all of them, the first layer's input included.
-        output_hidden_states (`bool`, `int` or `list[int]`): all, none, or which.
+        hidden_states (`tuple(torch.FloatTensor)`): all hidden states, from the first layer's input on.
+        output_hidden_states (`bool`, `int` or `list[int]`): all, none, or indices.
     """
     if not wants_hidden_states(output_hidden_states):
         return None

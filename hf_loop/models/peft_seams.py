@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Every touch of PEFT that its releases may move, as `transformers_seams.py` has those of the other libraries."""
+"""All uses of unstable parts of PEFT, as `transformers_seams.py` has those of transformers."""
 
 import functools
 import importlib.abc
@@ -16,11 +16,11 @@ from .transformers_seams import auto_class_of
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
-    """Calls `then` once `package` has been imported, which costs nothing where it never is.
+    """An import hook that calls `then` once `package` is imported, so that the package need not be imported here.
 
     Args:
-        package (`str`): the package's name.
-        then (`Callable`): called without arguments.
+        package (`str`): name of the package.
+        then (`Callable`): function without arguments.
     """
 
     def __init__(self, package: str, then: Callable[[], None]):
@@ -51,10 +51,10 @@ class AfterImport(importlib.abc.MetaPathFinder):
 
 
 def adapt_peft(**hooks: Callable[..., Any]) -> None:
-    """Have PEFT, now or when it is imported, ask `hooks` about recurrent models; see `adapters.py` for each.
+    """Make PEFT call `hooks` for recurrent models, now or when it is imported; `adapters.py` has the hooks.
 
-    PEFT has no hook for models of other libraries: four of its public methods are wrapped. Models of other kinds see
-    no difference.
+    PEFT has no hook for models of other libraries, so four of its public methods are wrapped. Other models are not
+    affected.
     """
     AfterImport("peft", lambda: _wrap_peft(hooks))
 
@@ -63,7 +63,7 @@ def _wrap_peft(hooks: dict[str, Callable[..., Any]]) -> None:
     peft: Any = sys.modules["peft"]
     tuner_class: Any = peft.tuners.tuners_utils.BaseTuner
     if getattr(tuner_class, "asks_hf_loop", False):
-        # done already, by other code of ours: installed, or of another checkpoint
+        # already wrapped, by the installed package or by code that came with another checkpoint
         return
 
     def is_recurrent(model):
@@ -109,8 +109,8 @@ def _wrap_peft(hooks: dict[str, Callable[..., Any]]) -> None:
 
 
 def adapted_module(model: nn.Module) -> str | None:
-    """The first module of `model` that an adapter of PEFT has taken the place of, itself included, or `None`."""
-    # not imported: a model whose adapter was loaded has it in the process
+    """Return the name of the first module of `model` that is a PEFT adapter, `None` if there is none."""
+    # PEFT need not be imported here: a model with an adapter has imported it
     peft: Any = sys.modules.get("peft")
     if peft is None:
         return None

@@ -272,7 +272,7 @@ def test_functions_put_on_a_module_run_with_the_update():
     assert len(seen) == 3 and not torch.equal(seen[0], seen[1])
     handle.remove()
     layer.mlp.forward = lambda hidden_states: hidden_states
-    with pytest.raises(ValueError, match="cannot reach what is inside LlamaMLP, whose forward was replaced"):
+    with pytest.raises(ValueError, match="cannot reach the modules inside LlamaMLP, whose forward was replaced"):
         model(INPUT_IDS)
 
 
@@ -325,7 +325,7 @@ def test_what_cannot_be_merged_is_named():
     with pytest.raises(ValueError, match="'mlp.up_proj.weight' is quantized .torch.uint8."):
         model.model.loop_lora.merged_state_dict(layer, 0, 0)
     layer.mlp.up_proj = nn.Sequential(layer.mlp.up_proj)
-    with pytest.raises(ValueError, match="no 'mlp.up_proj.weight': unload or merge the adapter"):
+    with pytest.raises(ValueError, match="no 'mlp.up_proj.weight': unload or merge its adapter"):
         model.model.loop_lora.merged_state_dict(layer, 0, 0)
 
 

@@ -108,7 +108,7 @@ def test_the_adapter_must_be_merged_before_the_updates():
     model = tiny_loop_lora()
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     layer = model.model.core_layers()[0]
-    with pytest.raises(ValueError, match="no 'self_attn.q_proj.weight': unload or merge the adapter"):
+    with pytest.raises(ValueError, match="no 'self_attn.q_proj.weight': unload or merge its adapter"):
         model.model.loop_lora.merged_state_dict(layer, 0, 0)
     adapted.merge_and_unload()
     layer.load_state_dict(model.model.loop_lora.merged_state_dict(layer, 0, 0))

@@ -124,7 +124,7 @@ def changed_weights():
 def test_the_memory_of_another_model_is_refused(make, tmp_path):
     model = make_feedback()
     model.save_memory(read(model)[0], tmp_path / "memory")
-    assert "no memory of this model: its fingerprint is" in refusal(make().load_memory, tmp_path / "memory")
+    assert "a memory file of this model" in refusal(make().load_memory, tmp_path / "memory")
     # the same model, loaded anew, is not another
     model.save_pretrained(tmp_path / "model")
     AutoModelForCausalLM.from_pretrained(tmp_path / "model").load_memory(tmp_path / "memory")
@@ -144,8 +144,8 @@ def test_what_the_file_says_about_itself_must_fit(field, value, tmp_path):
 
 def test_damaged_and_missing_files_are_refused(tmp_path):
     model, path = make_feedback(), tmp_path / "memory"
-    assert "which is no file" in refusal(model.load_memory, path)
-    assert "which is no file" in refusal(model.load_memory, tmp_path)
+    assert "which is not a file" in refusal(model.load_memory, path)
+    assert "which is not a file" in refusal(model.load_memory, tmp_path)
     model.save_memory(read(model)[0], path)
     whole = path.read_bytes()
     for size in (0, 5, 100, len(whole) // 2, len(whole) - 1):
