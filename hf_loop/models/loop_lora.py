@@ -109,7 +109,7 @@ class LoopLora(nn.ModuleList):
         self.beyond = config.loop_lora_beyond
 
     def update_index(self, loop: int) -> int | None:
-        """Return the index of the update of a loop (from 0), by `loop_lora_beyond` for later loops; `None` for none."""
+        """Return the index of the update of loop `loop`, by `loop_lora_beyond` for later loops; `None` for none."""
         if loop < self.num_loops:
             return loop
         if self.beyond == "cyclic":

@@ -278,7 +278,7 @@ def test_foreign_caches_are_refused(plain):
 
 def make_feedback_config(num_hidden_layers: int):
     config = make_feedback().config
-    config.num_hidden_layers = num_hidden_layers
+    config.backbone_config.num_hidden_layers = num_hidden_layers
     return config
 
 
