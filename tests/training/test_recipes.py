@@ -32,6 +32,7 @@ def test_there_are_recipes():
     assert {"shell_game", "text_pretraining", "smollm2_135m", "smollm2_135m_cpu"} <= names
     assert {"passkey", "smollm2_135m_lora"} <= names
     assert {"associative_recall", "rule_110", "successor", "smollm2_135m_sleep"} <= names
+    assert "delayed_shell_game" in names
     assert {"sudoku_4x4", "sudoku_6x6", "sudoku_9x9", "maze_30x30"} <= names
 
 
@@ -59,6 +60,9 @@ def test_debug_variant_runs_two_steps(path, tmp_path):
     elif section["family"] == "feedback":
         assert model.config.model_type == "feedback_lm"
         assert model.config.random_state_passing == section["config"].get("random_state_passing", 0)
+        if section.get("backbone", {}).get("model_type") == "looped_lm":
+            assert model.config.backbone_config.model_type == "looped_lm"
+            assert model.config.num_loops == section["backbone"]["num_loops"]
     elif section["family"] == "sleep":
         assert model.config.model_type == "sleep_lm"
         assert model.config.num_sleep_passes == section["config"]["num_sleep_passes"]
