@@ -68,7 +68,7 @@ def train_and_evaluate(overrides: list[str], seed: int, output_dir: Path) -> dic
     num_parameters = run_recipe(recipe).num_parameters
     seconds = round(time.process_time() - start, 1)
     model = FeedbackForCausalLM.from_pretrained(output_dir)
-    options = recipe.data.task_options | {"test_blocks": BLOCKS}
+    options: dict[str, Any] = {**recipe.data.task_options, "test_blocks": BLOCKS}
     tests, _ = delayed_shell_game(1, recipe.data.num_eval_rows, seed=seed, **options)
     trained = model.config.num_loops
     blocks = {
@@ -87,7 +87,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Format accuracy in Markdown, a line for each run."""
-    columns = [*(f"{count} blocks" for count in BLOCKS), *(f"{count} loops" for count in LOOPS)]
+    columns = [*(f"{count} blocks" for count in BLOCKS), *(f"loops: {count}" for count in LOOPS)]
     lines = ["| variant | seed | parameters | " + " | ".join(columns) + " | seconds |"]
     lines.append("|---|---:|---:|" + "---:|" * (len(columns) + 1))
     for run in sorted(results, key=lambda run: list(VARIANTS).index(run["variant"])):
