@@ -51,12 +51,12 @@ from .modeling_sleep import (
 )
 
 
-# a modeling file with a record at its foot is a family
+# every modeling file with a `FAMILY` record is a family
 for _path in sorted(Path(__file__).parent.glob("modeling_*.py")):
     _family = getattr(importlib.import_module(f".{_path.stem}", __name__), "FAMILY", None)
     if _family is not None:
         register_family(_family)
-# decoders that transformers does not have, as models by themselves
+# decoders that transformers does not have
 register_classes(HrmBackboneConfig, {})
 register_classes(
     HuginnBackboneConfig, {"AutoModel": HuginnBackboneModel, "AutoModelForCausalLM": HuginnBackboneForCausalLM}

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Configuration of the hierarchical models, of language and of puzzles: stacks of backbone layers on two clocks."""
+"""Configurations of the hierarchical language and puzzle models."""
 
 from typing import Any, ClassVar, Literal, Self
 
@@ -31,38 +31,38 @@ class HierarchicalConfig(RecurrentConfig):
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the decoder whose layers are run. Any decoder in the table of `README.md`, or
-            `"hrm_text"`, which brings two stacks of its own; defaults to Llama's. Of other backbones the first half
-            of the layers is the fast stack and the second half the slow one. Fields such as `vocab_size` or
-            `hidden_size` may also be given directly when this is a dictionary or left out; they are read and written
-            through to it.
+            Configuration of the decoder, by default Llama's: any decoder in the table of `README.md`, whose layers are
+            split into a fast and a slow stack of equal size, or `"hrm_text"`, which has two stacks of its own. Fields
+            such as `vocab_size` or `hidden_size` may also be given directly if this is a dictionary or left out; they
+            are read and written through to it.
         num_loops (`int`, *optional*, defaults to 2):
-            Slow cycles, unless the call says otherwise.
+            Number of slow cycles, unless the call says otherwise.
         low_cycles (`int`, *optional*, defaults to 3):
             Updates of the fast state in each slow cycle.
         shared_stack (`bool`, *optional*, defaults to `False`):
             Whether one stack of all layers updates both states (https://huggingface.co/papers/2510.04871).
         num_latent_states (`int`, *optional*, defaults to 2):
-            2, or 1 for a single state, which the shared stack updates `low_cycles` times in every cycle
-            (https://huggingface.co/papers/2512.14693).
+            Number of states: 2, or 1 for a single state, which the shared stack updates `low_cycles` times in every
+            cycle (https://huggingface.co/papers/2512.14693).
         injection (`str`, *optional*, defaults to `"none"`):
             How the input `x` enters the fast stack: `"add"` (in every update) or `"none"` (through the slow state
             alone, as in https://huggingface.co/papers/2605.20613).
         state_init (`str`, *optional*, defaults to `"input"`):
-            The states before the first cycle. `"input"` and `"zeros"` are of the slow one: `x` itself, or zero; the
-            fast state then starts at zero, or where the backbone keeps a vector for it, there. `"random"` starts both
-            at vectors drawn once, kept with the weights and not trained, the same at every position.
+            The states before the first cycle. With `"input"` (`x` itself) and `"zeros"` for the slow state, the fast
+            state starts from the backbone's own initial vector, or from zero if it has none. With `"random"` both
+            start from vectors that are drawn once, saved with the weights and not trained, the same at every position.
         stack_norm (`str`, *optional*, defaults to `"weightless"`):
             The norm at the end of every stack call: `"none"`, `"weightless"` (an RMS norm without gains) or `"final"`
-            (the backbone's final norm, which then is not applied once more before the head).
+            (the backbone's final norm, which is then not applied again before the head).
         embedding_scale (`float`, *optional*, defaults to 1.0):
-            What the first layers' input is multiplied with, besides what the backbone itself does to it.
+            Factor of the first layers' input, on top of the backbone's own scaling.
         gradient (`str`, *optional*, defaults to `"full"`):
-            Which stack calls carry gradient: `"full"` all, `"last_cycle"` those of the last slow cycle, `"one_step"`
-            the last of each stack, or `"last_k"` the last `backprop_low_cycles` fast calls of every slow cycle and
-            all slow ones.
+            Stack calls with gradient: `"full"` (all), `"last_cycle"` (those of the last slow cycle), `"one_step"` (the
+            last of each stack) or `"last_k"` (all slow calls, and the last `backprop_low_cycles` fast calls of every
+            slow cycle).
         backprop_low_cycles (`list[int]`, *optional*):
-            For `"last_k"`, fast calls with gradient in the last slow cycles, in their order; earlier cycles have one.
+            For `"last_k"`, the number of fast calls with gradient in each of the last slow cycles, in order. Earlier
+            cycles have one.
 
     Raises:
         ValueError: if a field is out of range or does not fit another one.
@@ -95,13 +95,13 @@ class HierarchicalConfig(RecurrentConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
-        """The configuration of a published model, of the size and schedule that its authors give.
+        """Make the configuration of a published model, with its authors' sizes and schedule.
 
         Args:
             name (`str`): `"hrm"`, `"trm"`, `"urm"`, `"hrm_text"`, or `"plain"`, the transformer that HRM's authors
                 compare with, which runs its layers once.
-            overrides: fields of this configuration or of the backbone's to set otherwise. `intermediate_size` follows
-                `hidden_size` as the papers have it.
+            overrides: fields of this configuration or the backbone's to change. `intermediate_size` is computed from
+                `hidden_size` as in the papers.
 
         Raises:
             ValueError: if there is no such preset, or a field is refused.
@@ -110,24 +110,24 @@ class HierarchicalConfig(RecurrentConfig):
         others = fields.schedule.keys() - cls.__dataclass_fields__.keys()
         if others:
             raise ValueError(
-                f"the preset {name!r} solves puzzles: it is `HierarchicalPuzzleConfig.from_preset({name!r})`"
+                f"the preset {name!r} solves puzzles: use `HierarchicalPuzzleConfig.from_preset({name!r})`"
             )
         own = {key: overrides.pop(key) for key in list(overrides) if key in cls.__dataclass_fields__}
         return cls(**fields.schedule | own, backbone_config=fields.backbone(overrides))
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As the other families', also from what was saved when one class had the fields of puzzle models as well."""
+        """Make a configuration, also from files saved when this class had the fields of puzzle models as well."""
         if cls.model_type == "hierarchical_lm":
             fields = HierarchicalPuzzleConfig.__dataclass_fields__
             puzzle_fields = config_dict.keys() & (fields.keys() - cls.__dataclass_fields__.keys())
-            # a configuration that was saved without a model names no class: its fields tell
+            # a configuration saved without a model names no class: puzzle models have other values in these fields
             differs = any(config_dict[name] != fields[name].default for name in puzzle_fields)
             classes = config_dict.get("architectures") or []
             if any("Puzzle" in name for name in classes) or (differs and not classes):
                 return HierarchicalPuzzleConfig.from_dict(config_dict, **kwargs)
             config_dict = {name: value for name, value in config_dict.items() if name not in puzzle_fields}
-        # what the file calls it would become the configuration's own
+        # the model type in the file would replace that of the class
         return super().from_dict({**config_dict, "model_type": cls.model_type}, **kwargs)
 
     def __setattr__(self, key, value):
@@ -136,16 +136,18 @@ class HierarchicalConfig(RecurrentConfig):
         super().__setattr__(key, value)
 
     def validate_architecture(self):
-        """Refuse layers that make no two stacks, and schedules that lose the input or its gradient."""
+        """Refuse layers that cannot be split into two stacks, and schedules that lose the input or its gradient."""
         has_two_stacks = hasattr(self.backbone_config, "num_layers_per_stack")
         if self.num_latent_states == 1 and not self.shared_stack:
             raise ValueError("`num_latent_states=1` needs `shared_stack=True`: there is no second state to update")
         if has_two_stacks and self.shared_stack:
-            raise ValueError(f"`shared_stack` must be False: a {self.backbone_config.model_type} backbone has two")
+            raise ValueError(
+                f"`shared_stack` must be False for a {self.backbone_config.model_type} backbone, which has two stacks"
+            )
         if not has_two_stacks and not self.shared_stack and self.backbone_config.num_hidden_layers % 2:
             raise ValueError(
-                f"`backbone_config.num_hidden_layers` {self.backbone_config.num_hidden_layers} must be even for two "
-                "stacks of one size, unless `shared_stack`"
+                f"`backbone_config.num_hidden_layers` must be even for two stacks of equal size, got "
+                f"{self.backbone_config.num_hidden_layers}; set `shared_stack=True` for one stack"
             )
         if self.injection == "none" and self.state_init != "input":
             raise ValueError(
@@ -157,7 +159,7 @@ class HierarchicalConfig(RecurrentConfig):
             )
         if (self.backprop_low_cycles is not None) != (self.gradient == "last_k"):
             raise ValueError(
-                "`backprop_low_cycles` belongs to `gradient='last_k'`, got "
+                "`backprop_low_cycles` must be given with `gradient='last_k'` and only then, got "
                 f"backprop_low_cycles={self.backprop_low_cycles} with gradient={self.gradient!r}"
             )
         if self.backprop_low_cycles is not None and min(self.backprop_low_cycles, default=0) < 0:
@@ -165,12 +167,12 @@ class HierarchicalConfig(RecurrentConfig):
 
     @property
     def num_calls(self) -> int:
-        """Stack calls of one slow cycle."""
+        """Number of stack calls in one slow cycle."""
         return self.low_cycles + self.num_latent_states - 1
 
     @property
     def num_stack_layers(self) -> int:
-        """Layers that one stack call runs."""
+        """Number of layers of one stack."""
         own = getattr(self.backbone_config, "num_layers_per_stack", None)
         if own is not None:
             return own
@@ -178,17 +180,17 @@ class HierarchicalConfig(RecurrentConfig):
 
     @property
     def prefix_lm(self) -> bool:
-        """Whether tokens of type 1 see each other in both directions; the backbone's."""
+        """Whether tokens of type 1 see each other in both directions, as set in the backbone."""
         return getattr(self.backbone_config, "prefix_lm", False)
 
     def carries_gradient(self, num_loops: int, cycle: int, call: int, num_backprop_loops: int | None = None) -> bool:
-        """Whether a stack call is part of back-propagation, by `gradient` and `backprop_low_cycles`.
+        """Return whether a stack call has gradient, by `gradient` and `backprop_low_cycles`.
 
         Args:
-            num_loops (`int`): slow cycles of the forward pass.
-            cycle (`int`): the slow cycle, from 0.
-            call (`int`): the stack call in it, from 0; with two states the last, `low_cycles`, is the slow stack's.
-            num_backprop_loops (`int`, *optional*): slow cycles, counted from the last, that any gradient reaches.
+            num_loops (`int`): number of slow cycles of the forward pass.
+            cycle (`int`): index of the slow cycle, from 0.
+            call (`int`): index of the stack call in it, from 0; with two states the last is the slow stack's.
+            num_backprop_loops (`int`, *optional*): number of last slow cycles that gradient may reach, by default all.
         """
         if num_backprop_loops is not None and cycle < num_loops - num_backprop_loops:
             return False
@@ -214,24 +216,24 @@ class HierarchicalPuzzleConfig(HierarchicalConfig):
 
     Args:
         halting (`str`, *optional*, defaults to `"none"`):
-            What says after a segment that a row is done: `"q_learning"` (a value of halting above that of going on,
-            2506.21734), `"binary"` (a logit of being solved above zero, 2510.04871), `"fixed_point"` (the slow state
-            changed by less than `fixed_point_tolerance` of its length) or `"none"`.
+            When a puzzle halts after a segment: `"q_learning"` (the value of halting is above that of continuing,
+            2506.21734), `"binary"` (the logit of being solved is above zero, 2510.04871), `"fixed_point"` (the slow
+            state changed by less than `fixed_point_tolerance` of its length) or `"none"` (never).
         max_segments (`int`, *optional*, defaults to 16):
-            Segments after which a row is done in any case.
+            Number of segments after which every puzzle halts.
         fixed_point_tolerance (`float`, *optional*, defaults to 0.02):
-            For `halting="fixed_point"`.
+            Largest relative change of the slow state at a fixed point, for `halting="fixed_point"`.
         cell_loss (`str`, *optional*, defaults to `"softmax"`):
             Cross entropy of a `"softmax"` or of a `"stablemax"`, which replaces the exponential by `x + 1` above zero
             and `1 / (1 - x)` below.
         num_puzzles (`int`, *optional*, defaults to 0):
-            Puzzles (in the sense of 2506.21734: tasks of their own) that have a learned embedding. 0 is no embedding.
+            Number of learned puzzle embeddings, one for each puzzle in the sense of 2506.21734 (a task of its own).
         num_puzzle_tokens (`int`, *optional*, defaults to 0):
-            Positions before the cells that the embedding of the puzzle is spread over.
+            Number of positions before the cells over which a puzzle embedding is split.
         puzzle_embedding_size (`int`, *optional*):
-            Numbers in it, `hidden_size` if not given; those that the positions hold beyond it are zero.
+            Size of a puzzle embedding, by default `hidden_size`; it is padded with zeros to fill the positions.
         kwargs:
-            All fields of [`HierarchicalConfig`].
+            Fields of [`HierarchicalConfig`].
 
     Raises:
         ValueError: if a field is out of range or does not fit another one.
@@ -265,7 +267,7 @@ class HierarchicalPuzzleConfig(HierarchicalConfig):
         super().__setattr__(key, value)
 
     def validate_architecture(self):
-        """Refuse what its base refuses, embeddings without a place or a size, and a tolerance that nothing meets."""
+        """Refuse puzzle embeddings that do not fit their positions, and a tolerance of zero or less."""
         super().validate_architecture()
         if self.fixed_point_tolerance <= 0:
             raise ValueError(f"`fixed_point_tolerance` must be above 0, got {self.fixed_point_tolerance}")
@@ -281,8 +283,8 @@ class HierarchicalPuzzleConfig(HierarchicalConfig):
         size, room = self.puzzle_embedding_size, self.num_puzzle_tokens * self.hidden_size
         if size is not None and not 0 < size <= room:
             raise ValueError(
-                f"`puzzle_embedding_size` {size} does not fit in {self.num_puzzle_tokens} `num_puzzle_tokens` of "
-                f"{self.hidden_size} numbers"
+                f"`puzzle_embedding_size` must be from 1 to `num_puzzle_tokens` ({self.num_puzzle_tokens}) times "
+                f"`hidden_size` ({self.hidden_size}), got {size}"
             )
 
 

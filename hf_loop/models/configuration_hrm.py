@@ -25,26 +25,26 @@ from .checks import strict
 class HrmBackboneConfig(LlamaConfig):
     r"""
     The layers of HRM (https://huggingface.co/papers/2506.21734), TRM (https://huggingface.co/papers/2510.04871) and
-    URM (https://huggingface.co/papers/2512.14693): Llama's parts with norms that have no gains, see [`HrmLayer`]. What
-    is not listed is as in Llama. They attend in both directions, so that only [`HierarchicalForPuzzle`] runs them.
+    URM (https://huggingface.co/papers/2512.14693): Llama's parts with norms without gains, see [`HrmLayer`]. Other
+    fields are Llama's. The layers attend in both directions, so only [`HierarchicalForPuzzle`] runs them.
 
     Args:
         token_mixer (`str`, *optional*, defaults to `"attention"`):
-            What exchanges information between positions: `"attention"`, or `"mlp"`, a gated MLP over all
-            `max_position_embeddings` positions, which then are the length of every sequence.
+            How positions exchange information: `"attention"`, or `"mlp"`, a gated MLP along the positions, with which
+            every sequence must have `max_position_embeddings` positions.
         mixer_intermediate_size (`int`, *optional*):
-            Width of that MLP; four times its length if not given.
+            Width of this MLP, by default four times `max_position_embeddings`.
         norm_placement (`str`, *optional*, defaults to `"post"`):
-            `"post"` norms the sum of the residual and a sub-layer's output, `"pre"` a sub-layer's input, and the end.
+            `"post"` norms the sum of the residual and a sub-layer's output, `"pre"` a sub-layer's input and the final
+            output.
         position_embedding (`str`, *optional*, defaults to `"rotary"`):
             `"rotary"`, `"learned"` (added to the embeddings, the sum divided by `sqrt(2)`) or `"none"`.
         convolution_size (`int`, *optional*, defaults to 0):
-            Positions that a depthwise convolution inside the MLP sees: itself and those before it. 0 is none; 2 in
-            URM.
+            Size of a causal depthwise convolution along the positions inside the MLP, 0 for none; 2 in URM.
         embedding_multiplier (`float`, *optional*):
-            What token embeddings are multiplied with, `sqrt(hidden_size)` if not given.
+            Factor of the token embeddings, by default `sqrt(hidden_size)`.
         rms_norm_eps (`float`, *optional*, defaults to 1e-5):
-            Added to the mean square in every norm.
+            Epsilon of every norm.
 
     Raises:
         ValueError: if a field is out of range or does not fit another one.
@@ -60,7 +60,7 @@ class HrmBackboneConfig(LlamaConfig):
     """
 
     model_type = "hrm_backbone"
-    # the model type under which PEFT finds the names of our linear maps
+    # model type with the same names of linear maps, for PEFT
     adapted_like = "llama"
 
     token_mixer: Literal["attention", "mlp"] = "attention"
@@ -72,11 +72,12 @@ class HrmBackboneConfig(LlamaConfig):
     rms_norm_eps: float = 1e-5
 
     def validate_architecture(self):
-        """Refuse positions that no layer would read, and sizes below their least."""
+        """Refuse rotary positions without attention, and sizes that are too small."""
         super().validate_architecture()
         if self.token_mixer == "mlp" and self.position_embedding == "rotary":
             raise ValueError(
-                "`position_embedding='rotary'` needs `token_mixer='attention'`: an MLP over positions knows them"
+                "`position_embedding` must be 'none' or 'learned' with `token_mixer='mlp'`, which learns positions "
+                "itself, got 'rotary'"
             )
         if self.convolution_size < 0:
             raise ValueError(f"`convolution_size` must not be negative, got {self.convolution_size}")

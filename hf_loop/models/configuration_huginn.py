@@ -22,12 +22,11 @@ from .checks import strict
 @strict
 class HuginnBackboneConfig(LlamaConfig):
     r"""
-    The decoder of Huginn: Llama's parts in another order, see [`HuginnDecoderLayer`]. What is not listed is as in
-    Llama.
+    The decoder of Huginn: Llama's parts in another order, see [`HuginnDecoderLayer`]. Other fields are Llama's.
 
     Args:
         embedding_multiplier (`float`, *optional*, defaults to 1.0):
-            What token embeddings are multiplied with; `sqrt(hidden_size)` in Huginn.
+            Factor of the token embeddings; `sqrt(hidden_size)` in Huginn.
         qk_bias (`bool`, *optional*, defaults to `True`):
             Whether the query and key projections have a bias; the others have none.
 
@@ -41,7 +40,7 @@ class HuginnBackboneConfig(LlamaConfig):
     """
 
     model_type = "huginn_backbone"
-    # the model type under which PEFT finds the names of our linear maps
+    # model type with the same names of linear maps, for PEFT
     adapted_like = "llama"
 
     embedding_multiplier: float = 1.0

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Configuration of the looped language model: a transformers decoder and the schedule that runs its layers."""
+"""Configuration of the looped language model."""
 
 from typing import Any, Literal
 
@@ -29,15 +29,15 @@ class LoopedConfig(RecurrentConfig):
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the decoder whose layers are run. Any decoder in the table of `README.md`; defaults to
-            Llama's. Fields such as `vocab_size` or `hidden_size` may also be given directly when this is a dictionary
-            or left out; they are read and written through to it.
+            Configuration of the decoder, by default Llama's; any decoder in the table of `README.md`. Fields such as
+            `vocab_size` or `hidden_size` may also be given directly if this is a dictionary or left out; they are read
+            and written through to it.
         num_prelude_layers (`int`, *optional*, defaults to 0):
             Backbone layers that run once before the core.
         num_coda_layers (`int`, *optional*, defaults to 0):
             Backbone layers that run once after the core.
         num_loops (`int`, *optional*, defaults to 4):
-            Times the core runs, unless the call says otherwise.
+            Number of loops, the times that the core runs, unless the call says otherwise.
         injection (`str`, *optional*, defaults to `"none"`):
             How the prelude's output `e` enters the state `s` before each loop: `"none"`, `"add"` (`s + e`),
             `"concat"` (a linear map of `[s; e]`, https://huggingface.co/papers/2502.05171) or `"diagonal"`
@@ -46,33 +46,33 @@ class LoopedConfig(RecurrentConfig):
             The state before the first loop: `"input"` (`e` itself), `"zeros"`, `"normal"` (truncated normal noise,
             see `state_noise.py`) or `"learned"` (one trained vector).
         state_std (`float`, *optional*):
-            Standard deviation of the `"normal"` state, `sqrt(2 / (5 hidden_size))` if not given.
+            Standard deviation of the `"normal"` state, by default `sqrt(2 / (5 hidden_size))`.
         loop_update (`str`, *optional*, defaults to `"replace"`):
-            What a loop does with the core's result `f(s)`: `"replace"` (`s <- f(s)`) or `"damped"`
+            How a loop uses the core's result `f(s)`: `"replace"` (`s <- f(s)`) or `"damped"`
             (`s <- s + (f(s) - s) / num_loops`, the training-free looping of https://huggingface.co/papers/2605.23872).
         loop_norm (`str`, *optional*, defaults to `"none"`):
-            The norm of the state at the end of every loop: `"none"`, `"own"` (an RMS norm of its own) or `"final"`
-            (the backbone's final norm, which then is not applied once more where there is no coda, as in
-            https://huggingface.co/papers/2510.25741).
+            The norm of the state at the end of every loop: `"none"`, `"own"` (a separate RMS norm) or `"final"` (the
+            backbone's final norm, as in https://huggingface.co/papers/2510.25741; without a coda it is not applied
+            again before the head).
         coda_norm (`bool`, *optional*, defaults to `False`):
             Whether the backbone's final norm is also applied between the last loop and the coda, as in
             https://huggingface.co/papers/2502.05171.
         state_projection (`bool`, *optional*, defaults to `False`):
-            Whether a linear map of the state stands between the last loop and the coda, as in
-            https://huggingface.co/papers/2604.12946. It starts as the identity.
+            Whether a linear map, initialized as the identity, is applied to the state between the last loop and the
+            coda, as in https://huggingface.co/papers/2604.12946.
 
         loop_lora_rank (`int`, *optional*, defaults to 0):
-            Rank of the update that every loop adds to the core's linear maps
-            (https://huggingface.co/papers/2410.20672, see `loop_lora.py`), 0 for none.
+            Rank of the update that every loop adds to the core's linear maps, 0 for none
+            (https://huggingface.co/papers/2410.20672, see `loop_lora.py`).
         loop_lora_num_loops (`int`, *optional*):
-            Loops with an update of their own; by default `num_loops` when the model is made.
+            Number of loops with an update of their own, by default `num_loops` when the model is made.
         loop_lora_beyond (`str`, *optional*, defaults to `"last"`):
-            Which update later loops use: `"last"` the last one, `"cyclic"` all of them again in order, or `"none"`.
+            Update of later loops: `"last"` (the last one), `"cyclic"` (all of them again, in order) or `"none"`.
         loop_lora_target_modules (`list[str]`, *optional*):
-            Names, or their ends, of the linear maps that are updated, for example `["q_proj", "mlp.down_proj"]`. All
-            linear maps of the core by default.
+            Names, or ends of names, of the linear maps to update, for example `["q_proj", "mlp.down_proj"]`. By
+            default all linear maps of the core.
         loop_lora_vectors (`bool`, *optional*, defaults to `False`):
-            Whether the gains of norms and all biases of the core differ per loop too.
+            Whether the gains of norms and all biases of the core also have an update per loop.
 
     Raises:
         ValueError: if a field is out of range, or the prelude and the coda leave no layer for the core.
@@ -110,27 +110,27 @@ class LoopedConfig(RecurrentConfig):
     loop_lora_vectors: bool = False
 
     def __setattr__(self, key, value):
-        # where a count may be absent, the value that says so
+        # the values that mean "none"
         absent = {"loop_lora_num_loops": None, "loop_lora_rank": 0}
         if key in absent and value != absent[key]:
             check_positive_int(key, value)
         super().__setattr__(key, value)
 
     def validate_architecture(self):
-        """Refuse layer counts that leave no core and injections that would lose the input."""
+        """Refuse layer counts that leave no core, and schedules that lose the input."""
         for name in ("num_prelude_layers", "num_coda_layers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
         if self.num_core_layers < 1:
             raise ValueError(
                 f"`num_prelude_layers` ({self.num_prelude_layers}) and `num_coda_layers` ({self.num_coda_layers}) "
-                f"leave no core layer: the backbone has {self.backbone_config.num_hidden_layers}"
+                f"leave no core layer: the backbone has {self.backbone_config.num_hidden_layers} layers"
             )
         if self.state_std is not None and self.state_std < 0:
             raise ValueError(f"`state_std` must not be negative, got {self.state_std}")
         if self.coda_norm and self.num_coda_layers == 0:
             raise ValueError(
-                "`coda_norm` needs `num_coda_layers` of at least 1: without a coda the final norm follows"
+                "`coda_norm` needs `num_coda_layers` of at least 1: without a coda the final norm is applied anyway"
             )
         if self.loop_lora_vectors and not self.loop_lora_rank:
             raise ValueError("`loop_lora_vectors` needs `loop_lora_rank` of at least 1")
@@ -142,7 +142,7 @@ class LoopedConfig(RecurrentConfig):
 
     @property
     def num_core_layers(self) -> int:
-        """Backbone layers inside the loop."""
+        """Number of backbone layers inside the loop."""
         return self.backbone_config.num_hidden_layers - self.num_prelude_layers - self.num_coda_layers
 
     def depth(self, model: Any = None, norm: Any = None) -> LoopedDepth:

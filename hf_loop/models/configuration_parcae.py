@@ -22,22 +22,22 @@ from .checks import strict
 @strict
 class ParcaeBackboneConfig(LlamaConfig):
     r"""
-    The decoder of Parcae: nanochat's layer with learned norms and value embeddings, see [`ParcaeAttention`]. What is
-    not listed is as in Llama.
+    The decoder of Parcae: nanochat's layer with learned norms and value embeddings, see [`ParcaeAttention`]. Other
+    fields are Llama's.
 
     Args:
         hidden_act (`str`, *optional*, defaults to `"relu2"`):
-            The activation of the MLP, which has no gate.
+            Activation of the MLP, which has no gate.
         value_embedding_layers (`list[int]`, *optional*, defaults to `()`):
-            The layers that add an embedding of the token to their values.
+            Layers that add an embedding of the token to their values.
         value_gate_channels (`int`, *optional*, defaults to 32):
-            The channels of a layer's input that say how much of it they add.
+            Number of channels of a layer's input from which the gate of this embedding is computed.
         embedding_multiplier (`float`, *optional*, defaults to 1.0):
-            What token embeddings are multiplied with.
+            Factor of the token embeddings.
         logit_scale (`float`, *optional*, defaults to 1.0):
-            What logits are multiplied with.
+            Factor of the logits.
         final_logit_softcapping (`float`, *optional*):
-            The bound of the logits, if there is one.
+            Soft cap of the logits, by default none.
 
     Raises:
         ValueError: if a layer of `value_embedding_layers` does not exist, or the gate has more channels than the
@@ -70,13 +70,13 @@ class ParcaeBackboneConfig(LlamaConfig):
     final_logit_softcapping: float | None = None
 
     def validate_architecture(self):
-        """Refuse value embeddings that no layer would use."""
+        """Refuse value embeddings of layers that do not exist, and gates with too many channels."""
         super().validate_architecture()
         for layer in self.value_embedding_layers:
             if not 0 <= layer < self.num_hidden_layers:
                 raise ValueError(
-                    f"`value_embedding_layers` {self.value_embedding_layers} has a layer that does not exist: "
-                    f"`num_hidden_layers` is {self.num_hidden_layers}"
+                    f"`value_embedding_layers` must be layers from 0 to {self.num_hidden_layers - 1}, got "
+                    f"{self.value_embedding_layers}"
                 )
         if self.value_embedding_layers and not 0 < self.value_gate_channels <= self.hidden_size:
             raise ValueError(

@@ -11,8 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the configurations of the families share: a backbone whose fields they pass on, and cache slots that follow
-from the schedule."""
+"""Base classes of the families' configurations: a backbone, whose fields they pass on, and a schedule, from which the
+number of cache slots follows."""
 
 import copy
 from typing import Any, ClassVar, Self
@@ -27,11 +27,11 @@ from .field_checks import check_attribute, check_backbone_fields, check_fields, 
 from .schedules import Call, Depth
 
 
-# decoders that transformers does not have; here, so that a configuration finds them where hf_loop is not installed
+# decoders that transformers does not have, registered here so that code on the Hub finds them too
 for _config_class in (HrmBackboneConfig, HuginnBackboneConfig, ParcaeBackboneConfig):
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
 
-# read and written through to the backbone, under the names the rest of the ecosystem asks the outer config for
+# read and written through to the backbone: other libraries read them from the outer configuration
 BACKBONE_FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -46,7 +46,7 @@ BACKBONE_FIELDS = (
     "sliding_window",
     "attention_dropout",
 )
-# what scales or bounds logits, where the backbone does that: TRL's trainers compute them by themselves and ask here
+# what scales or bounds the backbone's logits: TRL's trainers compute logits themselves and read these fields
 HEAD_FIELDS = (
     "final_logit_softcapping",
     "lm_head_multiplier",
@@ -54,19 +54,19 @@ HEAD_FIELDS = (
     "logits_scaling",
     "output_multiplier",
 )
-# copied once, because `generate` reads them from the outer config's dictionary
+# copied from the backbone, because `generate` reads them from the outer configuration's dictionary
 COPIED_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
 
 
 def cache_types(backbone_config: PreTrainedConfig) -> list[str]:
-    """Kind of cache of every layer of a backbone that mixes them.
+    """Return the cache type of every layer of a backbone with `layer_types`.
 
     Raises:
-        AttributeError: if it does not. A property that asks this is then absent, as the backbone's own is.
+        AttributeError: if the backbone has no `layer_types`; a property that calls this is then absent too.
     """
     if backbone_config.layer_types is None:
         raise AttributeError(f"`layer_types` of the {backbone_config.model_type} backbone is None")
-    # transformers' caches know layers without any as "moe"
+    # "moe" is transformers' cache type for layers without a cache
     return ["moe" if layer_type == "mlp" else layer_type for layer_type in backbone_config.layer_types]
 
 
@@ -74,32 +74,32 @@ def cache_types(backbone_config: PreTrainedConfig) -> list[str]:
 @strict
 class RecurrentConfig(PreTrainedConfig):
     r"""
-    A backbone and a schedule. A family over depth says which layer calls make a pass (`depth`); one over time
-    ([`TimeConfig`]) says which tokens are passed when.
+    A backbone and a schedule: a depth schedule decides which layer calls make one pass over tokens (`depth`), a time
+    schedule ([`TimeConfig`]) which tokens are run when.
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the decoder whose layers are run. Any decoder in the table of `README.md`; defaults to
-            Llama's. Fields such as `vocab_size` or `hidden_size` may also be given directly when this is a dictionary
-            or left out; they are read and written through to it.
+            Configuration of the decoder, by default Llama's; any decoder in the table of `README.md`. Fields such as
+            `vocab_size` or `hidden_size` may also be given directly if this is a dictionary or left out; they are read
+            and written through to it.
 
     Raises:
-        ValueError: if the backbone is no configuration, of an unknown type, or a recurrent model that this one cannot
-            run; or the loop count is no positive integer.
-        TypeError: if there is no field of a name that is given.
+        ValueError: if the backbone is not a configuration, of an unknown type, or a recurrent model that this family
+            cannot run, or the number of loops is not a positive integer.
+        TypeError: if a keyword is not a field.
     """
 
     sub_configs = {"backbone_config": AutoConfig}
-    # the backbone names its own modules in its own plans
+    # the plans of the backbone's modules are in its own configuration
     base_model_fsdp_plan = {}
     base_model_tp_plan = {}
-    # every Auto class that can open the remote code written beside the weights; a family's own
+    # the Auto classes that can load the code saved beside the weights, set by `register_family`
     remote_classes = {}
-    # what the family schedules: "depth", "time", or "puzzle", a depth whose states are carried from call to call
+    # kind of schedule: "depth", "time", or "puzzle", a depth schedule whose states are carried from call to call
     kind: ClassVar[str] = "depth"
-    # the kinds that its backbone may have, besides a decoder
+    # kinds of recurrent backbones that the family can run
     backbone_kinds: ClassVar[tuple[str, ...]] = ()
-    # classes of recurrent backbones that may have to be found where hf_loop is not installed, by model type
+    # configuration classes of recurrent backbones by model type, which code on the Hub could not find by itself
     backbone_config_classes: ClassVar[dict[str, Any]] = {}
 
     backbone_config: Any = None
@@ -141,13 +141,13 @@ class RecurrentConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As transformers', except that a keyword that is no field is a `TypeError`."""
+        """Make a configuration as transformers does, but raise `TypeError` for a keyword that is not a field."""
         return_unused = kwargs.pop("return_unused_kwargs", False)
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
         check_unused(cls, unused, is_final=not return_unused)
         return (config, unused) if return_unused else config
 
-    # rotary parameters are brought into form and checked by the backbone, which knows its own
+    # the backbone converts and checks its rotary parameters itself
     def convert_rope_params_to_dict(self, **kwargs):
         return self.backbone_config.convert_rope_params_to_dict(**kwargs)
 
@@ -171,15 +171,15 @@ class RecurrentConfig(PreTrainedConfig):
 
     @property
     def decoder_config(self) -> PreTrainedConfig:
-        """Configuration of the decoder whose layers are run in the end; the backbone's, unless that is recurrent."""
+        """Configuration of the decoder: the backbone's, or that inside of a recurrent backbone."""
         backbone_config = self.backbone_config
         return backbone_config if kind_of(backbone_config) is None else backbone_config.decoder_config
 
     def depth(self, model: Any = None, norm: Any = None) -> Depth:
-        """The depth schedule, which without a model counts layer calls only.
+        """Make the depth schedule. Without a model it can only list layer calls.
 
         Args:
-            model (`PreTrainedModel`, *optional*): the model without its head, for what acts between the calls.
+            model (`PreTrainedModel`, *optional*): the model without a head, for the modules between the calls.
             norm (`Callable`, *optional*): the decoder's final norm.
         """
         if kind_of(self.backbone_config) is not None:
@@ -187,68 +187,68 @@ class RecurrentConfig(PreTrainedConfig):
         return Depth(self.decoder_config.num_hidden_layers, norm)
 
     def calls(self, **depth: Any) -> list[Call]:
-        """The layer calls of one pass over tokens.
+        """List the layer calls of one pass over tokens.
 
         Args:
-            depth: such as `num_loops`; what is not given is the configuration's own.
+            depth: arguments of the depth schedule such as `num_loops`, by default those of the configuration.
         """
         return self.depth().calls(**depth)
 
     @property
     def has_loops(self) -> bool:
-        """Whether its depth is a number of loops."""
+        """Whether the depth schedule has a number of loops."""
         return "num_loops" in self.depth_arguments
 
     @property
     def depth_arguments(self) -> tuple[str, ...]:
-        """The arguments that a forward pass takes for its depth."""
+        """Names of the arguments of the depth schedule, which a forward pass takes."""
         return self.depth().arguments
 
     def num_slots(self, **depth: Any) -> int:
-        """Cache slots of a pass, one for every layer call.
+        """Return the number of cache slots, one for every layer call of a pass.
 
         Args:
-            depth: such as `num_loops`; what is not given is the configuration's own.
+            depth: arguments of the depth schedule such as `num_loops`, by default those of the configuration.
         """
         return len(self.calls(**depth))
 
-    # derived, so that `from_pretrained(folder, num_loops=8)` sizes caches right
+    # computed, so that it is right after `from_pretrained(folder, num_loops=8)`
     @property
     def num_hidden_layers(self) -> int:
-        """Cache slots."""
+        """Number of cache slots, by which caches are sized."""
         return self.num_slots()
 
     @num_hidden_layers.setter
     def num_hidden_layers(self, value: int):
-        # `assistant_early_exit` and others shorten a model by assigning its depth: here that means fewer loops
+        # `assistant_early_exit` and others set it to shorten a model: here that means fewer loops
         self.num_loops = self.loops_of(value)
 
     def loops_of(self, num_slots: int) -> int:
-        """The number of loops that has so many cache slots.
+        """Return the number of loops that has `num_slots` cache slots.
 
         Raises:
             ValueError: if there is none.
         """
         if not self.has_loops:
-            raise ValueError(f"`num_hidden_layers` follows from `backbone_config`, got {num_slots}")
+            raise ValueError(f"`num_hidden_layers` must be set in `backbone_config`, got {num_slots}")
         fixed = self.num_slots(num_loops=0)
         per_loop = self.num_slots(num_loops=1) - fixed
         num_loops, rest = divmod(num_slots - fixed, per_loop)
         if rest:
             raise ValueError(
-                f"`num_hidden_layers` {num_slots} is not {fixed} plus a multiple of the {per_loop} layer calls of a "
-                "loop"
+                f"`num_hidden_layers` must be {fixed} plus a multiple of the {per_loop} layer calls of a loop, got "
+                f"{num_slots}"
             )
         return num_loops
 
     @property
     def layer_types(self) -> list[str]:
-        """Cache type of every slot, for backbones that mix layer types."""
+        """Cache type of every slot, for decoders with `layer_types`."""
         layer_types = cache_types(self.decoder_config)
         return [layer_types[call.layer] for call in sorted(self.calls(), key=lambda call: call.slot)]
 
     def with_num_loops(self, num_loops: int) -> Self:
-        """A shallow copy with another loop count, to size a cache for one call.
+        """Make a shallow copy with another number of loops, from which to make a cache for one call.
 
         Raises:
             ValueError: if the model has no loops, or the number is not a positive integer.
@@ -258,32 +258,32 @@ class RecurrentConfig(PreTrainedConfig):
         if kind_of(self.backbone_config) is None:
             config.num_loops = num_loops
         else:
-            # past the check of fields, for it is the same configuration with another number of loops
+            # set directly: the field needs no check again
             vars(config)["backbone_config"] = self.backbone_config.with_num_loops(num_loops)
         return config
 
     def check_has_loops(self, num_loops: int) -> None:
-        """Refuse a number of loops for a model without.
+        """Refuse a number of loops for a model without loops.
 
         Raises:
-            ValueError: as above.
+            ValueError: if the model has no loops.
         """
         if not self.has_loops:
-            raise ValueError(f"`num_loops` {num_loops} needs loops, and this {self.model_type} model has none")
+            raise ValueError(f"`num_loops` must be None for a {self.model_type} model without loops, got {num_loops}")
 
 
 # trf-ignore: TRF057 as above
 @strict
 class TimeConfig(RecurrentConfig):
     r"""
-    A schedule of tokens, whose passes are those of the backbone: a decoder's, or those of a model over depth.
+    A time schedule. Its passes are those of the backbone: a decoder, or a model with a depth schedule.
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the model that makes a pass over tokens: a decoder, or a looped or hierarchical model.
+            Configuration of the backbone: a decoder, or a looped or hierarchical model.
 
     Raises:
-        ValueError: as [`RecurrentConfig`]; or a number of loops is asked of a backbone without loops.
+        ValueError: if [`RecurrentConfig`] raises it, or a number of loops is set for a backbone without loops.
     """
 
     kind: ClassVar[str] = "time"
@@ -291,7 +291,7 @@ class TimeConfig(RecurrentConfig):
 
     @property
     def num_loops(self) -> int:
-        """Loops of the backbone."""
+        """Number of loops of the backbone."""
         return self.backbone_config.num_loops
 
     @num_loops.setter
@@ -300,14 +300,14 @@ class TimeConfig(RecurrentConfig):
         self.backbone_config.num_loops = value
 
     def validate_layer_type(self):
-        """The backbone checks its own; those of models over time name the kind of cache."""
+        """Skip transformers' check: `layer_types` are cache types of slots here, and the backbone checks its own."""
 
 
 _KINDS = {"depth": "layer calls", "time": "tokens", "puzzle": "the segments of a puzzle"}
 
 
 def kind_of(config: PreTrainedConfig) -> str | None:
-    """The kind of a recurrent model's configuration, `None` of a decoder's."""
+    """Return the kind of a recurrent model's configuration, `None` for a decoder's."""
     # by what the class has and not by the class, which a local folder loads twice
     config_class: Any = type(config)
     return config_class.kind if hasattr(config_class, "decoder_config") else None

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Generation with a depth: which calls run how many loops or passes, and caches sized for them."""
+"""Generation with a chosen number of loops or passes, and caches sized for it."""
 
 import copy
 import inspect
@@ -15,20 +15,20 @@ from .transformers_seams import GenerationHooks, is_prompted, is_scored_by_trl
 
 
 class RecurrentGenerationMixin(GenerationHooks):
-    """`generate(..., num_loops=n)`, from the call, a `GenerationConfig` or the model's own, in that order; and the
-    same for every other name in `depth_names`.
+    """Mixin with `generate(..., num_loops=n)`, and the same for every other name in `depth_names`.
 
-    Of a model whose cache is a memory (`_is_stateful`), which no step back can undo, what needs one is refused.
+    The value comes from the call, else from its `GenerationConfig`, else from the model. For models whose cache is a
+    memory (`_is_stateful`), it refuses kinds of generation that remove tokens from the cache.
     """
 
     config: Any
     _is_stateful: bool
-    # of a view, the depth that its `generate` keeps to
+    # number of loops that `generate` of a view always uses
     pinned_num_loops: int | None = None
 
     @property
     def depth_names(self) -> tuple[str, ...]:
-        """The arguments of `generate` that set a depth."""
+        """Names of the arguments of `generate` that set the depth."""
         return ("num_loops",) if self.config.has_loops else ()
 
     def generation_settings(self: Any, generation_config, **kwargs):
@@ -39,13 +39,13 @@ class RecurrentGenerationMixin(GenerationHooks):
         keywords = set(inspect.signature(self.forward).parameters) - ({"num_loops"} - set(self.depth_names))
         check_depth_names(vars(generation_config), keywords, "generation configuration")
         if self._is_stateful and generation_config.is_assistant:
-            # of the model that verifies, transformers checks this itself
+            # transformers itself checks the model that verifies
             raise ValueError(
-                f"`assistant_model` must not be a {self.config.model_type} model: its memory cannot take back the "
-                "tokens that the other model refuses"
+                f"`assistant_model` must not be a {self.config.model_type} model: the tokens that the other model "
+                "refuses cannot be removed from its memory"
             )
         for name, value in depth.items():
-            # `GenerationConfig.update` keeps an argument it has a field for: hand it back to the forward pass
+            # `GenerationConfig.update` keeps arguments for which it has a field: pass them to `forward` all the same
             value = getattr(generation_config, name, None) if value is None else value
             if name == "num_loops" and self.pinned_num_loops is not None:
                 value = self.pinned_num_loops
@@ -55,8 +55,8 @@ class RecurrentGenerationMixin(GenerationHooks):
         if num_loops is not None and self.training and num_loops != self.config.num_loops and is_scored_by_trl(self):
             raise ValueError(
                 f"`num_loops` must be that of the model's configuration, {self.config.num_loops}, while TRL "
-                f"trains it, got {num_loops}: the trainer would score what it samples at another depth. Load the "
-                f"model with `num_loops={num_loops}` (`model_init_kwargs`, which the reference model takes too)"
+                f"trains it, got {num_loops}: the trainer would score its samples at another depth. Load the model "
+                f"with `num_loops={num_loops}` (in `model_init_kwargs`, which also apply to the reference model)"
             )
         return generation_config, model_kwargs
 
@@ -64,8 +64,8 @@ class RecurrentGenerationMixin(GenerationHooks):
         implementation = generation_config.cache_implementation
         if self._is_stateful and implementation not in (None, "dynamic"):
             raise ValueError(
-                f"`cache_implementation` must be 'dynamic' for a {self.config.model_type} model, whose memory has a "
-                f"form of its own and does not grow, got {implementation!r}"
+                f"`cache_implementation` must be 'dynamic' for a {self.config.model_type} model, whose memory does "
+                f"not grow, got {implementation!r}"
             )
         view, num_loops = self, model_kwargs.get("num_loops")
         if num_loops is not None and num_loops != self.config.num_loops:
@@ -75,7 +75,7 @@ class RecurrentGenerationMixin(GenerationHooks):
         )
 
     def make_candidate_generator(self: Any, generation_config, model_kwargs, **kwargs):
-        # whoever drafts has a depth of its own, or none: a plain decoder refuses `num_loops`
+        # the model that drafts uses its own depth; a plain decoder refuses `num_loops`
         model_kwargs = {name: value for name, value in model_kwargs.items() if name not in self.depth_names}
         for name in self.depth_names:
             if hasattr(generation_config, name):
@@ -94,19 +94,19 @@ class RecurrentGenerationMixin(GenerationHooks):
         return inputs
 
     def with_num_loops(self: Any, num_loops: int):
-        """The same weights under another loop count, which `generate` and `generate_batch` then keep to.
+        """Make a view of the model with another number of loops, which `generate` and `generate_batch` then use.
 
-        Costs no memory. As `assistant_model` it drafts with fewer loops what this model verifies with all of them:
+        The view shares all weights. As `assistant_model` it drafts with fewer loops, and this model verifies with all:
         `model.generate(**inputs, assistant_model=model.with_num_loops(1))`.
 
         Args:
-            num_loops (`int`): loops of the returned model; a `num_loops` that its `generate` is given is overridden.
+            num_loops (`int`): number of loops of the view; it overrides a `num_loops` given to its `generate`.
 
         Raises:
             ValueError: if `num_loops` is not a positive integer.
         """
         config = self.config.with_num_loops(num_loops)
-        # the model without its head too, since some trainers run that one themselves
+        # the headless model too, as some trainers run it directly
         headless: Any = module_view(self.base_model, is_lenient=True)
         view: Any = module_view(self, {self.base_model_prefix: headless}, is_lenient=True)
         view.config = headless.config = config
@@ -114,15 +114,15 @@ class RecurrentGenerationMixin(GenerationHooks):
         return view
 
     def init_continuous_batching(self, generation_config: GenerationConfig | None = None, *args, **kwargs):
-        """As transformers', with the loop count of `generation_config` or of the model's own.
+        """Start continuous batching as transformers does, with `num_loops` of `generation_config` or of the model.
 
         Raises:
-            ValueError: if the model's cache is a memory, of which a paged cache has none.
+            ValueError: if the model's cache is a memory, which a paged cache cannot hold.
         """
         if self._is_stateful:
             raise ValueError(
                 f"`generate_batch` (continuous batching) does not work with a {self.config.model_type} model: its "
-                "paged cache has no place for a memory. `generate` takes batches too."
+                "paged cache cannot hold a memory. Use `generate`, which takes batches too"
             )
         num_loops = getattr(generation_config or self.generation_config, "num_loops", None)
         if num_loops is None or not self.config.has_loops or num_loops == self.config.num_loops:
@@ -131,7 +131,7 @@ class RecurrentGenerationMixin(GenerationHooks):
         return super(RecurrentGenerationMixin, view).init_continuous_batching(generation_config, *args, **kwargs)
 
     def generate_batch(self, inputs, generation_config: GenerationConfig | None = None, *args, **kwargs):
-        """As transformers' continuous batching, with `num_loops` as a further keyword argument."""
+        """Run transformers' continuous batching, with a further keyword argument `num_loops`."""
         num_loops = kwargs.pop("num_loops", None)
         if num_loops is not None:
             config: Any = copy.deepcopy(generation_config or self.generation_config)
@@ -141,17 +141,17 @@ class RecurrentGenerationMixin(GenerationHooks):
 
 
 def check_early_exit(config: Any, num_slots: int) -> None:
-    """Refuse an `assistant_early_exit` that is not between two loops.
+    """Check an `assistant_early_exit`.
 
     Raises:
-        ValueError: if no number of loops has so many layer calls.
+        ValueError: if it is not the number of layer calls of a whole number of loops.
     """
     try:
         copy.deepcopy(config).num_hidden_layers = num_slots
     except ValueError as error:
         raise ValueError(
-            f"`assistant_early_exit` must be the layer calls of a whole number of loops, such as "
-            f"{config.with_num_loops(1).num_hidden_layers} for one, got {num_slots!r}"
+            f"`assistant_early_exit` must be the number of layer calls of a whole number of loops, such as "
+            f"{config.with_num_loops(1).num_hidden_layers} for one loop, got {num_slots!r}"
         ) from error
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Published hierarchical models by name: the sizes and schedules of their papers and released configurations."""
+"""Presets of published hierarchical models, from their papers and released configurations."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,18 +8,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """What makes a model of `HierarchicalConfig`.
+    """The fields of a published model's configuration.
 
     Args:
-        schedule (`dict`): fields of the configuration itself.
-        layers (`dict`): fields of the backbone's configuration.
+        schedule (`dict[str, Any]`): fields of the configuration itself.
+        layers (`dict[str, Any]`): fields of the backbone's configuration.
     """
 
     schedule: dict[str, Any]
     layers: dict[str, Any]
 
     def backbone(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        """The fields of the backbone's configuration, some of them set otherwise; widths follow the sizes."""
+        """Return the fields of the backbone's configuration with `overrides`, and widths computed from the sizes."""
         fields = self.layers | overrides
         if fields["model_type"] == "hrm_backbone":
             fields.setdefault("intermediate_size", gated_width(fields["hidden_size"]))
@@ -28,7 +28,7 @@ class Preset:
             if fields.get("token_mixer") == "mlp":
                 if "max_position_embeddings" not in overrides:
                     raise ValueError(
-                        "`token_mixer='mlp'` needs `max_position_embeddings`: the cells and the puzzle tokens of a row"
+                        "`token_mixer='mlp'` needs `max_position_embeddings`, the number of cells and puzzle tokens"
                     )
                 fields.setdefault("mixer_intermediate_size", gated_width(fields["max_position_embeddings"]))
                 if "position_embedding" not in overrides:
@@ -37,7 +37,8 @@ class Preset:
 
 
 def gated_width(size: int, expansion: float = 4) -> int:
-    """Width of a gated MLP with the weights of a plain one `expansion` times as wide, in multiples of 256."""
+    """Return the width of a gated MLP with as many weights as a plain one of `expansion` times its size, rounded up to
+    a multiple of 256."""
     return -(round(expansion * size * 2 / 3) // -256) * 256
 
 
@@ -74,7 +75,7 @@ PRESETS: dict[str, Preset] = {
         _PUZZLE | _SHARED | {"num_loops": 2, "low_cycles": 6, "num_latent_states": 1},
         _LAYERS | {"num_hidden_layers": 4, "convolution_size": 2},
     ),
-    # the state is the input, read once: no recurrence within a segment
+    # one pass over all layers, without recurrence
     "plain": Preset(
         _PUZZLE
         | {"num_loops": 1, "low_cycles": 1, "num_latent_states": 1, "shared_stack": True, "state_init": "zeros"}
@@ -89,7 +90,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset_fields(name: str) -> Preset:
-    """The preset of a name.
+    """Return a preset by name.
 
     Raises:
         ValueError: if there is none.

@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""How the prelude's output enters the state before each loop.
+"""Injections of the prelude's output `e` into the state `s` before each loop.
 
-`s` is the state, `e` the prelude's output, both `[batch_size, sequence_length, hidden_size]`.
+Both are of shape `[batch_size, sequence_length, hidden_size]`.
 """
 
 import math
@@ -14,28 +14,28 @@ from transformers import initialization as init
 from .configuration_looped import LoopedConfig
 
 
-# decay of the state in one step at the start, exp(-D A) = sqrt(1/5): https://huggingface.co/papers/2604.12946
+# initial decay of the state in one loop, exp(-D A) = sqrt(1/5): https://huggingface.co/papers/2604.12946
 DIAGONAL_INITIAL_DECAY = 0.2**0.5
 
 
 class NoInjection(nn.Module):
-    """`s`: the state carries the input by itself (plain looping)."""
+    """No injection, `s` (plain looping)."""
 
     def forward(self, state: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
         return state
 
 
 class AddInjection(nn.Module):
-    """`s + e`."""
+    """Addition, `s + e`."""
 
     def forward(self, state: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
         return state + encoded
 
 
 class ConcatInjection(nn.Module):
-    """`W [s; e]` without bias, as Huginn's adapter (https://huggingface.co/papers/2502.05171).
+    """A linear map `W [s; e]` without bias, as Huginn's adapter (https://huggingface.co/papers/2502.05171).
 
-    `W` starts as `[0 | I]`, so that every loop count gives the result of one loop until it is trained.
+    `W` is initialized as `[0 | I]`: until it is trained, any number of loops gives the result of one loop.
     """
 
     def __init__(self, config: LoopedConfig):
@@ -47,16 +47,16 @@ class ConcatInjection(nn.Module):
 
     def reset_parameters(self) -> None:
         hidden_size = self.proj.out_features
-        # made anew: a weight that was loaded may be one of a quantized or sharded kind, and is left alone by `init`
+        # not in place: `init` skips loaded weights, which may be quantized or sharded
         init.copy_(self.proj.weight, nn.functional.pad(torch.eye(hidden_size), (hidden_size, 0)))
 
 
 class DiagonalInjection(nn.Module):
-    """`exp(-D A) s + D B norm(e)` with `A = exp(A_log)`, `D = softplus(dt_bias)` (Parcae, 2604.12946).
+    """A diagonal recurrence `exp(-D A) s + D B norm(e)` with `A = exp(A_log)`, `D = softplus(dt_bias)` (2604.12946).
 
-    The decay stays below one whatever the parameters, which bounds the state over any number of loops. Starts at
-    `A = 1`, `B = I` and a decay of `sqrt(1/5)`. None of its parameters takes weight decay. One loop does not equal the
-    base model, since the norm and `D` change the scale of `e`.
+    The decay is always below one, which bounds the state over any number of loops. It is initialized as `sqrt(1/5)`,
+    with `A = 1` and `B = I`. Its parameters take no weight decay. One loop does not equal the base model, because the
+    norm and `D` change the scale of `e`.
     """
 
     def __init__(self, config: LoopedConfig):
@@ -68,7 +68,7 @@ class DiagonalInjection(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=eps)
 
     def forward(self, state: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
-        # in fp32: a step of 1e-3 in the decay is lost in bf16
+        # in fp32, because bf16 would lose a step of 1e-3 in the decay
         step = nn.functional.softplus(self.dt_bias.float())
         decay = torch.exp(-step * torch.exp(self.A_log.float()))
         return decay.to(state.dtype) * state + step.to(state.dtype) * self.B(self.norm(encoded))
@@ -82,7 +82,7 @@ class DiagonalInjection(nn.Module):
 
 
 def make_injection(config: LoopedConfig) -> nn.Module:
-    """The injection `config.injection` names."""
+    """Make the injection `config.injection`."""
     if config.injection == "none":
         return NoInjection()
     if config.injection == "add":

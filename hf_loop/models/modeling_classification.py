@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Heads that classify sequences or tokens, over the model of any family."""
+"""Classification heads for sequences and tokens, for the models of any family."""
 
 import functools
 from collections.abc import Callable
@@ -24,10 +24,10 @@ from .transformers_seams import CACHE_NAME
 
 
 def runs_without_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate transformers' `forward` of a classifier so that it makes no cache unless it is asked for one.
+    """Decorate transformers' `forward` of a classifier so that it makes a cache only if `use_cache` is set.
 
-    Nothing goes on from a classified text, and gradient does not pass what a sleep writes into a cache. The cache is
-    taken by either name, as everywhere else.
+    A classified text is not continued, and no gradient reaches what a sleep writes to a cache. The cache may be passed
+    under either of its names, as in other models.
     """
 
     @functools.wraps(forward)
@@ -45,14 +45,14 @@ def runs_without_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-# the generic constructors ask AutoModel, which cannot make a model whose code came with its checkpoint
+# the generic constructors use AutoModel, which cannot make a model whose code came with its checkpoint
 class SequenceClassifier(GenericForSequenceClassification):
-    """One label per sequence, read at the last token that is not padding; mixed in before a family's base class.
+    """Mixin for one label per sequence, read at the last token that is not padding; before a family's base class.
 
-    `forward` is transformers' own. What it does not name, such as `num_loops`, goes on to the model.
+    `forward` is transformers' own; it passes further keywords such as `num_loops` on to the model.
     """
 
-    # the family's model without a head
+    # the family's headless model
     model_class: Any
 
     def __init__(self, config: Any):
@@ -65,9 +65,9 @@ class SequenceClassifier(GenericForSequenceClassification):
 
 
 class TokenClassifier(GenericForTokenClassification):
-    """One label per token, and otherwise as [`SequenceClassifier`].
+    """Mixin for one label per token, otherwise like [`SequenceClassifier`].
 
-    `config.classifier_dropout`, 0.1 if it has none, is the dropout before the head.
+    The dropout before the head is `config.classifier_dropout`, by default 0.1.
     """
 
     model_class: Any
@@ -84,7 +84,7 @@ class TokenClassifier(GenericForTokenClassification):
 
 
 def add_model(classifier: Any, config: Any) -> None:
-    """Give a classifier its family's model."""
+    """Make the model of a classifier."""
     classifier.num_labels = config.num_labels
     classifier.model = classifier.model_class(config)
     classifier.adopt(classifier.model.backbone)

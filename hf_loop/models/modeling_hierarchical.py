@@ -52,7 +52,7 @@ logger = logging.get_logger(__name__)
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 class HierarchicalPreTrainedModel(RecurrentPreTrainedModel):
-    """What the hierarchical model and its heads share."""
+    """Base class of the hierarchical models and their heads."""
 
     config_class = HierarchicalConfig
     family_tags = ("hierarchical-reasoning-model", "recurrent-depth")
@@ -66,14 +66,14 @@ class HierarchicalPreTrainedModel(RecurrentPreTrainedModel):
 
     def initialize_weights(self):
         super().initialize_weights()
-        # `hrm_text` freezes its starting state where it initialises it, which loading leaves out below our class
+        # `hrm_text` freezes its initial state when it initializes it, which loading skips inside our class
         for module in self.modules():
             if isinstance(module, HierarchicalStacks) and (state := module.low_state_parameter()) is not None:
                 state.requires_grad_(False)
 
 
 def prefix_blocks(config: HierarchicalConfig, token_type_ids: torch.Tensor | None) -> torch.Tensor | None:
-    """Block of every token `[B, T]`: tokens of type 1 form block 0, others (-1) see the past alone."""
+    """Return the block of every token `[B, T]`: 0 for tokens of type 1, -1 for others, which see only the past."""
     if token_type_ids is None:
         return None
     # CODEPATH: HRM-Text is trained on prefixes; other backbones are causal throughout
@@ -86,7 +86,7 @@ def prefix_blocks(config: HierarchicalConfig, token_type_ids: torch.Tensor | Non
 # trf-ignore: TRF057 as above
 # trf-ignore: TRF013 the classes below call `post_init` once they are complete
 class HierarchicalStacks(HierarchicalPreTrainedModel, RecurrentModel):
-    """The backbone and what runs its layers on the hierarchical schedule, in one direction or in both.
+    """Base class of models that run a backbone on the hierarchical schedule, causal or not.
 
     Args:
         config (`HierarchicalConfig`): the backbone and the schedule.
@@ -97,10 +97,10 @@ class HierarchicalStacks(HierarchicalPreTrainedModel, RecurrentModel):
 
     def __init__(self, config: HierarchicalConfig):
         super().__init__(config)
-        # CODEPATH: HRM and its puzzle successors start at vectors that were drawn once; others need none
+        # CODEPATH: HRM and its puzzle successors start from vectors that are drawn once and not trained
         if config.state_init == "random":
             self.initial_states = nn.Buffer(torch.empty(config.num_latent_states, config.hidden_size))
-        # CODEPATH: HRM-Text ends every stack call with a norm; HRM's and TRM's layers end with one themselves
+        # CODEPATH: HRM-Text norms the output of a stack call; HRM's and TRM's layers end with a norm already
         if config.stack_norm == "weightless":
             eps = getattr(config.backbone_config, "rms_norm_eps", 1e-6)
             self.stack_norm = nn.RMSNorm(config.hidden_size, eps=eps, elementwise_affine=False)
@@ -120,28 +120,28 @@ class HierarchicalStacks(HierarchicalPreTrainedModel, RecurrentModel):
         self._fsdp_plan = plan
 
     def low_state_parameter(self) -> torch.Tensor | None:
-        """The backbone's own start of the fast state, `[D]`."""
+        """Return the backbone's own initial fast state `[D]`, `None` if it has none."""
         name = self.spec.low_state
         return None if name is None else read_weight(self.backbone, name)
 
     def make_initial_states(self, encoded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The slow and the fast state before the first cycle, each `[B, T, D]`; of one state, no fast one."""
+        """Make the slow and the fast state before the first cycle, each `[B, T, D]`; the fast one may be `None`."""
         has_low = self.config.num_latent_states == 2
-        # CODEPATH: as where they are made; HRM-Text starts at its input, others at nothing
+        # CODEPATH: HRM and its puzzle successors start from the stored vectors
         if self.config.state_init == "random":
             vectors = self.initial_states.to(encoded)
             return vectors[0].expand_as(encoded), vectors[1].expand_as(encoded) if has_low else None
         zeros = torch.zeros_like(encoded)
         start = self.low_state_parameter()
         low = zeros if start is None else start.to(dtype=encoded.dtype, device=encoded.device).expand_as(encoded)
-        # CODEPATH: as above
+        # CODEPATH: the slow state of HRM-Text starts from the input, that of other models at zero
         high = encoded if self.config.state_init == "input" else zeros
         return high, low if has_low else None
 
 
 # trf-ignore: TRF057 as above
 class HierarchicalModel(HierarchicalStacks):
-    """The backbone's layers on the hierarchical schedule, causal, without a head.
+    """A causal backbone run on the hierarchical schedule, without a head.
 
     Args:
         config (`HierarchicalConfig`): the backbone and the schedule.
@@ -170,20 +170,20 @@ class HierarchicalModel(HierarchicalStacks):
     ) -> LoopedModelOutputWithPast:
         r"""
         cache (`Cache`, *optional*):
-            What earlier calls have left for this one; `past_key_values` is its older name.
+            The cache of earlier calls; `past_key_values` is its older name.
         token_type_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            For a backbone with `prefix_lm`, 1 for the tokens of the prefix, which see each other in both directions.
-            They must all be in the first call that fills a cache.
+            For a backbone with `prefix_lm`, 1 at the tokens of the prefix, which see each other in both directions.
+            The whole prefix must be in the first call that fills a cache.
         num_loops (`int`, *optional*):
-            Slow cycles to run, `config.num_loops` if not given.
+            Number of slow cycles, by default `config.num_loops`.
         num_backprop_loops (`int`, *optional*):
-            How many of the last slow cycles gradient may reach, all that `config.gradient` lets it if not given.
+            Number of last slow cycles that gradient may reach, by default as `config.gradient` allows.
 
         Raises:
-            ValueError: if a loop count is not a positive integer, or the cache was made for another loop count.
+            ValueError: if a number of loops is not a positive integer, or the cache was made for another number.
         """
         check_keywords(self, kwargs)
-        # a paged cache does not say; prompts with a prefix are not sent with one
+        # a paged cache does not tell, but prompts with a prefix never come with one
         is_prefill = not isinstance(cache, Cache) or not cache.is_initialized
         return self.run_pass(
             self.start_pass(
@@ -227,7 +227,7 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, RecurrentForCausalLM)
         is_first_iteration: bool | None = False,
         **kwargs,
     ):
-        """Masks for a cache of fixed size, which `generate` prepares outside of the compiled forward pass."""
+        """Make the masks for a static cache, which `generate` prepares outside of the compiled forward pass."""
         return create_masks_for_generate(
             config=config,
             inputs_embeds=inputs_embeds,
@@ -241,7 +241,7 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, RecurrentForCausalLM)
         prompt_types = model_kwargs.get("token_type_ids")
         model_kwargs = super().next_model_kwargs(outputs, model_kwargs, *args, **kwargs)
         if prompt_types is not None:
-            # new tokens would repeat the type of the last one, and be taken for prefix where there is no cache
+            # new tokens would get the type of the last one, and without a cache count as prefix
             new_types = model_kwargs["token_type_ids"][:, prompt_types.shape[1] :]
             model_kwargs["token_type_ids"] = torch.cat([prompt_types, torch.zeros_like(new_types)], dim=1)
         return model_kwargs
@@ -270,7 +270,7 @@ class HierarchicalForTokenClassification(TokenClassifier, HierarchicalPreTrained
 
 
 def describe_cycles(config: HierarchicalConfig) -> str:
-    """The stacks and the clocks in a few words."""
+    """Describe the stacks and the cycles in a few words."""
     cycles = f"{config.num_loops} slow cycles of {config.low_cycles} fast ones"
     return f"{config.num_stack_layers} layers in each stack, {cycles}"
 

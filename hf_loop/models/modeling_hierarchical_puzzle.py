@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The hierarchical puzzle model (HRM, TRM, URM): every cell is predicted, from all cells, in segments.
+"""The hierarchical puzzle model (HRM, TRM, URM), which predicts all cells of a puzzle at once, in segments.
 
-A segment is one run of the schedule that `modeling_hierarchical.py` describes. The states that it ends with, the
-carry, are where the next one starts, without gradient: training makes a step after each (deep supervision, see
-`hf_loop.trainer.DeepSupervisionTrainer`). A head on the first position says whether the row is done.
+A segment is one pass of the schedule in `modeling_hierarchical.py`. The next segment starts from its final states (the
+carry), without gradient, and training makes an optimizer step after every segment (deep supervision, see
+`hf_loop.trainer.DeepSupervisionTrainer`). A head at the first position predicts whether a puzzle is solved.
 """
 
 import functools
@@ -43,13 +43,13 @@ from .schedules import HierarchicalDepth
 from .transformers_seams import capture_outputs, merge_with_config_defaults
 
 
-# a row that starts is far from done: the head's first guess is e^-5
+# initial bias of the halting head: it starts by predicting that no puzzle is solved
 HALT_BIAS = -5.0
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 class HierarchicalPuzzleModel(HierarchicalStacks):
-    """One segment, without heads.
+    """The model of one segment, without heads.
 
     Args:
         config (`HierarchicalPuzzleConfig`): the backbone and the schedule.
@@ -62,9 +62,9 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
     special_specs = TWO_STACK_BACKBONES | PUZZLE_BACKBONES
     no_prompt_learning = "its positions are the cells of a puzzle"
     refused_keywords = {
-        **dict.fromkeys(ENGINE_KEYWORDS, "a puzzle is solved by `solve`, and not one token after another"),
-        "position_ids": "every cell has its own place",
-        "attention_mask": "every cell is read, and padding is a token like others",
+        **dict.fromkeys(ENGINE_KEYWORDS, "puzzles are solved by `solve`, not token by token"),
+        "position_ids": "the position of a cell is fixed",
+        "attention_mask": "all cells attend to each other, so drop it",
     }
 
     def __init__(self, config: HierarchicalPuzzleConfig):
@@ -72,14 +72,14 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
         backbone_config = config.backbone_config
         others = set(getattr(backbone_config, "layer_types", None) or []) - {"full_attention"}
         if others or self.spec.layers_take_token_ids or self.spec.position_rows > 1:
-            reason = f"layers of {', '.join(sorted(others))}" if others else "layers that need more than a state"
+            reason = f"layers of {', '.join(sorted(others))}" if others else "layers that read more than hidden states"
             raise ValueError(
                 f"`backbone_config.model_type` {backbone_config.model_type!r} has {reason}, which cannot run in both "
                 "directions"
             )
         if backbone_config.model_type not in PUZZLE_BACKBONES:
             check_both_directions(backbone_config, HierarchicalPuzzleModel)
-        # CODEPATH: a model of one task needs no embedding that says which
+        # CODEPATH: a model of a single task needs no embedding of the task
         if config.num_puzzles:
             size = config.puzzle_embedding_size or config.hidden_size
             self.puzzle_embeddings = nn.Embedding(config.num_puzzles, size)
@@ -88,13 +88,13 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        # the backbone sees to its own: what is left is the puzzles'
+        # only the puzzles' embedding: the backbone initializes its own
         if isinstance(module, nn.Embedding):
             init.zeros_(module.weight)
 
     def embed_puzzle(self, cells: torch.Tensor, puzzle_ids: torch.Tensor | None) -> torch.Tensor:
-        """The puzzle's embedding, spread over its tokens, before those of the cells `[B, T, D]`."""
-        # CODEPATH: as where it is made
+        """Put the puzzle's embedding, split over the puzzle tokens, before the embedded cells `[B, T, D]`."""
+        # CODEPATH: a model of a single task has no embedding of the task
         if not self.config.num_puzzles:
             return cells
         if puzzle_ids is None:
@@ -105,12 +105,12 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
         return torch.cat([embedding.view(cells.shape[0], -1, cells.shape[-1]), cells], dim=1)
 
     def start_states(self, encoded: torch.Tensor, carry: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The states of the carry, where it has run, and the initial ones elsewhere."""
+        """Return the states of the carry, or the initial states for puzzles that have not run yet."""
         initial = self.make_initial_states(encoded)
         if carry is None:
             return initial
         if carry.high.shape != encoded.shape:
-            raise ValueError(f"`carry` is of shape {tuple(carry.high.shape)}, the batch of {tuple(encoded.shape)}")
+            raise ValueError(f"`carry` must be of shape {tuple(encoded.shape)}, got {tuple(carry.high.shape)}")
         is_new = (carry.steps == 0)[:, None, None]
         high = torch.where(is_new, initial[0], carry.high.to(encoded))
         return high, None if initial[1] is None else torch.where(is_new, initial[1], carry.low.to(encoded))
@@ -129,16 +129,16 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
     ) -> HierarchicalSegmentOutput:
         r"""
         puzzle_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Which puzzle's embedding a row has, the first if not given.
+            Index of each puzzle's embedding, by default 0.
         carry (`HierarchicalCarry`, *optional*):
-            Where the segment starts, at the initial states if not given.
+            The states that the segment starts from, by default the initial states.
         num_loops (`int`, *optional*):
-            Slow cycles to run, `config.num_loops` if not given.
+            Number of slow cycles, by default `config.num_loops`.
         num_backprop_loops (`int`, *optional*):
-            How many of the last slow cycles gradient may reach, all that `config.gradient` lets it if not given.
+            Number of last slow cycles that gradient may reach, by default as `config.gradient` allows.
 
         Raises:
-            ValueError: if a loop count is not a positive integer, or the carry does not fit the batch.
+            ValueError: if a number of loops is not a positive integer, or the carry does not fit the batch.
         """
         check_keywords(self, kwargs)
         depth = self.depth_arguments(num_loops=num_loops, num_backprop_loops=num_backprop_loops)
@@ -146,7 +146,7 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
         encoded = self.embed_puzzle(backbone.embed(input_ids), puzzle_ids)
         positions = torch.arange(encoded.shape[1], device=encoded.device)[None]
         encoded = backbone.enter(encoded, positions)
-        # every position sees every other: no mask, and no causal order where there is none
+        # every position sees all others: without a mask, attention would be causal by default
         kwargs |= {"is_causal": False} | backbone.layer_arguments(encoded)
         kwargs.pop("use_cache", None)
         inputs = LayerInputs(positions, backbone.rotate(encoded, positions), None, None, False, kwargs)
@@ -166,7 +166,7 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
 
 # trf-ignore: TRF057 as above
 class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
-    """The puzzle model with a head that predicts every cell, and one that says when it is done.
+    """The puzzle model with a head that predicts every cell, and a halting head.
 
     Args:
         config (`HierarchicalPuzzleConfig`): the backbone and the schedule.
@@ -178,7 +178,7 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
 
     >>> model = HierarchicalForPuzzle(HierarchicalPuzzleConfig.from_preset("trm", vocab_size=6, hidden_size=64))
     >>> outputs = model(input_ids, num_segments=4)
-    >>> outputs = model(input_ids, carry=outputs.carry)  # the fifth
+    >>> outputs = model(input_ids, carry=outputs.carry)  # the fifth segment
     ```
     """
 
@@ -192,9 +192,9 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
         self.model = HierarchicalPuzzleModel(config)
         self.adopt(self.model.backbone)
         self.lm_head = make_head(self)
-        # CODEPATH: a fixed point is measured, and without halting nothing is asked
+        # CODEPATH: a fixed point is measured without a head
         if config.halting in ("q_learning", "binary"):
-            # CODEPATH: HRM values going on, too
+            # CODEPATH: HRM also predicts the value of continuing
             num_values = 2 if config.halting == "q_learning" else 1
             self.halt_head = nn.Linear(config.hidden_size, num_values)
         self.post_init()
@@ -225,30 +225,30 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
     ) -> HierarchicalPuzzleOutput:
         r"""
         labels (`torch.LongTensor` of shape `(batch_size, cells)`, *optional*):
-            The token of every cell, -100 where none is asked for.
+            The token of every cell, -100 for cells without a label.
         num_segments (`int`, *optional*, defaults to 1):
-            Segments to run. Gradient reaches the last one only.
+            Number of segments. Gradient reaches only the last one.
         carry (`HierarchicalCarry`, *optional*):
-            Where to start, at the initial states if not given.
+            The states that the first segment starts from, by default the initial states.
         puzzle_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Which puzzle's embedding a row has, the first if not given.
+            Index of each puzzle's embedding, by default 0.
         num_loops (`int`, *optional*):
-            Slow cycles in a segment, `config.num_loops` if not given.
+            Number of slow cycles in a segment, by default `config.num_loops`.
         num_backprop_loops (`int`, *optional*):
-            How many of the last slow cycles gradient may reach, all that `config.gradient` lets it if not given.
+            Number of last slow cycles that gradient may reach, by default as `config.gradient` allows.
         output_segments (`bool`, *optional*, defaults to `False`):
             Whether to return the logits after every segment.
         num_items_in_batch (`int`, *optional*):
-            Labelled cells of all batches of a training step, which `Trainer` counts.
+            Number of labelled cells in all batches of a training step, set by `Trainer`.
 
         Raises:
-            ValueError: if a count is not a positive integer, the carry does not fit the batch, or there is an
-                `attention_mask`.
+            ValueError: if a count is not a positive integer, the carry does not fit the batch, or `attention_mask` is
+                given.
         """
         num_segments = check_positive_int("num_segments", num_segments)
         if kwargs.pop("attention_mask", None) is not None:
             raise ValueError(
-                "a puzzle has no `attention_mask`: every cell is read, and padding is a token like others"
+                "`attention_mask` must be None for a puzzle model: all cells attend to each other, so drop it"
             )
         options = {
             "input_ids": input_ids,
@@ -290,27 +290,26 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
         )
 
     def read_cells(self, outputs: Any) -> torch.Tensor:
-        """Logits of the cells, `[B, T, V]`."""
+        """Compute logits of the cells, `[B, T, V]`."""
         hidden_states = outputs.last_hidden_state[:, self.config.num_puzzle_tokens :]
         return compute_logits(self.config.backbone_config, self.lm_head, hidden_states, self.model.spec)
 
     def read_halting(self, outputs: Any) -> torch.Tensor | None:
-        """`halt_logits` in single precision, `[B, 1]` or `[B, 2]`."""
-        # CODEPATH: as where the head is made
+        """Compute `halt_logits` in float32, `[B, 1]` or `[B, 2]`, `None` without halting."""
+        # CODEPATH: a fixed point is measured by the change of the slow state
         if self.config.halting == "fixed_point":
             return (self.config.fixed_point_tolerance / outputs.change.float().clamp(min=1e-12)).log()[:, None]
-        # CODEPATH: as above
+        # CODEPATH: a model without halting runs all segments
         if self.config.halting == "none":
             return None
         return self.halt_head(outputs.last_hidden_state[:, 0]).float()
 
     def continue_targets(self, carry: Any, options: dict) -> torch.Tensor | None:
-        """What going on is worth `[B]`, in training with Q-learning: the better choice after one more segment.
+        """Compute the Q-learning targets `[B]` of continuing: the better value after one more segment.
 
-        After the last segment there is no choice but to halt (2506.21734; neither a replay buffer nor a second
-        network).
+        After the last segment it is the value of halting (2506.21734; neither a replay buffer nor a target network).
         """
-        # CODEPATH: the others learn whether a row is solved, and nothing else
+        # CODEPATH: only Q-learning predicts the value of continuing
         if self.config.halting != "q_learning" or not self.training:
             return None
         with torch.no_grad():
@@ -323,7 +322,7 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
 FAMILY = Family(
     name="puzzle",
     config=HierarchicalPuzzleConfig,
-    # the class of heads that predict every position from all of them
+    # the Auto class of models that predict every position from all positions
     classes={"AutoModel": HierarchicalPuzzleModel, "AutoModelForMaskedLM": HierarchicalForPuzzle},
     describe=lambda config: f"{describe_cycles(config)}, {config.max_segments} segments",
 )

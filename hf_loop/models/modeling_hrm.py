@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The layers of HRM, TRM and URM (see `configuration_hrm.py`), as a backbone.
+"""The layers of HRM, TRM and URM, as a backbone.
 
     post-norm (all three):  x = norm(x + mixer(x));  x = norm(x + mlp(x))
     pre-norm:               x = x + mixer(norm(x));  x = x + mlp(norm(x))
 
 The norms are RMS norms without gains, and no linear map has a bias. The mixer is Llama's attention without a mask, or
-a gated MLP along the positions; the sum after that one is normed along the positions too, as TRM has it.
+a gated MLP along the positions; as in TRM, the norm after this MLP is along the positions too.
 """
 
 import math
@@ -34,25 +34,25 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 from .configuration_hrm import HrmBackboneConfig
 
 
-# standard deviation of a standard normal distribution cut off at two
+# standard deviation of a standard normal distribution truncated at two
 STD_CUT_AT_TWO = 0.87962566
 
 
 def truncated_normal_(tensor: torch.Tensor, std: float) -> None:
-    """Fill a tensor from a normal distribution cut off at twice its scale, so that what is left has this `std`."""
+    """Fill a tensor from a normal distribution truncated at two standard deviations, scaled to have this `std`."""
     scale = std / STD_CUT_AT_TWO
     init.trunc_normal_(tensor, std=scale, a=-2 * scale, b=2 * scale)
 
 
 class WeightlessNorm(nn.Module):
-    """An RMS norm without gains over the last dimension; torch sums in single precision or better."""
+    """An RMS norm without gains over the last dimension; torch accumulates in float32 or better."""
 
     def __init__(self, eps: float):
         super().__init__()
         self.eps = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # the shape is given by the input: the same norm serves features and positions
+        # the size is that of the input: the norm is used along features and along positions
         return nn.functional.rms_norm(hidden_states, hidden_states.shape[-1:], eps=self.eps)
 
 
@@ -135,7 +135,7 @@ class HrmLayer(GradientCheckpointingLayer):
 
 
 class NoRotation(nn.Module):
-    """Cosines and sines that turn nothing, `[1, T, head_dim]`, for attention without rotary positions."""
+    """Cosines of one and sines of zero `[1, T, head_dim]`, for attention without rotary positions."""
 
     def __init__(self, config: HrmBackboneConfig):
         super().__init__()
@@ -148,7 +148,7 @@ class NoRotation(nn.Module):
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 class HrmBackboneModel(LlamaPreTrainedModel):
-    """The embedding and the layers. It has no forward pass of its own: the hierarchical model runs its parts.
+    """The embedding and the layers, without a forward pass: the hierarchical model runs them.
 
     Args:
         config (`HrmBackboneConfig`): the layers' configuration.
@@ -162,44 +162,45 @@ class HrmBackboneModel(LlamaPreTrainedModel):
     def __init__(self, config: HrmBackboneConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        # CODEPATH: HRM's code offers learned positions beside the rotary ones that it uses
+        # CODEPATH: HRM's code has learned positions as an option, but uses rotary ones
         if config.position_embedding == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList([HrmLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
-        # CODEPATH: an MLP over positions knows them, and attention asks for cosines even where nothing is turned
+        # CODEPATH: an MLP over positions needs no rotary embedding
         self.rotary_emb = None
-        # CODEPATH: as above; HRM, URM and TRM with attention rotate, TRM's authors also tried none
+        # CODEPATH: HRM, URM and TRM's attention use rotary positions; TRM's authors also tried none
         if config.token_mixer == "attention":
             is_rotary = config.position_embedding == "rotary"
             self.rotary_emb = LlamaRotaryEmbedding(config) if is_rotary else NoRotation(config)
-        # CODEPATH: layers that norm their outputs leave nothing to norm
+        # CODEPATH: layers with post-norm need no final norm
         self.norm = WeightlessNorm(config.rms_norm_eps) if config.norm_placement == "pre" else nn.Identity()
         self.post_init()
 
     def enter(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """The first layer's input `[B, T, D]` from token embeddings: learned positions, and the scale.
+        """Compute the first layer's input `[B, T, D]` from token embeddings: add learned positions and scale.
 
         Raises:
-            ValueError: if the sequence is longer than there are positions, or of another length than the MLP's.
+            ValueError: if the sequence has more than `max_position_embeddings` positions, or not exactly as many with
+                `token_mixer="mlp"`.
         """
         config = self.config
         length, positions = embeddings.shape[1], config.max_position_embeddings
-        # CODEPATH: TRM's mixer is made for one length
+        # CODEPATH: TRM's mixer has a fixed length
         if config.token_mixer == "mlp" and length != positions:
             raise ValueError(
-                f"`token_mixer='mlp'` runs on exactly `max_position_embeddings` {positions} positions, got {length}"
+                f"`token_mixer='mlp'` needs exactly `max_position_embeddings` ({positions}) positions, got {length}"
             )
-        # CODEPATH: as where they are made
+        # CODEPATH: HRM's code has learned positions as an option
         if config.position_embedding == "learned":
             if length > positions:
-                raise ValueError(f"there are `max_position_embeddings` {positions} positions, got {length}")
+                raise ValueError(f"there are `max_position_embeddings` ({positions}) positions, got {length}")
             embeddings = math.sqrt(0.5) * (embeddings + self.embed_positions.weight[:length])
         scale = config.embedding_multiplier
         return embeddings * (math.sqrt(config.hidden_size) if scale is None else scale)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        # LeCun's scale, cut off, everywhere; embeddings are scaled up again where they enter
+        # a truncated normal of LeCun's scale everywhere; `enter` scales embeddings up again
         if isinstance(module, nn.Linear):
             truncated_normal_(module.weight, module.in_features**-0.5)
         elif isinstance(module, nn.Embedding):

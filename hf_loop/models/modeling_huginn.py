@@ -13,7 +13,7 @@
 # limitations under the License.
 """The decoder of Huginn (https://huggingface.co/papers/2502.05171), as a backbone.
 
-Its layer norms the sum of the residual and a sub-layer's output, which no transformers decoder does:
+Its layer norms each sub-layer's input, and the sum of the residual and its output:
 
     x = norm_2(x + attention(norm_1(x)));  x = norm_4(x + mlp(norm_3(x)))
 
@@ -35,7 +35,7 @@ class HuginnAttention(LlamaAttention):
 
     def __init__(self, config: HuginnBackboneConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        # CODEPATH: Huginn-0125 has the bias; its authors' smaller models were trained without
+        # CODEPATH: Huginn-0125 has the bias, its authors' smaller models do not
         if config.qk_bias:
             self.q_proj = nn.Linear(config.hidden_size, self.q_proj.out_features, bias=True)
             self.k_proj = nn.Linear(config.hidden_size, self.k_proj.out_features, bias=True)
@@ -80,7 +80,7 @@ class HuginnDecoderLayer(GradientCheckpointingLayer):
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 class HuginnBackbonePreTrainedModel(LlamaPreTrainedModel):
-    """What the decoder and its head share."""
+    """Base class of the decoder with and without a head."""
 
     config_class = HuginnBackboneConfig
     _no_split_modules = ["HuginnDecoderLayer"]
@@ -107,7 +107,7 @@ class HuginnBackboneModel(HuginnBackbonePreTrainedModel, LlamaModel):
     def forward(
         self, input_ids: torch.Tensor | None = None, inputs_embeds: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPast:
-        """As Llama's, on embeddings scaled by `embedding_multiplier`, whichever of the two arguments gives them."""
+        """Run Llama's forward pass on embeddings scaled by `embedding_multiplier`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
@@ -117,7 +117,7 @@ class HuginnBackboneModel(HuginnBackbonePreTrainedModel, LlamaModel):
 
 # trf-ignore: TRF057 as above
 class HuginnBackboneForCausalLM(HuginnBackbonePreTrainedModel, LlamaForCausalLM):
-    """The decoder with a language-model head, for models unrolled into plain ones.
+    """The decoder with a language-model head, for unrolled models.
 
     Args:
         config (`HuginnBackboneConfig`): the decoder's configuration.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The looped language model: a schedule over the layers of any supported transformers decoder.
+"""The looped language model, over the layers of a transformers decoder.
 
     e = prelude(embed(x));  s = init(e)
     num_loops times:  s = norm(core(inject(s, e)))
@@ -44,7 +44,7 @@ from .transformers_seams import capture_outputs, merge_with_config_defaults, nam
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 class LoopedPreTrainedModel(RecurrentPreTrainedModel):
-    """What the looped model and its heads share."""
+    """Base class of the looped model and its heads."""
 
     config_class = LoopedConfig
     config: LoopedConfig
@@ -63,8 +63,8 @@ class LoopedPreTrainedModel(RecurrentPreTrainedModel):
 
 
 def state_std(config: LoopedConfig) -> float:
-    """`config.state_std`, by default the `sqrt(2 / (5 hidden_size))` of Huginn's weights (2502.05171)."""
-    # CODEPATH: Huginn and its retrofits start from another spread than the default
+    """Return `config.state_std`, by default `sqrt(2 / (5 hidden_size))` as for Huginn's weights (2502.05171)."""
+    # CODEPATH: Huginn and its retrofits start from another standard deviation than the default
     if config.state_std is not None:
         return config.state_std
     return (2.0 / (5.0 * config.hidden_size)) ** 0.5
@@ -72,7 +72,7 @@ def state_std(config: LoopedConfig) -> float:
 
 # trf-ignore: TRF057 as above
 class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
-    """The backbone's layers on a looped schedule, without a head.
+    """A backbone run on a looped schedule, without a head.
 
     Args:
         config (`LoopedConfig`): the backbone and the schedule.
@@ -83,10 +83,10 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
     def __init__(self, config: LoopedConfig):
         super().__init__(config)
         self.injection = make_injection(config)
-        # CODEPATH: learned states are for models trained from scratch; Huginn's is noise, Ouro's is the input
+        # CODEPATH: models trained from scratch may learn the initial state; Huginn's is noise, Ouro's the input
         if config.state_init == "learned":
             self.initial_state = nn.Parameter(torch.zeros(config.hidden_size))
-        # CODEPATH: a norm of its own bounds the state of models trained from scratch; Ouro's is the final norm
+        # CODEPATH: a separate norm bounds the state of models trained from scratch; Ouro uses the final norm
         if config.loop_norm == "own":
             self.loop_norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         # CODEPATH: Parcae maps the state before its coda
@@ -107,8 +107,8 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             strategies = [strategy] * num_prelude + ["keep_full_weight"] * num_core + [strategy] * num_coda
             self._fsdp_plan = plan | {f"{layers}.{index}": strategy for index, strategy in enumerate(strategies)}
         if self.loop_lora is not None:
-            # updates are added to whole outputs, and a plan cannot tell core layers from others: tensor parallelism
-            # splits the embeddings and the head only
+            # updates need the whole outputs of linear maps, and a plan cannot select core layers: tensor parallelism
+            # splits only the embeddings and the head
             plan = self._tp_plan or {}
             self._tp_plan = {name: plan[name] for name in plan if not name.startswith(f"{layers}.")}
 
@@ -133,24 +133,24 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
     ) -> LoopedModelOutputWithPast:
         r"""
         cache (`Cache`, *optional*):
-            What earlier calls have left for this one; `past_key_values` is its older name.
+            The cache of earlier calls; `past_key_values` is its older name.
         num_loops (`int`, *optional*):
-            Loops to run, `config.num_loops` if not given.
+            Number of loops, by default `config.num_loops`.
         num_backprop_loops (`int`, *optional*):
-            How many of the last loops carry gradient, all if not given.
+            Number of last loops with gradient, by default all.
         output_loop_states (`bool`, *optional*, defaults to `False`):
             Whether to return the state after every loop.
         output_loop_hidden_states (`bool`, *optional*, defaults to `False`):
-            Whether to return what the last hidden state would be after every loop. The coda is run once per loop for
-            it, without a cache.
+            Whether to return the last hidden state after every loop. This runs the coda once per loop, without a
+            cache.
         noise_per_example (`bool`, *optional*):
-            Whether a state that starts as noise differs between examples, by default in training where no cache is
-            given; none is made then. In generation it does not differ, where a prompt and its continuation must meet
-            the same noise.
+            Whether the noise of `config.state_init="normal"` differs between examples, in which case no cache is made.
+            By default it does in training if no cache is given. In generation it does not, because a prompt and its
+            continuation must get the same noise.
 
         Raises:
-            ValueError: if a loop count is not a positive integer, the cache was made for another loop count, or hidden
-                states after every loop are asked for together with a cache.
+            ValueError: if a number of loops is not a positive integer, the cache was made for another number of loops,
+                or `output_loop_hidden_states` is set with a cache.
         """
         check_keywords(self, kwargs)
         depth = self.depth_arguments(num_loops=num_loops, num_backprop_loops=num_backprop_loops)
@@ -161,7 +161,7 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
         if noise_per_example is None:
             is_cached = cache is not None or "paged_cache" in kwargs
             noise_per_example = self.config.state_init == "normal" and self.training and not is_cached
-        # with a cache a call that went on would meet other noise than the tokens before it
+        # no cache of noise per example: a later call would add other noise
         forward_pass = self.start_pass(
             *(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, depth),
             makes_cache=not noise_per_example,
@@ -191,11 +191,11 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
         )
 
     def layer_counts(self) -> tuple[int, int, int]:
-        """Layers in the prelude, the core and the coda."""
+        """Return the number of layers in the prelude, the core and the coda."""
         return self.config.num_prelude_layers, self.config.num_core_layers, self.config.num_coda_layers
 
     def core_layers(self) -> list[nn.Module]:
-        """The layers inside the loop."""
+        """Return the layers inside the loop."""
         num_prelude, num_core, _ = self.layer_counts()
         return Backbone(self.backbone).layers[num_prelude : num_prelude + num_core]
 
@@ -207,10 +207,17 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
     def make_initial_state(
         self, encoded: torch.Tensor, position_ids: torch.Tensor | None = None, input_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The state before the first loop, `[B, T, D]`.
+        """Make the state before the first loop, `[B, T, D]`.
 
-        Normal noise follows from the positions. It differs between examples, whose tokens are `input_ids`, and is the
-        same for all of them without.
+        Args:
+            encoded (`torch.Tensor` of shape `[B, T, D]`): the prelude's output.
+            position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`, *optional*): positions, which `"normal"`
+                noise is computed from.
+            input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): tokens that make the noise differ between
+                examples.
+
+        Raises:
+            ValueError: if the state is noise and there are no positions.
         """
         state_init = self.config.state_init
         if state_init == "input":
@@ -220,7 +227,7 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
         if state_init == "learned":
             return self.initial_state.to(encoded.dtype).expand_as(encoded)
         if position_ids is None:
-            raise ValueError("`state_init='normal'` needs `position_ids`, which its noise follows from")
+            raise ValueError("`state_init='normal'` needs `position_ids`, from which its noise is computed")
         seeds = position_ids.new_zeros(1)
         if input_ids is not None:
             seeds = example_seeds(input_ids)
@@ -259,14 +266,14 @@ class LoopedForCausalLM(LoopedPreTrainedModel, RecurrentForCausalLM):
 
     # trf-ignore: TRF057 the signature is made of the arguments documented here and those of the model inside
     def forward(self, output_loop_logits: bool = False, **kwargs) -> LoopedCausalLMOutputWithPast:
-        """As [`LoopedModel`], with logits.
+        """Run [`LoopedModel`] and compute logits.
 
         Args:
             output_loop_logits (`bool`, *optional*, defaults to `False`): whether to return the logits after every
-                loop; no cache is used then.
+                loop, without a cache.
 
         Raises:
-            ValueError: as [`LoopedModel`].
+            ValueError: if [`LoopedModel`] raises it.
         """
         return super().forward(output_loop_hidden_states=output_loop_logits, **kwargs)
 

@@ -13,7 +13,7 @@
 # limitations under the License.
 """The decoder of Parcae (https://huggingface.co/papers/2604.12946), as a backbone.
 
-A layer is nanochat's (queries and keys normed after the rotation, an MLP of squared rectifiers) except that its norms
+A layer is nanochat's (queries and keys normed after the rotation, an MLP with squared ReLU), except that its norms
 have gains and that some layers add an embedding of the token to their values:
 
     v = W_v x + 2 sigmoid(G x[:channels]) * value_embedding(token)
@@ -67,7 +67,7 @@ class ParcaeAttention(LlamaAttention):
         token_ids: Any = None,
         **kwargs,
     ) -> Any:
-        """Attention over the tokens `token_ids` `[B, T]`, whose `hidden_states` are `[B, T, D]`."""
+        """Attend over `hidden_states` `[B, T, D]` of the tokens `token_ids` `[B, T]`."""
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
         query_states = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
@@ -139,7 +139,7 @@ class ParcaeDecoderLayer(GradientCheckpointingLayer):
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 class ParcaeBackbonePreTrainedModel(LlamaPreTrainedModel):
-    """What the decoder and its head share."""
+    """Base class of the decoder with and without a head."""
 
     config_class = ParcaeBackboneConfig
     _no_split_modules = ["ParcaeDecoderLayer"]
@@ -164,15 +164,14 @@ class ParcaeBackboneModel(ParcaeBackbonePreTrainedModel, LlamaModel):
 
     # trf-ignore: TRF057 as above
     def forward(self, input_ids: torch.Tensor | None = None, **kwargs) -> BaseModelOutputWithPast:
-        """As Llama's, with the layers given the token ids.
+        """Run Llama's forward pass, with the token ids passed to the layers.
 
         Raises:
-            ValueError: if `inputs_embeds` are given: the value embeddings are looked up by token.
+            ValueError: if `inputs_embeds` are given, as value embeddings are looked up by token id.
         """
         if input_ids is None or kwargs.pop("inputs_embeds", None) is not None:
             raise ValueError(
-                "parcae_backbone needs `input_ids`: its layers embed tokens too, so that `inputs_embeds` "
-                "are not enough"
+                "a parcae_backbone needs `input_ids` without `inputs_embeds`: its layers embed the tokens too"
             )
         inputs_embeds = self.embed_tokens(input_ids) * self.embedding_multiplier
         return super().forward(inputs_embeds=inputs_embeds, token_ids=input_ids, **kwargs)
@@ -200,7 +199,7 @@ class ParcaeBackboneForCausalLM(ParcaeBackbonePreTrainedModel, LlamaForCausalLM)
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """As Llama's, with the logits scaled and bounded."""
+        """Run Llama's forward pass, with scaled and soft-capped logits."""
         outputs = self.model(input_ids=input_ids, **kwargs)
         hidden_states = keep_logits(outputs.last_hidden_state, logits_to_keep)
         logits = scale_and_softcap(self.config, self.lm_head(hidden_states))
@@ -217,7 +216,7 @@ class ParcaeBackboneForCausalLM(ParcaeBackbonePreTrainedModel, LlamaForCausalLM)
 
 
 def scale_and_softcap(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
-    """The head's output scaled, then bounded if the configuration says so."""
+    """Scale logits, and soft-cap them if the configuration has a cap."""
     logits = logits * config.logit_scale
     cap = config.final_logit_softcapping
     return logits if cap is None else torch.tanh(logits / cap) * cap

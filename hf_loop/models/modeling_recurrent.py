@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the models of the families share: the backbone, one forward pass, the language-model head."""
+"""Base classes of the families' models: the backbone, one forward pass, and the language-model head."""
 
 import functools
 import inspect
@@ -44,13 +44,13 @@ from .weighted_loss import weighted_causal_lm_loss
 
 
 class ForwardPass(NamedTuple):
-    """One pass over tokens, ready to run.
+    """The inputs of one pass over tokens.
 
     Args:
-        backbone (`Backbone`): the opened backbone.
+        backbone (`Backbone`): the backbone.
         hidden_states (`torch.Tensor` of shape `[B, T, D]`): the first layer's input.
-        inputs (`LayerInputs`): what every layer call shares.
-        depth (`dict[str, int]`): the arguments of the depth schedule.
+        inputs (`LayerInputs`): the inputs that all layer calls share.
+        depth (`dict[str, int]`): arguments of the depth schedule.
     """
 
     backbone: Backbone
@@ -59,25 +59,25 @@ class ForwardPass(NamedTuple):
     depth: dict[str, Any]
 
     def run_call(self, call: Call, hidden_states: torch.Tensor) -> torch.Tensor:
-        """One layer call on hidden states `[B, T, D]`."""
+        """Run one layer call on hidden states `[B, T, D]`."""
         return self.backbone.run_call(call, hidden_states, self.inputs)
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classes below call `post_init` once complete
-    """A backbone whose layers are run on the depth schedule of the configuration, without a head.
+    """A backbone run on the depth schedule of its configuration, without a head.
 
-    A family adds the modules that act between the calls, and a forward pass where it has arguments of its own.
+    A family adds the modules between the layer calls, and a forward pass if it has arguments of its own.
 
     Args:
         config (`RecurrentConfig`): the backbone and the schedule.
     """
 
-    # set by transformers on whatever has it; a call that is checkpointed makes no cache
+    # set by transformers on every module that has it; under checkpointing a call makes no cache
     gradient_checkpointing = False
-    # the classes of recurrent backbones by model type, for where hf_loop is not installed
+    # classes of recurrent backbones by model type, which code on the Hub could not find by itself
     backbone_classes: ClassVar[Mapping[str, type[PreTrainedModel]]] = {}
-    # entries of decoders that no other family runs, by model type
+    # entries of decoders that only this family runs, by model type
     special_specs: ClassVar[Mapping[str, BackboneSpec]] = {}
     output_class: ClassVar[type[RecurrentModelOutputWithPast]] = RecurrentModelOutputWithPast
 
@@ -91,7 +91,7 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
 
     @property
     def spec(self) -> BackboneSpec:
-        """Where the decoder's parts are."""
+        """The description of the decoder."""
         decoder_config = self.config.decoder_config
         if self.backbone_is_recurrent:
             return self.backbone.spec
@@ -104,7 +104,7 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
 
     @property
     def embeddings_name(self) -> str:
-        """The name of the token embeddings in this model."""
+        """Name of the token embeddings in this model."""
         inner = self.backbone.embeddings_name if self.backbone_is_recurrent else self.spec.embed_tokens
         return f"backbone.{inner}"
 
@@ -115,22 +115,22 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
         self.backbone.set_input_embeddings(value)
 
     def enter(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The first layer's input `[B, T, D]` from what the decoder alone would give it."""
+        """Change the first layer's input `[B, T, D]` from the decoder's to this model's."""
         return hidden_states
 
     def layer_in_call(self, layer: nn.Module, call: Call) -> nn.Module:
-        """The layer as it computes in a call."""
+        """Return the layer with the update of a call."""
         return layer
 
     def depth_arguments(self, **depth: Any) -> dict[str, Any]:
-        """The arguments of the depth schedule, checked.
+        """Check the arguments of the depth schedule and return those that are given.
 
         Args:
-            depth: the number of loops, and how many of them carry gradient; `None` is the configuration's own.
+            depth: `num_loops` and `num_backprop_loops`; `None` means the default.
 
         Raises:
             ValueError: if a count is not a positive integer.
-            TypeError: if the schedule has no such count.
+            TypeError: if the schedule does not have an argument.
         """
         given = {name: value for name, value in depth.items() if value is not None}
         known = self.config.depth_arguments
@@ -138,12 +138,12 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
             if name not in known:
                 raise TypeError(f"`{name}` is no keyword of a {self.config.model_type} model{self.about_loops}")
         if "num_loops" in known:
-            # here, once: a view of this model may have another number than its backbone
+            # from this configuration: a view of this model may have another number of loops than its backbone
             given.setdefault("num_loops", self.config.num_loops)
         return {name: check_positive_int(name, value) for name, value in given.items()}
 
     def sized_config(self, depth: dict[str, Any]) -> Any:
-        """The configuration that a cache for these arguments of the schedule is made of."""
+        """Return the configuration from which to make a cache for these arguments of the schedule."""
         num_loops = depth.get("num_loops")
         return self.config if num_loops is None else self.config.with_num_loops(num_loops)
 
@@ -159,13 +159,13 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
         makes_cache: bool = True,
         **kwargs,
     ) -> ForwardPass:
-        """Embeddings, positions, masks and cache of one pass over all tokens.
+        """Prepare embeddings, positions, masks and cache for one pass over all tokens.
 
         Args:
-            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache: those of `forward`.
-            depth (`dict`): the arguments of the depth schedule.
-            makes_cache (`bool`, *optional*, defaults to `True`): whether `use_cache` makes a cache.
-            kwargs: goes on to `Backbone.prepare`.
+            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache: as in `forward`.
+            depth (`dict`): arguments of the depth schedule.
+            makes_cache (`bool`, *optional*, defaults to `True`): whether to make a cache if `use_cache` is set.
+            kwargs: further arguments of `Backbone.prepare`.
 
         Raises:
             ValueError: if the cache was made for another number of loops, or there are no tokens.
@@ -200,7 +200,7 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
     ) -> RecurrentModelOutputWithPast:
         r"""
         cache (`Cache`, *optional*):
-            What earlier calls have left for this one; `past_key_values` is its older name.
+            The cache of earlier calls; `past_key_values` is its older name.
         """
         check_keywords(self, kwargs)
         depth = self.depth_arguments()
@@ -209,7 +209,7 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
         )
 
     def run_pass(self, forward_pass: ForwardPass) -> Any:
-        """The outputs of one pass on the depth schedule."""
+        """Run one pass on the depth schedule and return the outputs."""
         depth: Depth = forward_pass.backbone.depth
         hidden_states = depth.run(forward_pass.hidden_states, forward_pass.run_call, **forward_pass.depth)
         return self.output_class(
@@ -219,7 +219,7 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
         )
 
     def loops_run(self, forward_pass: ForwardPass) -> dict[str, Any]:
-        """The output `num_loops`, where the schedule has loops."""
+        """Return the output `num_loops`, if the schedule has loops."""
         # CODEPATH: a schedule without a number of loops has none to report
         if not self.config.has_loops:
             return {}
@@ -229,7 +229,7 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
 
 
 def _counts(depth: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments of a depth schedule that change the number of its calls."""
+    """Select the arguments of a depth schedule on which the number of calls depends."""
     return {name: value for name, value in depth.items() if name != "num_backprop_loops"}
 
 
@@ -237,8 +237,8 @@ def _counts(depth: dict[str, Any]) -> dict[str, Any]:
 class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
     """A recurrent model with the decoder's language-model head.
 
-    A family sets `model_class` and `output_class`. Its forward pass names the arguments of that model as well; one
-    with arguments of the head's own has them by keyword only, and calls this one.
+    A family sets `model_class` and `output_class`. The arguments of the headless model are added to the signature of
+    `forward`. A family whose head has further arguments overrides `forward`, takes them as keywords and calls it.
 
     Args:
         config (`RecurrentConfig`): the backbone and the schedule.
@@ -247,14 +247,14 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
     model_class: ClassVar[type[RecurrentModel]] = RecurrentModel
     output_class: ClassVar[Any] = RecurrentCausalLMOutputWithPast
     output_names: ClassVar[frozenset[str]]
-    # arguments of the model without its head that a family's forward pass sets itself
+    # arguments of the headless model that a family's `forward` sets itself
     set_arguments: ClassVar[frozenset[str]] = frozenset()
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        # here, since a graph that is compiled cannot ask a class for its fields
+        # stored, because a compiled graph cannot read the fields of a class
         cls.output_names = frozenset(field.name for field in fields(cls.output_class))
         cls.forward: Any = name_arguments(cls.forward, cls.model_class.forward, cls.set_arguments)
 
@@ -283,9 +283,9 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
     ) -> RecurrentCausalLMOutputWithPast:
         r"""
         cache (`Cache`, *optional*):
-            What earlier calls have left for this one; `past_key_values` is its older name.
+            The cache of earlier calls; `past_key_values` is its older name.
         loss_weights (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            The weight of every label in the loss, 1 if not given.
+            Weight of every label in the loss, by default 1.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -308,18 +308,18 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
     def compute_loss(
         self, logits: torch.Tensor, labels: torch.Tensor, loss_weights: torch.Tensor | None, kwargs: dict[str, Any]
     ) -> torch.Tensor:
-        """The loss of logits `[B, T, V]`, with a weight for every label where there are any."""
+        """Compute the loss of logits `[B, T, V]`, weighted by `loss_weights` if given."""
         kwargs = {**kwargs, "logits": logits, "labels": labels, "vocab_size": self.config.vocab_size}
         if loss_weights is None:
             return self.loss_function(**kwargs)
         return weighted_causal_lm_loss(loss_weights=loss_weights, **kwargs)
 
     def read_outputs(self, outputs: Any, logits_to_keep: int | torch.Tensor) -> dict[str, Any]:
-        """What a family's output has besides logits and what the model without its head gives."""
+        """Return the outputs of a family besides loss, logits and those of the headless model."""
         return {}
 
     def read_logits(self, hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor = 0) -> torch.Tensor:
-        """Logits `[B, T, V]` of what the model without its head gives, `[B, T, D]`."""
+        """Compute logits `[B, T, V]` of the headless model's last hidden states `[B, T, D]`."""
         hidden_states = keep_logits(hidden_states, logits_to_keep)
         return compute_logits(self.config.decoder_config, self.lm_head, hidden_states, self.model.spec)
 
@@ -327,14 +327,14 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
 def name_arguments(
     forward: Callable[..., Any], of_model: Callable[..., Any], set_arguments: frozenset[str]
 ) -> Callable[..., Any]:
-    """`forward` of a model with a head, with a signature that has the arguments of the model without it as well.
+    """Decorate `forward` of a model with a head, adding the arguments of the headless model to its signature.
 
-    `generate` and `Trainer` send what the signature names.
+    `generate` and `Trainer` pass the arguments that the signature names.
 
     Args:
-        forward (`Callable`): takes them among its `**kwargs`.
-        of_model (`Callable`): the forward pass of the model without its head.
-        set_arguments (`frozenset[str]`): those of its arguments that `forward` sets itself.
+        forward (`Callable`): the forward pass with a head, which takes these arguments as `**kwargs`.
+        of_model (`Callable`): the forward pass of the headless model.
+        set_arguments (`frozenset[str]`): arguments of the headless model that `forward` sets itself.
     """
 
     head = inspect.signature(RecurrentForCausalLM.forward).parameters
@@ -359,7 +359,7 @@ def name_arguments(
 
 
 def make_head(outer: Any) -> nn.Linear:
-    """The head of a model whose model without it is `outer.model`, tied to the embeddings where they are."""
+    """Make the head of `outer`, and declare its weight tied to the embeddings of `outer.model`."""
     config = outer.config
     outer._tied_weights_keys = {"lm_head.weight": f"model.{outer.model.embeddings_name}.weight"}
     return nn.Linear(config.hidden_size, config.vocab_size, bias=outer.model.spec.head_bias)

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""What the models of the families share before they compute: what they support, and how they are saved and pushed."""
+"""The base class of all models: what they support, and how they are saved and pushed."""
 
 import os
 from typing import Any
@@ -28,7 +28,7 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TR
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["cache", "past_key_values"]
-    # what a backbone does not support it refuses itself, when it is made
+    # the backbone itself refuses what it does not support, when it is made
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -37,17 +37,17 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TR
     _can_record_outputs = recordable("hidden_states", "attentions", "router_logits")
     # tags of the family on the Hub, besides the library's and the model type
     family_tags: tuple[str, ...] = ()
-    # why a prompt or a prefix of PEFT cannot stand before the tokens, where it cannot
+    # why PEFT cannot add a prompt or a prefix, `None` if it can
     no_prompt_learning: str | None = None
-    # where this model was last written to, as long as it was not loaded from anywhere
+    # where this model was last saved, if it was not loaded from anywhere
     saved_in: str | None = None
-    # why it has no number of loops, where it has none
+    # what to tell a caller who gives a number of loops to a model without
     no_loops = "it has no loops"
-    # what `check_keywords` says of keywords that a family cannot take
+    # keywords that a family cannot take, with the reasons that `check_keywords` gives
     refused_keywords: dict[str, str] = {}
-    # what it lets through; of a model with a backbone
+    # keywords that `check_keywords` accepts
     known_keywords: frozenset[str] = frozenset()
-    # set where hf_loop is installed; code that came with a checkpoint pushes transformers' own card
+    # set by the installed package; code that came with a checkpoint pushes transformers' own card
     write_model_card: Any = None
 
     def __init__(self, config: Any, *args, **kwargs):
@@ -61,10 +61,10 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TR
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Whether weights are drawn past `transformers.initialization`, which leaves alone what was loaded: never.
+        """Return whether weights are initialized without `transformers.initialization`, which keeps loaded weights.
 
-        transformers takes it for granted of code that is not its own, and then skips modules without tensors: a
-        backbone that fills its layers' buffers from outside would be loaded with whatever was in the memory.
+        transformers assumes so of all code that is not its own, and then skips modules without tensors: the buffers of
+        a backbone that fills them from outside its layers would stay uninitialized.
         """
         return False
 
@@ -73,26 +73,26 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TR
         backbone: Any = getattr(self.base_model, "backbone", None)
         if backbone is not None:
             self.known_keywords = known_keywords(backbone, self.refused_keywords)
-            # the class says what some backbone may record, and this is what ours does
+            # the class names what any backbone may record, the instance what this one does
             recorded, recorders = backbone._can_record_outputs or {}, self._can_record_outputs or {}
             self._can_record_outputs = {name: recorders[name] for name in recorders if name in recorded}
         self.add_model_tags(["hf_loop", *self.family_tags, self.config.model_type])
 
     @property
     def about_loops(self) -> str:
-        """What a caller is told who gives a number of loops under another name, or where there are none."""
+        """Hint for a caller who misspells `num_loops`, or gives it to a model without loops."""
         return "; did you mean `num_loops`?" if self.config.has_loops else f": {self.no_loops}"
 
     def adopt(self, backbone: PreTrainedModel) -> None:
-        """Compile, and choose attention functions, wherever the backbone can."""
+        """Use the backbone's attention function, and its support for compilation and attention back-ends."""
         adopt_backbone(self, backbone)
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs):
-        """As transformers', and an adapter that is made later names `save_directory` as its base.
+        """Save as transformers does. Adapters that are made later name `save_directory` as their base model.
 
         Raises:
-            ValueError: if the model is inside a `PeftModel`, which writes the adapter: weights saved from here would
-                not load. Or they are offloaded, in a way that leaves nothing here to be written.
+            ValueError: if the model is inside a `PeftModel`, which saves the adapter, or its weights are offloaded in
+                a way that transformers cannot gather.
         """
         is_adapter = saves_adapter_only(self)
         if not is_adapter:
@@ -109,13 +109,12 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TR
 
     def before_upload(self, folder: str, repo_id: str) -> None:
         if self.name_or_path == str(folder):
-            # a folder for the time of the upload
+            # the temporary folder of the upload
             self.name_or_path = self.saved_in = repo_id
         self.write_card(folder, repo_id)
 
     def write_card(self, folder: str, repo_id: str) -> None:
-        """Write hf_loop's model card into a folder that is pushed. A card that cannot be written is not worth a push:
-        what is wrong is logged, and the card that is there stays."""
+        """Write hf_loop's model card into a folder to push. If that fails, log it and keep the existing card."""
         if self.write_model_card is None:
             return
         try:

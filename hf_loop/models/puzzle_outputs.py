@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Outputs of the puzzle model, and the carry that its segments hand on."""
+"""Outputs of the puzzle model, and the carry between its segments."""
 
 from dataclasses import dataclass, fields
 
@@ -11,16 +11,16 @@ from transformers.modeling_outputs import ModelOutput
 @dataclass
 class HierarchicalCarry(ModelOutput):
     """
-    Where the next segment starts. A row with `steps` 0 starts anew, whatever its states are: to put a new puzzle into
-    a row, set its `steps` to 0.
+    The states that the next segment starts from. Puzzles with `steps` 0 start from the initial states instead: to
+    replace a puzzle of the batch by a new one, set its `steps` to 0.
 
     Args:
         high (`torch.Tensor` of shape `(batch_size, puzzle_tokens + cells, hidden_size)`):
             The slow state, or the only one.
         steps (`torch.LongTensor` of shape `(batch_size,)`):
-            Segments that the row has run.
+            Number of segments that each puzzle has run.
         low (`torch.Tensor` of the shape of `high`, *optional*):
-            The fast state, where there are two.
+            The fast state, if there are two.
     """
 
     high: torch.Tensor | None = None
@@ -28,7 +28,7 @@ class HierarchicalCarry(ModelOutput):
     low: torch.Tensor | None = None
 
     def map(self, function) -> "HierarchicalCarry":
-        """The carry with every tensor replaced by what `function` makes of it."""
+        """Apply `function` to every tensor."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return HierarchicalCarry(**{name: function(tensor) for name, tensor in named.items() if tensor is not None})
 
@@ -38,11 +38,11 @@ class HierarchicalSegmentOutput(ModelOutput):
     """
     Args:
         last_hidden_state (`torch.Tensor` of shape `(batch_size, puzzle_tokens + cells, hidden_size)`):
-            What the heads read.
+            The final states, which the heads read.
         carry (`HierarchicalCarry`):
-            Where the next segment starts.
+            The states that the next segment starts from, without gradient.
         change (`torch.Tensor` of shape `(batch_size,)`):
-            Length of the slow state's change over the segment, as a share of its own.
+            Norm of the slow state's change over the segment, divided by that of the state.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -57,16 +57,16 @@ class HierarchicalPuzzleOutput(ModelOutput):
     """
     Args:
         loss (`torch.Tensor`, *optional*):
-            Of the last segment, with labels.
+            Loss of the last segment, if there are labels.
         logits (`torch.Tensor` of shape `(batch_size, cells, vocab_size)`):
-            Of the last segment.
+            Logits of the last segment.
         halt_logits (`torch.Tensor` of shape `(batch_size, 1)` or `(batch_size, 2)`, *optional*):
-            Of the last segment: with `halting="q_learning"` the values of halting and of going on; with `"binary"`
-            and `"fixed_point"` a number that is above zero where the row is done.
+            Halting logits of the last segment: with `halting="q_learning"` the values of halting and of continuing;
+            with `"binary"` and `"fixed_point"` a number that is above zero if the puzzle halts.
         carry (`HierarchicalCarry`):
-            Where the next segment starts, without gradient.
-        segment_logits, segment_halt_logits (`tuple`, *optional*, with `output_segments=True`):
-            The same after every segment.
+            The states that the next segment starts from, without gradient.
+        segment_logits, segment_halt_logits (`tuple(torch.Tensor)`, *optional*, with `output_segments=True`):
+            Logits and halting logits of every segment.
     """
 
     loss: torch.Tensor | None = None

@@ -1,10 +1,10 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Noise for the initial state that is the same however the tokens are batched, padded, cached or compiled.
+"""Noise for the initial state that does not depend on batching, padding, caching or compilation.
 
-Noise drawn from the global generator makes outputs irreproducible and cached decoding differ from the full forward
-pass. Here each number is a hash of (seed of the example, position, channel), turned into a truncated normal through
-the inverse of its distribution function, so any slice of it can be made by itself.
+With noise from the global generator, outputs would not be reproducible, and cached decoding would differ from the full
+forward pass. Here each number is a hash of (seed of the example, position, channel), mapped to a truncated normal
+distribution by its inverse distribution function, so that any slice can be computed by itself.
 """
 
 import math
@@ -19,7 +19,7 @@ _MIX_2 = -7723592293110705685
 
 
 def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
-    # torch shifts signed integers arithmetically: clear the copies of the sign bit
+    # torch's shift copies the sign bit: clear the copies
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -31,7 +31,7 @@ def _splitmix64(x: torch.Tensor) -> torch.Tensor:
 
 
 def example_seeds(input_ids: torch.Tensor) -> torch.Tensor:
-    """One seed per example `[B]` from its tokens `[B, T]`, so that a resumed run draws the same noise again."""
+    """Compute one seed per example `[B]` from its tokens `[B, T]`, so that a resumed run draws the same noise."""
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)
     return _splitmix64(_splitmix64(positions) ^ input_ids).sum(dim=1)
 
@@ -39,22 +39,22 @@ def example_seeds(input_ids: torch.Tensor) -> torch.Tensor:
 def truncated_normal(
     seeds: torch.Tensor, positions: torch.Tensor, num_channels: int, std: float, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Truncated normal noise at plus and minus three standard deviations.
+    """Draw normal noise that is truncated at three standard deviations.
 
     Args:
         seeds (`torch.LongTensor` of shape `[B]` or `[1]`): one seed per example.
         positions (`torch.LongTensor` of shape `[B, T]` or `[1, T]`): position of every token.
-        num_channels (`int`): channels of the state, `D`.
+        num_channels (`int`): number of channels of the state, D.
         std (`float`): standard deviation before truncation.
-        dtype (`torch.dtype`): dtype of the result; the noise is made in fp32.
+        dtype (`torch.dtype`): dtype of the result; the noise is computed in fp32.
 
     Returns:
-        `torch.Tensor` of shape `[B, T, D]`.
+        `torch.Tensor` of shape `[B, T, D]`: the noise.
     """
     channels = torch.arange(num_channels, device=positions.device)
     keys = _splitmix64(_splitmix64(seeds[:, None]) ^ positions)[..., None]
     bits = _splitmix64(keys ^ channels)
     # 23 random bits as a number strictly between -1 and 1, exact in fp32
     uniform = (_shift_right(bits, 41).to(torch.float32) + 0.5) / 2**22 - 1.0
-    # uniform on (-erf(3/sqrt 2), erf(3/sqrt 2)) is a standard normal cut at 3 under the inverse of erf
+    # erfinv maps uniform numbers in (-erf(3 / sqrt 2), erf(3 / sqrt 2)) to a standard normal truncated at 3
     return (math.sqrt(2.0) * std * torch.erfinv(uniform * math.erf(3.0 / math.sqrt(2.0)))).to(dtype)

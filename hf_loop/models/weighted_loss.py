@@ -17,32 +17,30 @@ def weighted_causal_lm_loss(
     **kwargs,
 ) -> torch.Tensor:
     r"""
-    `sum(weight * cross_entropy) / count` over the labelled tokens, in float32.
+    Compute `sum(weight * cross_entropy) / count` over the labelled tokens, in float32.
 
-    Everything but the weights follows transformers' loss of causal language models, to which it is equal where all
-    weights are 1: position t predicts the label at t + 1, and the sum is divided by `num_items_in_batch`. The count is
-    that of the labelled tokens and not the sum of the weights: halving all weights halves the loss, and a batch whose
-    answers are few weighs as much as its tokens, whatever the number of micro-batches it is split into.
+    With weights of 1 this is transformers' loss of causal language models: position t predicts the label at t + 1, and
+    the sum is divided by `num_items_in_batch`. The count is the number of labelled tokens, not the sum of the weights:
+    halving all weights halves the loss, and the loss does not depend on how a batch is split into micro-batches.
 
     Args:
         logits (`torch.Tensor` of shape `[B, T, V]`):
-            Scores of the next token.
+            Logits of the next token.
         labels (`torch.Tensor` of shape `[B, T]`):
-            Token ids, not shifted; `ignore_index` where there is none.
+            Token ids, not shifted; `ignore_index` for none.
         loss_weights (`torch.Tensor` of shape `[B, T]`):
-            The weight of predicting the label at the same position. Those without a label are not read.
+            Weights of the labels at the same positions.
         vocab_size (`int`):
             V.
         num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-            Labelled tokens of the whole optimizer step. By default those of this batch.
+            Number of labelled tokens in the optimizer step, by default in this batch.
         ignore_index (`int`, *optional*, defaults to -100):
-            The label of a token that is not scored.
+            The label to ignore.
         shift_labels (`torch.Tensor` of shape `[B, T]`, *optional*):
-            Labels that are shifted already: the one at t is predicted by position t. The weights are shifted here
-            all the same.
+            Labels that are shifted already: position t predicts the one at t. `loss_weights` must not be shifted.
 
     Returns:
-        `torch.Tensor`: A scalar.
+        `torch.Tensor`: the loss, a scalar.
 
     Raises:
         ValueError: if `loss_weights` has another shape than `labels`.
@@ -59,7 +57,7 @@ def weighted_causal_lm_loss(
         logits.float().view(-1, vocab_size), targets, ignore_index=ignore_index, reduction="none"
     )
     is_labelled = targets != ignore_index
-    # whatever stands where nothing is scored, even an infinity, must not reach the sum
+    # weights without a label may be anything, even infinite
     total = (losses * weights.masked_fill(~is_labelled, 0.0)).sum()
     count = is_labelled.sum() if num_items_in_batch is None else num_items_in_batch
     return total / (count.to(total.device) if torch.is_tensor(count) else count)

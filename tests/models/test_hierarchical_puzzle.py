@@ -198,16 +198,16 @@ def test_bad_calls_are_refused():
     model = tiny_puzzle_model("trm, mlp")
     with pytest.raises(ValueError, match="`num_segments` must be an integer of at least 1, got 0"):
         model(PUZZLES, num_segments=0)
-    with pytest.raises(ValueError, match="a puzzle has no `attention_mask`"):
+    with pytest.raises(ValueError, match="`attention_mask` must be None"):
         model(PUZZLES, attention_mask=torch.ones_like(PUZZLES))
     with pytest.raises(ValueError, match="exactly `max_position_embeddings` 12 positions, got 11"):
         model(puzzles(num_cells=8))
-    with pytest.raises(ValueError, match="`carry` is of shape"):
+    with pytest.raises(ValueError, match="`carry` must be of shape"):
         model(PUZZLES[:2], carry=model(PUZZLES).carry)
     with pytest.raises(ValueError, match="`token_mixer='mlp'` needs `max_position_embeddings`"):
         HierarchicalPuzzleConfig.from_preset("trm", token_mixer="mlp")
     learned = tiny_puzzle_model("hrm, learned positions")
-    with pytest.raises(ValueError, match="there are `max_position_embeddings` 32 positions, got 41"):
+    with pytest.raises(ValueError, match="there are `max_position_embeddings` .32. positions, got 41"):
         learned(puzzles(num_cells=40))
 
 
@@ -341,7 +341,7 @@ def test_the_trajectory_is_kept_that_the_halting_head_thinks_most_of():
         model.solve(PUZZLES, num_trajectories=4)
     with pytest.raises(ValueError, match="`latent_noise` must not be negative, got -1"):
         model.solve(PUZZLES, latent_noise=-1)
-    with pytest.raises(ValueError, match="need a model that says when it is done"):
+    with pytest.raises(ValueError, match="need a halting head"):
         tiny_puzzle_model("plain").solve(PUZZLES, halt=True)
     single = tiny_puzzle_model("urm", max_segments=2)
     assert single.solve(PUZZLES, num_trajectories=2, latent_noise=0.5).tokens.shape == (3, CELLS)
