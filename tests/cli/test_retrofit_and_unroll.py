@@ -81,7 +81,10 @@ def test_the_fields_of_a_family_are_listed(hf_loop, family):
 
 def test_what_is_listed_says_type_default_and_meaning(hf_loop):
     _, output, _ = hf_loop("retrofit", "--fields", "looped")
-    assert "num_loops: int = 4\n    Times the core runs, unless the call says otherwise.\n" in output
+    assert (
+        "num_loops: int = 4\n    Number of loops, the times that the core runs, unless the call says otherwise.\n"
+        in output
+    )
     assert "fold: 'average' | 'first' | None = None\n    share the core's M layers" in output
     code, _, error = hf_loop("retrofit", "--fields", "spiral")
     assert code == 2 and "got 'spiral'" in error

@@ -272,7 +272,7 @@ def test_bad_values_are_refused():
         make_feedback(block_size=0)
     with pytest.raises(ValueError, match="`random_state_passing` must be a probability, got 1.5"):
         make_feedback(random_state_passing=1.5)
-    with pytest.raises(ValueError, match="`feedback_init` 'prefix' needs `feedback_source='layer'`"):
+    with pytest.raises(ValueError, match="`feedback_init='prefix'` needs `feedback_source='layer'`"):
         make_feedback(feedback_init="prefix", feedback_source="top")
     model = make_feedback()
     with pytest.raises(ValueError, match=r"`initial_feedback` must be of shape \(4, 2, 64\), got \(1, 2, 64\)"):

@@ -97,7 +97,7 @@ def test_prompt_lookup_and_early_exit(name):
         assert torch.equal(model.generate(prompt, prompt_lookup_num_tokens=3, **depth, **GREEDY), expected)
         one_loop = model.config.with_num_loops(1).num_hidden_layers
         assert torch.equal(model.generate(prompt, assistant_early_exit=one_loop, **depth, **GREEDY), expected)
-    with pytest.raises(ValueError, match="`assistant_early_exit` must be the layer calls"):
+    with pytest.raises(ValueError, match="`assistant_early_exit` must be the number of layer calls"):
         model.generate(prompt, assistant_early_exit=1, **GREEDY)
     assert torch.equal(model.generate(prompt, num_loops=5, **GREEDY), expected)
 

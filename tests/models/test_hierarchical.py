@@ -141,12 +141,15 @@ def test_hidden_states_have_one_entry_per_layer_call(model):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"backbone_config": tiny_backbone("llama", num_hidden_layers=3)}, "`backbone_config.num_hidden_layers` 3"),
+        (
+            {"backbone_config": tiny_backbone("llama", num_hidden_layers=3)},
+            "`backbone_config.num_hidden_layers` must be even .* got 3",
+        ),
         ({"backbone_config": tiny_hrm_text_config(), "shared_stack": True}, "`shared_stack` must be False"),
         ({"state_init": "zeros"}, "`state_init='zeros'` needs `injection='add'`"),
         ({"gradient": "one_step"}, "`gradient='one_step'` needs `injection='add'`"),
-        ({"gradient": "last_k"}, "`backprop_low_cycles` belongs to"),
-        ({"backprop_low_cycles": [2]}, "`backprop_low_cycles` belongs to"),
+        ({"gradient": "last_k"}, "`backprop_low_cycles` must be given with"),
+        ({"backprop_low_cycles": [2]}, "`backprop_low_cycles` must be given with"),
         ({"gradient": "last_k", "backprop_low_cycles": [-1]}, "must not be negative"),
         ({"stack_norm": "own"}, "stack_norm"),
     ],

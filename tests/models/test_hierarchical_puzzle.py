@@ -180,12 +180,16 @@ def test_a_backbone_that_is_causal_by_nature_is_refused():
     [
         ("gru", {}, "`name` must be one of hrm, trm"),
         ("trm", {"num_puzzles": 0}, "must both be 0 or both be positive, got 0 and 16"),
-        ("trm", {"puzzle_embedding_size": 999}, "`puzzle_embedding_size` 999 does not fit"),
+        ("trm", {"puzzle_embedding_size": 999}, "`puzzle_embedding_size` must be from 1 to .* got 999"),
         ("trm", {"fixed_point_tolerance": 0}, "`fixed_point_tolerance` must be above 0, got 0"),
         ("trm", {"max_segments": 0}, "`max_segments` must be an integer of at least 1, got 0"),
         ("hrm", {"num_latent_states": 1}, "`num_latent_states=1` needs `shared_stack=True`"),
         ("trm", {"convolution_size": -1}, "`convolution_size` must not be negative, got -1"),
-        ("trm", {"token_mixer": "mlp", "position_embedding": "rotary"}, "needs `token_mixer='attention'`"),
+        (
+            "trm",
+            {"token_mixer": "mlp", "position_embedding": "rotary"},
+            "`position_embedding` must be 'none' or 'learned'",
+        ),
         ("trm", {"halting": "sometimes"}, "halting"),
     ],
 )
