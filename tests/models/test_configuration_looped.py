@@ -28,7 +28,7 @@ def test_assigning_a_depth_assigns_loops():
     config = make_config(num_prelude_layers=1, num_coda_layers=1, num_loops=3)
     config.num_hidden_layers = 4
     assert config.num_loops == 1
-    with pytest.raises(ValueError, match="`num_hidden_layers` 5"):
+    with pytest.raises(ValueError, match="`num_hidden_layers` must be .* got 5"):
         config.num_hidden_layers = 5
 
 
