@@ -1,6 +1,5 @@
 """Pipelines that pass a depth to the model; transformers' own would pass it to the tokenizer or drop it."""
 
-import inspect
 from typing import Any
 
 from transformers.pipelines.feature_extraction import FeatureExtractionPipeline
@@ -27,7 +26,7 @@ class DepthKeywords:
         depth = {}
         # not `isinstance`: a model's code may have come with its checkpoint
         if hasattr(self.model, "known_keywords"):
-            check_depth_names(kwargs, inspect.signature(self.model.base_model.forward).parameters, "pipeline")
+            check_depth_names(kwargs, self.model.base_model.argument_names, "pipeline")
             depth = {name: kwargs.pop(name) for name in DEPTH_KEYWORDS if name in kwargs}
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         return preprocess, {**forward, **depth}, postprocess

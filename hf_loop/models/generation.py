@@ -3,7 +3,6 @@
 """Generation with a chosen number of loops or passes, and caches sized for it."""
 
 import copy
-import inspect
 from typing import Any
 
 import torch
@@ -36,8 +35,7 @@ class RecurrentGenerationMixin(GenerationHooks):
         if kwargs.get("num_loops") is not None:
             raise ValueError(f"`num_loops` is no keyword of a {self.config.model_type} model{self.about_loops}")
         generation_config, model_kwargs = super().generation_settings(generation_config, **kwargs)
-        keywords = set(inspect.signature(self.forward).parameters) - ({"num_loops"} - set(self.depth_names))
-        check_depth_names(vars(generation_config), keywords, "generation configuration")
+        check_depth_names(vars(generation_config), self.argument_names, "generation configuration")
         if self._is_stateful and generation_config.is_assistant:
             # transformers itself checks the model that verifies
             raise ValueError(

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The base class of all models: what they support, and how they are saved and pushed."""
 
+import inspect
 import os
 from typing import Any
 
@@ -77,6 +78,12 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TR
             recorded, recorders = backbone._can_record_outputs or {}, self._can_record_outputs or {}
             self._can_record_outputs = {name: recorders[name] for name in recorders if name in recorded}
         self.add_model_tags(["hf_loop", *self.family_tags, self.config.model_type])
+
+    @property
+    def argument_names(self) -> frozenset[str]:
+        """The arguments of a forward pass, without a number of loops where the model has none."""
+        names = inspect.signature(self.forward).parameters.keys()
+        return frozenset(names if self.config.has_loops else names - {"num_loops", "num_backprop_loops"})
 
     @property
     def about_loops(self) -> str:
