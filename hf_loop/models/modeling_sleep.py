@@ -46,6 +46,7 @@ from .modeling_classification import SequenceClassifier, TokenClassifier
 from .modeling_recurrent import RecurrentForCausalLM
 from .modeling_time import TimeModel, TimePreTrainedModel, named_hidden_states, scatter_states
 from .outputs import RecurrentCausalLMOutputWithPast, RecurrentModelOutputWithPast, wants_hidden_states
+from .puzzle_loss import IGNORE_INDEX
 from .sleep_passes import SleepPasses
 from .sleep_windows import check_sleep_cache, open_windows, read_tokens, sleep_over
 from .token_sequences import Chunk, plan_chunks
@@ -54,9 +55,6 @@ from .transformers_seams import capture_outputs, merge_with_config_defaults, nam
 
 # lengths of packed documents for flash attention; they do not apply to windows
 _PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-
-# the label that transformers' losses ignore
-IGNORE_INDEX = -100
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text

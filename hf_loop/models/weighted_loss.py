@@ -5,6 +5,8 @@
 import torch
 from torch import nn
 
+from .puzzle_loss import IGNORE_INDEX
+
 
 def weighted_causal_lm_loss(
     logits: torch.Tensor,
@@ -12,7 +14,7 @@ def weighted_causal_lm_loss(
     loss_weights: torch.Tensor,
     vocab_size: int,
     num_items_in_batch: torch.Tensor | int | None = None,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE_INDEX,
     shift_labels: torch.Tensor | None = None,
     **kwargs,
 ) -> torch.Tensor:
