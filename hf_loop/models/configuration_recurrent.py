@@ -308,7 +308,7 @@ _KINDS = {"depth": "layer calls", "time": "tokens", "puzzle": "the segments of a
 
 def kind_of(config: PreTrainedConfig) -> str | None:
     """Return the kind of a recurrent model's configuration, `None` for a decoder's."""
-    # by what the class has and not by the class, which a local folder loads twice
+    # not by `isinstance`: loading a local folder twice makes two classes
     config_class: Any = type(config)
     return config_class.kind if hasattr(config_class, "decoder_config") else None
 

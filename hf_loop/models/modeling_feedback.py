@@ -290,22 +290,14 @@ class FeedbackForCausalLM(FeedbackPreTrainedModel, RecurrentForCausalLM, MemoryM
 
 # trf-ignore: TRF057 as above
 class FeedbackForSequenceClassification(SequenceClassifier, FeedbackPreTrainedModel):
-    """The feedback model with one label per sequence, read at the last token that is not padding.
-
-    Args:
-        config (`FeedbackConfig`): the backbone and the schedule; `num_labels` sets the classes.
-    """
+    """The feedback model with one label per sequence; `config.num_labels` is the number of classes."""
 
     model_class = FeedbackModel
 
 
 # trf-ignore: TRF057 as above
 class FeedbackForTokenClassification(TokenClassifier, FeedbackPreTrainedModel):
-    """The feedback model with one label per token.
-
-    Args:
-        config (`FeedbackConfig`): the backbone and the schedule; `num_labels` sets the classes.
-    """
+    """The feedback model with one label per token; `config.num_labels` is the number of classes."""
 
     model_class = FeedbackModel
 

@@ -249,22 +249,14 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, RecurrentForCausalLM)
 
 # trf-ignore: TRF057 as above
 class HierarchicalForSequenceClassification(SequenceClassifier, HierarchicalPreTrainedModel):
-    """The hierarchical model with one label per sequence, read at the last token that is not padding.
-
-    Args:
-        config (`HierarchicalConfig`): the backbone and the schedule; `num_labels` sets the classes.
-    """
+    """The hierarchical model with one label per sequence; `config.num_labels` is the number of classes."""
 
     model_class = HierarchicalModel
 
 
 # trf-ignore: TRF057 as above
 class HierarchicalForTokenClassification(TokenClassifier, HierarchicalPreTrainedModel):
-    """The hierarchical model with one label per token.
-
-    Args:
-        config (`HierarchicalConfig`): the backbone and the schedule; `num_labels` sets the classes.
-    """
+    """The hierarchical model with one label per token; `config.num_labels` is the number of classes."""
 
     model_class = HierarchicalModel
 

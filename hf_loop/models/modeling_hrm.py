@@ -89,12 +89,7 @@ class PositionMLP(nn.Module):
 
 
 class HrmLayer(GradientCheckpointingLayer):
-    """A mixer over positions and an MLP over features.
-
-    Args:
-        config (`HrmBackboneConfig`): the layers' configuration.
-        layer_idx (`int`): the layer's index.
-    """
+    """A mixer over positions and an MLP over features."""
 
     def __init__(self, config: HrmBackboneConfig, layer_idx: int):
         super().__init__()
@@ -148,11 +143,7 @@ class NoRotation(nn.Module):
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 class HrmBackboneModel(LlamaPreTrainedModel):
-    """The embedding and the layers, without a forward pass: the hierarchical model runs them.
-
-    Args:
-        config (`HrmBackboneConfig`): the layers' configuration.
-    """
+    """The embedding and the layers, without a forward pass: the hierarchical model runs them."""
 
     config_class = HrmBackboneConfig
     config: Any

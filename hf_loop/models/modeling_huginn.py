@@ -42,12 +42,7 @@ class HuginnAttention(LlamaAttention):
 
 
 class HuginnDecoderLayer(GradientCheckpointingLayer):
-    """A norm before each sub-layer and one after each residual sum.
-
-    Args:
-        config (`HuginnBackboneConfig`): the decoder's configuration.
-        layer_idx (`int`): the layer's index, which is its cache slot outside a loop.
-    """
+    """A norm before each sub-layer and one after each residual sum."""
 
     def __init__(self, config: HuginnBackboneConfig, layer_idx: int):
         super().__init__()
@@ -89,11 +84,7 @@ class HuginnBackbonePreTrainedModel(LlamaPreTrainedModel):
 
 # trf-ignore: TRF057 as above
 class HuginnBackboneModel(HuginnBackbonePreTrainedModel, LlamaModel):
-    """The decoder without a head.
-
-    Args:
-        config (`HuginnBackboneConfig`): the decoder's configuration.
-    """
+    """The decoder without a head."""
 
     def __init__(self, config: HuginnBackboneConfig):
         super().__init__(config)
@@ -117,11 +108,7 @@ class HuginnBackboneModel(HuginnBackbonePreTrainedModel, LlamaModel):
 
 # trf-ignore: TRF057 as above
 class HuginnBackboneForCausalLM(HuginnBackbonePreTrainedModel, LlamaForCausalLM):
-    """The decoder with a language-model head, for unrolled models.
-
-    Args:
-        config (`HuginnBackboneConfig`): the decoder's configuration.
-    """
+    """The decoder with a language-model head, for unrolled models."""
 
     def __init__(self, config: HuginnBackboneConfig):
         super().__init__(config)

@@ -285,22 +285,14 @@ class LoopedForCausalLM(LoopedPreTrainedModel, RecurrentForCausalLM):
 
 # trf-ignore: TRF057 as above
 class LoopedForSequenceClassification(SequenceClassifier, LoopedPreTrainedModel):
-    """The looped model with one label per sequence, read at the last token that is not padding.
-
-    Args:
-        config (`LoopedConfig`): the backbone and the schedule; `num_labels` sets the classes.
-    """
+    """The looped model with one label per sequence; `config.num_labels` is the number of classes."""
 
     model_class = LoopedModel
 
 
 # trf-ignore: TRF057 as above
 class LoopedForTokenClassification(TokenClassifier, LoopedPreTrainedModel):
-    """The looped model with one label per token.
-
-    Args:
-        config (`LoopedConfig`): the backbone and the schedule; `num_labels` sets the classes.
-    """
+    """The looped model with one label per token; `config.num_labels` is the number of classes."""
 
     model_class = LoopedModel
 

@@ -42,12 +42,7 @@ from .transformers_seams import CACHE_NAME, attention_function, cache_of, keep_l
 
 
 class ParcaeAttention(LlamaAttention):
-    """Attention on normed queries and keys, with an embedding of the token in the values of some layers.
-
-    Args:
-        config (`ParcaeBackboneConfig`): the decoder's configuration.
-        layer_idx (`int`): the layer's index, which is its cache slot outside a loop.
-    """
+    """Attention on normed queries and keys, with an embedding of the token in the values of some layers."""
 
     def __init__(self, config: ParcaeBackboneConfig, layer_idx: int):
         super().__init__(config, layer_idx)
@@ -102,12 +97,7 @@ class ParcaeAttention(LlamaAttention):
 
 
 class ParcaeDecoderLayer(GradientCheckpointingLayer):
-    """`x = x + attention(norm(x)); x = x + mlp(norm(x))`.
-
-    Args:
-        config (`ParcaeBackboneConfig`): the decoder's configuration.
-        layer_idx (`int`): the layer's index, which is its cache slot outside a loop.
-    """
+    """`x = x + attention(norm(x)); x = x + mlp(norm(x))`."""
 
     def __init__(self, config: ParcaeBackboneConfig, layer_idx: int):
         super().__init__()
@@ -148,11 +138,7 @@ class ParcaeBackbonePreTrainedModel(LlamaPreTrainedModel):
 
 # trf-ignore: TRF057 as above
 class ParcaeBackboneModel(ParcaeBackbonePreTrainedModel, LlamaModel):
-    """The decoder without a head.
-
-    Args:
-        config (`ParcaeBackboneConfig`): the decoder's configuration.
-    """
+    """The decoder without a head."""
 
     def __init__(self, config: ParcaeBackboneConfig):
         super().__init__(config)
@@ -179,11 +165,7 @@ class ParcaeBackboneModel(ParcaeBackbonePreTrainedModel, LlamaModel):
 
 # trf-ignore: TRF057 as above
 class ParcaeBackboneForCausalLM(ParcaeBackbonePreTrainedModel, LlamaForCausalLM):
-    """The decoder with a language-model head.
-
-    Args:
-        config (`ParcaeBackboneConfig`): the decoder's configuration.
-    """
+    """The decoder with a language-model head."""
 
     def __init__(self, config: ParcaeBackboneConfig):
         super().__init__(config)

@@ -269,22 +269,14 @@ class SleepForCausalLM(SleepPreTrainedModel, RecurrentForCausalLM, MemoryMixin):
 
 # trf-ignore: TRF057 as above
 class SleepForSequenceClassification(SequenceClassifier, SleepPreTrainedModel):
-    """The sleep model with one label per sequence, read at the last token that is not padding.
-
-    Args:
-        config (`SleepConfig`): the backbone and the schedule; `num_labels` sets the classes.
-    """
+    """The sleep model with one label per sequence; `config.num_labels` is the number of classes."""
 
     model_class = SleepModel
 
 
 # trf-ignore: TRF057 as above
 class SleepForTokenClassification(TokenClassifier, SleepPreTrainedModel):
-    """The sleep model with one label per token.
-
-    Args:
-        config (`SleepConfig`): the backbone and the schedule; `num_labels` sets the classes.
-    """
+    """The sleep model with one label per token; `config.num_labels` is the number of classes."""
 
     model_class = SleepModel
 

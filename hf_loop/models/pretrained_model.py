@@ -53,7 +53,7 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TR
 
     def __init__(self, config: Any, *args, **kwargs):
         expected: Any = self.config_class
-        # by model type: a local folder loads its classes twice
+        # not by `isinstance`: loading a local folder twice makes two classes
         if config.model_type != expected.model_type:
             raise ValueError(
                 f"`config` of a {type(self).__name__} must be a {expected.__name__}, got a {type(config).__name__}"
