@@ -91,5 +91,5 @@ def check_num_slots(cache: Cache, num_slots: int, num_loops: int | None) -> None
             raise ValueError(f"`cache` has {len(cache.layers)} slots but this model needs {num_slots}")
         raise ValueError(
             f"`cache` has {len(cache.layers)} slots but num_loops={num_loops} needs {num_slots}: continue a cache "
-            "with the loop count it was started with"
+            "with the number of loops that it was started with"
         )

@@ -96,7 +96,7 @@ class LoopedDepth(Depth):
         self.num_core = self.num_layers - self.num_prelude - self.num_coda
 
     # slots: prelude layer i -> i; coda layer j -> P + j; core layer l in loop r -> P + C + r * n + l.
-    # the coda comes before the core so that its slots do not change with the loop count
+    # the coda comes before the core so that its slots do not change with the number of loops
     def prelude_calls(self) -> list[Call]:
         """List the calls before the first loop."""
         return [Call(index, index) for index in range(self.num_prelude)]

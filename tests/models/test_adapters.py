@@ -122,7 +122,7 @@ def test_prompts_find_their_sizes(make_config, family, tmp_path):
 
     if make_config is PrefixTuningConfig:
         assert adapted.peft_config["default"].num_layers == model.config.num_hidden_layers
-        with pytest.raises(ValueError, match="the loop count it was started with"):
+        with pytest.raises(ValueError, match="the number of loops that it was started with"):
             logits_of(adapted, family, num_loops=5)
     else:
         assert not torch.allclose(logits_of(adapted, family, num_loops=5)[:, -plain.shape[1] :], logits, atol=1e-3)

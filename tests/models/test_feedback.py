@@ -166,7 +166,7 @@ def test_equals_algorithm_2_of_the_paper(num_segments, zero_first_residual):
     variant=st.sampled_from(sorted(VARIANTS)),
 )
 @torch.no_grad()
-def test_rows_at_different_places_of_their_blocks_go_on_as_alone(lengths, pieces, variant):
+def test_sequences_at_different_positions_of_their_blocks_continue_as_alone(lengths, pieces, variant):
     model = make_feedback(**VARIANTS[variant])
     rows = [random_ids(1, length + sum(pieces), seed)[0] for seed, length in enumerate(lengths)]
     input_ids, attention_mask = left_pad([row[:length] for row, length in zip(rows, lengths)])
@@ -184,7 +184,7 @@ def test_rows_at_different_places_of_their_blocks_go_on_as_alone(lengths, pieces
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_documents_packed_into_rows_equal_the_documents_alone(variant):
+def test_packed_documents_equal_the_documents_alone(variant):
     model = make_feedback(**VARIANTS[variant])
     documents = [random_ids(1, length, length)[0] for length in (5, 13, 2, 9, 10, 1)]
     packed = torch.stack([torch.cat(documents[:3]), torch.cat(documents[3:])])
@@ -220,7 +220,7 @@ def test_a_given_memory_is_read_from_the_first_block_on():
 
 
 @torch.no_grad()
-def test_the_returned_memories_are_in_the_order_of_the_rows():
+def test_the_returned_memories_are_in_the_order_of_the_batch():
     model = make_feedback()
     rows = [random_ids(1, length, length)[0] for length in (3, 13, 5, 9)]
     input_ids, attention_mask = left_pad(rows)

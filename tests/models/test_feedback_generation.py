@@ -56,7 +56,7 @@ def test_chunked_prefill(model, chunk_size):
     assert torch.equal(generated, model.generate(input_ids, use_cache=False, **options))
 
 
-def test_left_padded_rows_generate_what_they_generate_alone(model):
+def test_left_padded_sequences_generate_what_they_generate_alone(model):
     # every place in a block, and a row that is still in its first one
     rows = [random_ids(1, length, length)[0] for length in (3, 8, 5, 14, 1)]
     input_ids, attention_mask = left_pad(rows)
@@ -158,7 +158,7 @@ def test_without_a_limit_on_segments_memory_grows():
     assert cache.layers[0].keys.shape[2] == 2 + 120
 
 
-def test_rows_of_a_cache_can_be_picked_and_repeated(model):
+def test_sequences_of_a_cache_can_be_selected_and_repeated(model):
     rows = [random_ids(1, length, length)[0] for length in (3, 8, 5)]
     input_ids, attention_mask = left_pad(rows)
     following = random_ids(3, 7, seed=9)

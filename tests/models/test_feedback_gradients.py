@@ -88,7 +88,7 @@ def test_gradient_with_only_some_layers_trained_is_that_of_all():
 
 @pytest.mark.parametrize("length", [1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1])
 @pytest.mark.parametrize("variant", WITH_MEMORY)
-def test_every_parameter_has_a_gradient_however_short_the_rows(variant, length):
+def test_every_parameter_has_a_gradient_however_short_the_sequences(variant, length):
     # distributed training waits for all of them
     model = make_feedback(**VARIANTS[variant]).train()
     input_ids = random_ids(2, length + 1)[:, :length]

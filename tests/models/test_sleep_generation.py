@@ -88,7 +88,7 @@ def test_several_samples_of_one_prompt(model):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"prefill_chunk_size": 3}], ids=str)
-def test_a_left_padded_batch_generates_what_its_rows_do(model, options):
+def test_a_left_padded_batch_generates_what_its_sequences_do_alone(model, options):
     """Rows fill their windows at different times, in the prompt and after it."""
     rows = [random_ids(1, length, length)[0] for length in (3, 11, 6, 1)]
     input_ids, attention_mask = left_pad(rows)
@@ -99,7 +99,7 @@ def test_a_left_padded_batch_generates_what_its_rows_do(model, options):
 
 
 @torch.no_grad()
-def test_rows_in_different_places_of_their_windows_keep_to_themselves():
+def test_sequences_at_different_positions_of_their_windows_do_not_affect_each_other():
     """Ragged pieces after ragged pieces, some rows with nothing new: as each row alone."""
     for name in VARIANTS:
         model = make_sleep(**VARIANTS[name])
@@ -164,7 +164,7 @@ def test_sleep_on_demand_closes_a_window(model):
 
 
 @torch.no_grad()
-def test_rows_sleep_on_demand_as_they_would_alone(model):
+def test_sequences_sleep_on_demand_as_they_would_alone(model):
     rows = [random_ids(1, length, length)[0] for length in (3, 6, 5, 8)]
     input_ids, attention_mask = left_pad(rows)
     cache = read(model, input_ids, attention_mask=attention_mask)
@@ -188,7 +188,7 @@ def test_more_passes_on_demand_change_more(model):
 
 
 @torch.no_grad()
-def test_the_cache_follows_its_rows(model):
+def test_the_cache_follows_its_sequences(model):
     """Reordering, selecting and repeating rows, at a place where some have just slept."""
     rows = [random_ids(1, length, length)[0] for length in (4, 7, 2)]
     input_ids, attention_mask = left_pad(rows)

@@ -64,7 +64,7 @@ def test_labels_that_are_shifted_already_say_the_same():
 
 
 @torch.no_grad()
-def test_padded_and_packed_rows_read_once_what_they_read_once_alone():
+def test_padded_and_packed_sequences_read_once_what_they_read_once_alone():
     model = make_sleep("olmo_hybrid", num_sleep_passes=3, sleep_over_labels=False)
     labels = labels_at((0, WINDOW + 2), (1, 2 * WINDOW + 1))
     lengths = (14, 11)
