@@ -144,10 +144,10 @@ class FeedbackCacheLayer(CacheLayerMixin):
             self.device, self.dtype = memory.keys.device, memory.keys.dtype
 
     def lazy_initialization(self, key_states, value_states):
-        raise ValueError("a feedback cache is filled by the feedback model alone")
+        raise ValueError("a feedback cache must be filled by the feedback model: pass it to `forward` as `cache`")
 
     def update(self, key_states, value_states, *args, **kwargs):
-        raise ValueError("a feedback cache is filled by the feedback model alone")
+        raise ValueError("a feedback cache must be filled by the feedback model: pass it to `forward` as `cache`")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cumulative_length + query_length, 0

@@ -178,6 +178,6 @@ def _cache_layers(config: FeedbackConfig, cache: Cache) -> list[Any]:
     # a cache filled with another block layout cannot be continued: its entries would be misread
     schedule = {name: getattr(config, name) for name in SCHEDULE}
     if layers[0].schedule not in (None, schedule):
-        raise ValueError(f"`cache` was filled with {layers[0].schedule}, and this model has {schedule}")
+        raise ValueError(f"`cache` must be filled with the model's own {schedule}, got {layers[0].schedule}")
     layers[0].schedule = schedule
     return layers

@@ -184,7 +184,7 @@ class HrmBackboneModel(LlamaPreTrainedModel):
         # CODEPATH: HRM's code has learned positions as an option
         if config.position_embedding == "learned":
             if length > positions:
-                raise ValueError(f"there are `max_position_embeddings` ({positions}) positions, got {length}")
+                raise ValueError(f"at most `max_position_embeddings` ({positions}) positions fit, got {length}")
             embeddings = math.sqrt(0.5) * (embeddings + self.embed_positions.weight[:length])
         scale = config.embedding_multiplier
         return embeddings * (math.sqrt(config.hidden_size) if scale is None else scale)

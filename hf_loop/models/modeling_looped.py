@@ -156,7 +156,7 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
         depth = self.depth_arguments(num_loops=num_loops, num_backprop_loops=num_backprop_loops)
         if output_loop_hidden_states:
             if cache is not None:
-                raise ValueError("`output_loop_hidden_states` and `output_loop_logits` need `cache=None`")
+                raise ValueError("`cache` must be None with `output_loop_hidden_states` or `output_loop_logits`")
             use_cache = False
         if noise_per_example is None:
             is_cached = cache is not None or "paged_cache" in kwargs

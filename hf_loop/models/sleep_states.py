@@ -230,7 +230,7 @@ class _SleepCacheLayer(CacheLayerMixin):
         """Allocate nothing: states are assigned."""
 
     def update(self, key_states, value_states, *args, **kwargs):
-        raise ValueError("the cache of a sleep model takes keys and values from the model alone")
+        raise ValueError("a sleep cache must be filled by the sleep model: pass it to `forward` as `cache`")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return query_length, 0

@@ -115,7 +115,7 @@ def check_sleep_cache(cache: Cache, config: SleepConfig) -> list[Any]:
     kinds = [getattr(layer, "_layer_type", None) for layer in cache.layers]
     if kinds != config.layer_types:
         raise ValueError(
-            f"`cache` must be made for this model, as by DynamicCache(config=model.config), with "
+            "`cache` must be a cache of this model, as `DynamicCache(config=model.config)` makes it, with "
             f"{config.num_hidden_layers} layers; got {len(kinds)} layers of {type(cache).__name__}"
         )
     if cache.offloading:

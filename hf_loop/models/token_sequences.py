@@ -123,7 +123,8 @@ def arrange_sequences(
     """
     if attention_mask is not None:
         if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
-            raise ValueError("`attention_mask` must be one of padding, of shape (batch_size, sequence_length)")
+            found = getattr(attention_mask, "shape", type(attention_mask).__name__)
+            raise ValueError(f"`attention_mask` must be a padding mask (batch_size, sequence_length), got {found}")
         if attention_mask.shape[0] != batch_size or attention_mask.shape[1] < length:
             raise ValueError(
                 f"`attention_mask` must cover {batch_size} rows of {length} tokens, got {tuple(attention_mask.shape)}"

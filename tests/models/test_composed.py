@@ -172,7 +172,7 @@ def test_a_memory_is_saved_and_read_on_from(outer, inner, depth, tmp_path):
 def test_sleep_on_demand_takes_the_loops_of_the_cache():
     model, input_ids = make_composed("sleep", "looped"), random_ids(2, 6)
     cache = model(input_ids, use_cache=True, num_loops=3).cache
-    with pytest.raises(ValueError, match="`cache` must be made for this model"):
+    with pytest.raises(ValueError, match="`cache` must be a cache of this model"):
         model.sleep(cache)
     model.sleep(cache, num_loops=3)
     assert cache.layers[0].filled == [0, 0]

@@ -277,7 +277,7 @@ def test_bad_values_are_refused():
     model = make_feedback()
     with pytest.raises(ValueError, match=r"`initial_feedback` must be of shape \(4, 2, 64\), got \(1, 2, 64\)"):
         model(random_ids(1, 4), initial_feedback=torch.zeros(1, 2, 64))
-    with pytest.raises(ValueError, match="`attention_mask` must be one of padding"):
+    with pytest.raises(ValueError, match="`attention_mask` must be a padding mask"):
         model(random_ids(1, 4), attention_mask=torch.ones(1, 1, 4, 4))
     with pytest.raises(ValueError, match=r"`attention_mask` must cover 1 rows of 4 tokens, got \(1, 3\)"):
         model(random_ids(1, 4), attention_mask=torch.ones(1, 3))

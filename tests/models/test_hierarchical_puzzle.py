@@ -211,7 +211,7 @@ def test_bad_calls_are_refused():
     with pytest.raises(ValueError, match="`token_mixer='mlp'` needs `max_position_embeddings`"):
         HierarchicalPuzzleConfig.from_preset("trm", token_mixer="mlp")
     learned = tiny_puzzle_model("hrm, learned positions")
-    with pytest.raises(ValueError, match="there are `max_position_embeddings` .32. positions, got 41"):
+    with pytest.raises(ValueError, match="at most `max_position_embeddings` .32. positions fit, got 41"):
         learned(puzzles(num_cells=40))
 
 

@@ -151,7 +151,7 @@ def test_a_cache_of_another_loop_count_is_refused():
         for other in (2, 4):
             with pytest.raises(ValueError, match=f"8 slots but num_loops={other} needs {2 + 2 * other}"):
                 model(input_ids, past_key_values=cache, num_loops=other)
-    with pytest.raises(ValueError, match="cache=None"):
+    with pytest.raises(ValueError, match="`cache` must be None"):
         model(input_ids, past_key_values=cache, output_loop_logits=True)
 
 

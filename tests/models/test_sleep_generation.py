@@ -296,9 +296,9 @@ def test_what_cannot_work_says_so(model):
         cache.crop(-1)
     with pytest.raises(ValueError, match="2 rows but the input has 1"):
         model(PROMPT[:1], past_key_values=cache)
-    with pytest.raises(ValueError, match="must be made for this model"):
+    with pytest.raises(ValueError, match="must be a cache of this model"):
         model(PROMPT, past_key_values=DynamicCache())
-    with pytest.raises(ValueError, match="must be made for this model"):
+    with pytest.raises(ValueError, match="must be a cache of this model"):
         model.sleep(DynamicCache())
     with pytest.raises(ValueError, match="must not have `offloading`"):
         model(PROMPT, past_key_values=DynamicCache(config=model.config, offloading=True))
@@ -309,5 +309,5 @@ def test_what_cannot_work_says_so(model):
             model.generate(PROMPT, cache_implementation=implementation, **GREEDY)
     with pytest.raises(ValueError, match="stateful"):
         model.generate(PROMPT[:1], assistant_model=model, **GREEDY)
-    with pytest.raises(ValueError, match="`attention_mask` must be one of padding"):
+    with pytest.raises(ValueError, match="`attention_mask` must be a padding mask"):
         model(PROMPT, attention_mask=torch.ones(2, 1, 10, 10))
