@@ -61,15 +61,7 @@ def check_int(name: str, value: Any, least: int = 0) -> int:
 
 
 def check_positive_int(name: str, value: Any) -> int:
-    """Return `value` as an `int` if it is a whole number of at least 1.
-
-    Args:
-        name (`str`): the argument or field that has the value, for the message.
-        value (`Any`): the value to check, see `whole_number`.
-
-    Raises:
-        ValueError: if `value` is not a whole number, or is below 1.
-    """
+    """Return `value` as an `int` if it is a whole number of at least 1; raise `ValueError` as `check_int` if not."""
     return check_int(name, value, 1)
 
 

@@ -38,7 +38,7 @@ def check_blocks(config: Any, backbone: Backbone, model_class: type[nn.Module]) 
         model_class (`type`): the class [`FeedbackModel`].
 
     Raises:
-        ValueError: if the decoder cannot.
+        ValueError: if one of the two is the case, with the reason.
     """
     decoder, spec = config.decoder_config, backbone.spec
     if spec.counts_columns:
@@ -74,7 +74,7 @@ def check_sleep(decoder: PreTrainedConfig, model_class: type[nn.Module]) -> None
         model_class (`type`): the class [`SleepModel`].
 
     Raises:
-        ValueError: if the decoder cannot.
+        ValueError: if the decoder cannot sleep, with the reason.
     """
     spec = find_spec(decoder)
     reason = None
@@ -97,7 +97,7 @@ def check_both_directions(decoder: PreTrainedConfig, model_class: type[nn.Module
         model_class (`type`): the class [`HierarchicalPuzzleModel`].
 
     Raises:
-        ValueError: if the decoder's layers cannot.
+        ValueError: if the decoder's layers cannot attend in both directions.
     """
     _try("run in both directions", decoder, lambda twin: _direction_difference(twin, model_class))
 

@@ -88,11 +88,7 @@ def fast_weights(
 
 
 def check_rule(rule: str, g: torch.Tensor | None) -> None:
-    """Check a rule.
-
-    Raises:
-        ValueError: if `rule` is unknown, or `g` is given for a rule without decay.
-    """
+    """Raise `ValueError` if `rule` is unknown, or `g` is given for a rule without decay."""
     if rule not in FAST_WEIGHT_RULES:
         raise ValueError(f"`rule` must be one of {', '.join(FAST_WEIGHT_RULES)}, got {rule!r}")
     if g is not None and rule not in DECAYING_RULES:

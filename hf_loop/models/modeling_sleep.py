@@ -113,7 +113,7 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
             The cache of earlier calls; `past_key_values` is its older name.
         position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Without a mask and a cache, a document with fast weights of its own begins wherever they do not increase
-            by one. The positions of the layers are counted by `config.position_mode`.
+            by one. The layers themselves get positions by `config.position_mode`.
         num_sleep_passes (`int`, *optional*):
             Passes over a full window, by default `config.num_sleep_passes`.
         reads_once (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):

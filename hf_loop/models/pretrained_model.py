@@ -81,7 +81,7 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TR
 
     @property
     def argument_names(self) -> frozenset[str]:
-        """The arguments of a forward pass, without a number of loops where the model has none."""
+        """Names of the arguments of `forward`, without the numbers of loops if the model has no loops."""
         names = inspect.signature(self.forward).parameters.keys()
         return frozenset(names if self.config.has_loops else names - {"num_loops", "num_backprop_loops"})
 

@@ -42,7 +42,7 @@ class HierarchicalSegmentOutput(ModelOutput):
         carry (`HierarchicalCarry`):
             The states that the next segment starts from, without gradient.
         change (`torch.Tensor` of shape `(batch_size,)`):
-            Norm of the slow state's change over the segment, divided by that of the state.
+            Norm of the slow state's change over the segment, divided by its norm before the segment.
     """
 
     last_hidden_state: torch.Tensor | None = None
