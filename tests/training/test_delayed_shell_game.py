@@ -39,6 +39,9 @@ def test_runs_go_on_and_make_a_table(experiment, monkeypatch, tmp_path, capsys):
     memory_alone, composed, depth_alone, six_layers = results
     assert [set(result["loops"]) for result in results] == [{"1"}, {"1", "2"}, {"1", "2"}, {"1"}]
     assert all(set(result["blocks"]) == {"2", "3"} for result in results)
+    # before the first of four swaps and after each; the last answer is the one that is measured otherwise
+    assert all(len(result["swaps"]) == 5 for result in results)
+    assert all(result["swaps"][-1] == result["loops"]["1"] for result in (memory_alone, six_layers))
     # loops share the weights of the one layer, and a memory has two learned vectors
     assert composed["parameters"] == memory_alone["parameters"] == depth_alone["parameters"] + 2 * 64
     assert six_layers["parameters"] > 4 * composed["parameters"]

@@ -14,9 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from datasets import Dataset
+
 from hf_loop import FeedbackForCausalLM
 from hf_loop.evaluation import accuracy_over_loops
 from hf_loop.tasks import delayed_shell_game
+from hf_loop.tasks.tokenizer import IGNORE_INDEX
 from hf_loop.trainer.recipe import load_recipe
 from hf_loop.trainer.run import run_recipe
 
@@ -61,7 +65,7 @@ def main() -> None:
 
 
 def train_and_evaluate(overrides: list[str], seed: int, output_dir: Path) -> dict[str, Any]:
-    """Make one run; return its processor time, and the share of right answers by blocks and by loops."""
+    """Make one run; return its processor time, and the share of right answers by blocks, by loops and by swaps."""
     own = [f"training.seed={seed}", f"training.output_dir={output_dir}", "training.disable_tqdm=true"]
     recipe = load_recipe(RECIPE, [*overrides, *own])
     start = time.process_time()
@@ -77,7 +81,16 @@ def train_and_evaluate(overrides: list[str], seed: int, output_dir: Path) -> dic
     }
     curve = accuracy_over_loops(model, tests["test"], LOOPS if trained > 1 else [1], batch_size=256)
     loops = dict(zip(curve.num_loops, curve.values, strict=True))
-    return {"parameters": num_parameters, "seconds": seconds, "blocks": blocks, "loops": loops}
+    swaps = right_by_swaps(model, tests["test"])
+    return {"parameters": num_parameters, "seconds": seconds, "blocks": blocks, "loops": loops, "swaps": swaps}
+
+
+@torch.no_grad()
+def right_by_swaps(model: FeedbackForCausalLM, rows: Dataset) -> list[float]:
+    """Compute the share of right answers before the first swap and after each one, on rows of one length."""
+    input_ids, labels = torch.tensor(rows["input_ids"]), torch.tensor(rows["labels"])[:, 1:]
+    is_right = model.eval()(input_ids=input_ids, use_cache=False).logits[:, :-1].argmax(-1) == labels
+    return is_right[:, labels[0] != IGNORE_INDEX].float().mean(0).tolist()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
