@@ -83,6 +83,33 @@ class TokenClassifier(GenericForTokenClassification):
     forward = runs_without_cache(GenericForTokenClassification.forward)
 
 
+def make_classifiers(model_class: type, base_class: type) -> tuple[Any, Any]:
+    """Make the two classification heads of a family.
+
+    Args:
+        model_class (`type`): the family's model without a head, such as `LoopedModel`.
+        base_class (`type`): the base class of the family's models.
+
+    Returns:
+        `tuple[type, type]`: `LoopedForSequenceClassification`, whose label is read at the last token that is not
+        padding, and `LoopedForTokenClassification`. The configuration's `num_labels` is the number of classes.
+    """
+    family = model_class.__name__.removesuffix("Model")
+
+    def make(suffix: str, head: type, what: str) -> Any:
+        fields = {
+            "__module__": model_class.__module__,
+            "__doc__": f"The {family.lower()} model with {what}; `config.num_labels` sets the classes.",
+            "model_class": model_class,
+        }
+        return type(f"{family}For{suffix}", (head, base_class), fields)
+
+    return (
+        make("SequenceClassification", SequenceClassifier, "one label per sequence"),
+        make("TokenClassification", TokenClassifier, "one label per token"),
+    )
+
+
 def add_model(classifier: Any, config: Any) -> None:
     """Make the model of a classifier."""
     classifier.num_labels = config.num_labels
@@ -90,4 +117,4 @@ def add_model(classifier: Any, config: Any) -> None:
     classifier.adopt(classifier.model.backbone)
 
 
-__all__ = ["SequenceClassifier", "TokenClassifier"]
+__all__ = ["SequenceClassifier", "TokenClassifier", "make_classifiers"]

@@ -23,9 +23,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache
 from transformers import initialization as init
-from transformers.utils import auto_docstring, logging
+from transformers.utils import logging
 
 from .backbone import Backbone, LayerInputs
 from .configuration_feedback import FeedbackConfig
@@ -35,14 +34,13 @@ from .feedback_blocks import BlockRun
 from .feedback_masks import block_masks
 from .feedback_plan import BlockPlan, plan_block
 from .feedback_state import FeedbackState, start_state
-from .keyword_checks import check_keywords
 from .memory_files import MemoryMixin
-from .modeling_classification import SequenceClassifier, TokenClassifier
-from .modeling_recurrent import RecurrentForCausalLM
+from .modeling_classification import make_classifiers
+from .modeling_recurrent import ModelInputs, RecurrentForCausalLM
 from .modeling_time import TimeModel, TimePreTrainedModel, named_hidden_states, scatter_states
 from .outputs import FeedbackCausalLMOutputWithPast, FeedbackModelOutputWithPast, wants_hidden_states
 from .token_sequences import Chunk, plan_chunks
-from .transformers_seams import capture_outputs, merge_with_config_defaults, named_cache, takes_cache
+from .transformers_seams import named_cache
 
 
 logger = logging.get_logger(__name__)
@@ -119,53 +117,36 @@ class FeedbackModel(FeedbackPreTrainedModel, TimeModel):
             self.feedback_embedding = FeedbackEmbedding(shape, requires_grad=is_trained)
         self.post_init()
 
-    @takes_cache
-    @merge_with_config_defaults
-    @capture_outputs
-    @auto_docstring
-    def forward(
+    def run(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
+        inputs: ModelInputs,
+        depth: dict[str, Any],
         initial_feedback: torch.Tensor | None = None,
-        num_loops: int | None = None,
-        num_backprop_loops: int | None = None,
         **kwargs,
     ) -> FeedbackModelOutputWithPast:
-        r"""
-        cache (`Cache`, *optional*):
-            The cache of earlier calls; `past_key_values` is its older name.
-        attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-            0 at padding, which is part of no block. Without a mask and a cache, a document with a memory of its own
-            begins wherever `position_ids` do not increase by one.
-        initial_feedback (`torch.FloatTensor` of shape `(num_calls, feedback_length, hidden_size)`, *optional*):
-            The memory that every sequence starts from, in place of the learned one: one for every layer call, or a
-            single one with `feedback_source="top"`.
-        num_loops (`int`, *optional*):
-            Number of loops of a backbone that has them, by default that of its configuration.
-        num_backprop_loops (`int`, *optional*):
-            Number of last loops with gradient, by default all.
+        """The forward pass behind its checks.
+
+        Args:
+            inputs (`ModelInputs`): the arguments of `forward` that every family has. Padding is part of no block.
+                Without a mask and a cache, a document with a memory of its own begins wherever `position_ids` do not
+                increase by one.
+            depth (`dict`): arguments of the depth schedule, checked.
+            initial_feedback (`torch.FloatTensor` of shape `(num_calls, feedback_length, hidden_size)`, *optional*):
+                the memory that every sequence starts from, in place of the learned one: one for every layer call, or
+                a single one with `feedback_source="top"`.
 
         Raises:
-            TypeError: if a number of loops is given for a backbone without loops.
             ValueError: if the mask is not a padding mask, the cache was not made for this model, or `initial_feedback`
                 is given with a cache that holds tokens.
         """
-        check_keywords(self, kwargs)
-        depth = self.depth_arguments(num_loops=num_loops, num_backprop_loops=num_backprop_loops)
+        input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache = inputs
         config = self.sized_config(depth)
         backbone = Backbone(self)
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
         batch_size, length = inputs_embeds.shape[:2]
         # no cache is made of randomly shifted positions: later calls could not continue them
         is_shifted = cache is None and self.training and config.random_position_offset > 0
-        sequences, cache = self.arrange(
-            inputs_embeds, attention_mask, position_ids, cache, bool(use_cache) and not is_shifted, depth
-        )
+        sequences, cache = self.arrange(inputs, inputs_embeds, depth, makes_cache=not is_shifted)
         embedding = None if self.feedback_embedding is None else self.feedback_embedding(inputs_embeds)
         state = start_state(config, len(sequences.lengths), embedding, initial_feedback, cache)
         self.warn_of_missing_state_passing()
@@ -288,18 +269,8 @@ class FeedbackForCausalLM(FeedbackPreTrainedModel, RecurrentForCausalLM, MemoryM
     output_class = FeedbackCausalLMOutputWithPast
 
 
-# trf-ignore: TRF057 as above
-class FeedbackForSequenceClassification(SequenceClassifier, FeedbackPreTrainedModel):
-    """The feedback model with one label per sequence; `config.num_labels` is the number of classes."""
-
-    model_class = FeedbackModel
-
-
-# trf-ignore: TRF057 as above
-class FeedbackForTokenClassification(TokenClassifier, FeedbackPreTrainedModel):
-    """The feedback model with one label per token; `config.num_labels` is the number of classes."""
-
-    model_class = FeedbackModel
+_classifiers = make_classifiers(FeedbackModel, FeedbackPreTrainedModel)
+FeedbackForSequenceClassification, FeedbackForTokenClassification = _classifiers
 
 
 FAMILY = Family(

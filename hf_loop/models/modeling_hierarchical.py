@@ -27,21 +27,18 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Cache
-from transformers.utils import auto_docstring, logging
+from transformers.utils import logging
 
 from .backbone import TWO_STACK_BACKBONES
 from .configuration_hierarchical import HierarchicalConfig
 from .family import Family, text_classes
-from .keyword_checks import check_keywords
 from .layer_views import read_weight
-from .modeling_classification import SequenceClassifier, TokenClassifier
+from .modeling_classification import make_classifiers
 from .modeling_hrm import truncated_normal_
-from .modeling_recurrent import RecurrentForCausalLM, RecurrentModel, RecurrentPreTrainedModel
+from .modeling_recurrent import ModelInputs, RecurrentForCausalLM, RecurrentModel, RecurrentPreTrainedModel
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
 from .transformers_seams import (
-    capture_outputs,
     create_masks_for_generate,
-    merge_with_config_defaults,
     named_cache,
     takes_cache,
 )
@@ -151,48 +148,29 @@ class HierarchicalModel(HierarchicalStacks):
         super().__init__(config)
         self.post_init()
 
-    @takes_cache
-    @merge_with_config_defaults
-    @capture_outputs
-    @auto_docstring
-    def forward(
+    def run(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
+        inputs: ModelInputs,
+        depth: dict[str, Any],
         token_type_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        num_loops: int | None = None,
-        num_backprop_loops: int | None = None,
         **kwargs,
     ) -> LoopedModelOutputWithPast:
-        r"""
-        cache (`Cache`, *optional*):
-            The cache of earlier calls; `past_key_values` is its older name.
-        token_type_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            For a backbone with `prefix_lm`, 1 at the tokens of the prefix, which see each other in both directions.
-            The whole prefix must be in the first call that fills a cache.
-        num_loops (`int`, *optional*):
-            Number of slow cycles, by default `config.num_loops`.
-        num_backprop_loops (`int`, *optional*):
-            Number of last slow cycles that gradient may reach, by default as `config.gradient` allows.
+        """The forward pass behind its checks.
+
+        Args:
+            inputs (`ModelInputs`): the arguments of `forward` that every family has.
+            depth (`dict`): arguments of the depth schedule, checked.
+            token_type_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): for a backbone
+                with `prefix_lm`, 1 at the tokens of the prefix, which see each other in both directions. The whole
+                prefix must be in the first call that fills a cache.
 
         Raises:
-            ValueError: if a number of loops is not a positive integer, or the cache was made for another number.
+            ValueError: if the cache was made for another number of loops.
         """
-        check_keywords(self, kwargs)
         # a paged cache does not tell, but prompts with a prefix never come with one
-        is_prefill = not isinstance(cache, Cache) or not cache.is_initialized
-        return self.run_pass(
-            self.start_pass(
-                *(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache),
-                self.depth_arguments(num_loops=num_loops, num_backprop_loops=num_backprop_loops),
-                block_sequence_ids=prefix_blocks(self.config, token_type_ids) if is_prefill else None,
-                **kwargs,
-            )
-        )
+        is_prefill = not isinstance(inputs.cache, Cache) or not inputs.cache.is_initialized
+        blocks = prefix_blocks(self.config, token_type_ids) if is_prefill else None
+        return self.run_pass(self.start_pass(inputs, depth, block_sequence_ids=blocks, **kwargs))
 
 
 # trf-ignore: TRF057 as above
@@ -247,18 +225,8 @@ class HierarchicalForCausalLM(HierarchicalPreTrainedModel, RecurrentForCausalLM)
         return model_kwargs
 
 
-# trf-ignore: TRF057 as above
-class HierarchicalForSequenceClassification(SequenceClassifier, HierarchicalPreTrainedModel):
-    """The hierarchical model with one label per sequence; `config.num_labels` is the number of classes."""
-
-    model_class = HierarchicalModel
-
-
-# trf-ignore: TRF057 as above
-class HierarchicalForTokenClassification(TokenClassifier, HierarchicalPreTrainedModel):
-    """The hierarchical model with one label per token; `config.num_labels` is the number of classes."""
-
-    model_class = HierarchicalModel
+_classifiers = make_classifiers(HierarchicalModel, HierarchicalPreTrainedModel)
+HierarchicalForSequenceClassification, HierarchicalForTokenClassification = _classifiers
 
 
 def describe_cycles(config: HierarchicalConfig) -> str:

@@ -24,22 +24,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache
 from transformers import initialization as init
-from transformers.utils import auto_docstring
 
 from .backbone import Backbone
 from .configuration_looped import LoopedConfig
 from .family import Family, text_classes
 from .injection import ConcatInjection, DiagonalInjection, make_injection
-from .keyword_checks import check_keywords
 from .loop_lora import LayerLoopLora, LoopLora
-from .modeling_classification import SequenceClassifier, TokenClassifier
-from .modeling_recurrent import RecurrentForCausalLM, RecurrentModel, RecurrentPreTrainedModel
+from .modeling_classification import make_classifiers
+from .modeling_recurrent import ModelInputs, RecurrentForCausalLM, RecurrentModel, RecurrentPreTrainedModel
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
 from .schedules import Call, LoopedDepth, run_calls
 from .state_noise import example_seeds, truncated_normal
-from .transformers_seams import capture_outputs, merge_with_config_defaults, named_cache, takes_cache
+from .transformers_seams import named_cache
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
@@ -112,66 +109,45 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             plan = self._tp_plan or {}
             self._tp_plan = {name: plan[name] for name in plan if not name.startswith(f"{layers}.")}
 
-    @takes_cache
-    @merge_with_config_defaults
-    @capture_outputs
-    @auto_docstring
-    def forward(
+    def run(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        num_loops: int | None = None,
-        num_backprop_loops: int | None = None,
+        inputs: ModelInputs,
+        depth: dict[str, Any],
         output_loop_states: bool = False,
         output_loop_hidden_states: bool = False,
         noise_per_example: bool | None = None,
         **kwargs,
     ) -> LoopedModelOutputWithPast:
-        r"""
-        cache (`Cache`, *optional*):
-            The cache of earlier calls; `past_key_values` is its older name.
-        num_loops (`int`, *optional*):
-            Number of loops, by default `config.num_loops`.
-        num_backprop_loops (`int`, *optional*):
-            Number of last loops with gradient, by default all.
-        output_loop_states (`bool`, *optional*, defaults to `False`):
-            Whether to return the state after every loop.
-        output_loop_hidden_states (`bool`, *optional*, defaults to `False`):
-            Whether to return the last hidden state after every loop. This runs the coda once per loop, without a
-            cache.
-        noise_per_example (`bool`, *optional*):
-            Whether the noise of `config.state_init="normal"` differs between examples, in which case no cache is made.
-            By default it does in training if no cache is given. In generation it does not, because a prompt and its
-            continuation must get the same noise.
+        """The forward pass behind its checks.
+
+        Args:
+            inputs (`ModelInputs`): the arguments of `forward` that every family has.
+            depth (`dict`): arguments of the depth schedule, checked.
+            output_loop_states (`bool`, *optional*, defaults to `False`): whether to return the state after every loop.
+            output_loop_hidden_states (`bool`, *optional*, defaults to `False`): whether to return the last hidden
+                state after every loop. This runs the coda once per loop, without a cache.
+            noise_per_example (`bool`, *optional*): whether the noise of `config.state_init="normal"` differs between
+                examples, in which case no cache is made. By default it does in training if no cache is given. In
+                generation it does not, because a prompt and its continuation must get the same noise.
 
         Raises:
-            ValueError: if a number of loops is not a positive integer, the cache was made for another number of loops,
-                or `output_loop_hidden_states` is set with a cache.
+            ValueError: if the cache was made for another number of loops, or `output_loop_hidden_states` is set with a
+                cache.
         """
-        check_keywords(self, kwargs)
-        depth = self.depth_arguments(num_loops=num_loops, num_backprop_loops=num_backprop_loops)
         if output_loop_hidden_states:
-            if cache is not None:
+            if inputs.cache is not None:
                 raise ValueError("`cache` must be None with `output_loop_hidden_states` or `output_loop_logits`")
-            use_cache = False
+            inputs = inputs._replace(use_cache=False)
         if noise_per_example is None:
-            is_cached = cache is not None or "paged_cache" in kwargs
+            is_cached = inputs.cache is not None or "paged_cache" in kwargs
             noise_per_example = self.config.state_init == "normal" and self.training and not is_cached
         # no cache of noise per example: a later call would add other noise
-        forward_pass = self.start_pass(
-            *(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, depth),
-            makes_cache=not noise_per_example,
-            **kwargs,
-        )
+        forward_pass = self.start_pass(inputs, depth, makes_cache=not noise_per_example, **kwargs)
         schedule: LoopedDepth = forward_pass.backbone.depth
         run_call = forward_pass.run_call
         encoded = run_calls(forward_pass.hidden_states, run_call, schedule.prelude_calls())
         state = self.make_initial_state(
-            encoded, forward_pass.inputs.position_ids, input_ids if noise_per_example else None
+            encoded, forward_pass.inputs.position_ids, inputs.input_ids if noise_per_example else None
         )
         loop_states: list[torch.Tensor] = []
         kept = loop_states if output_loop_states or output_loop_hidden_states else None
@@ -283,18 +259,8 @@ class LoopedForCausalLM(LoopedPreTrainedModel, RecurrentForCausalLM):
         return {"loop_logits": tuple(self.read_logits(state, logits_to_keep) for state in outputs.loop_hidden_states)}
 
 
-# trf-ignore: TRF057 as above
-class LoopedForSequenceClassification(SequenceClassifier, LoopedPreTrainedModel):
-    """The looped model with one label per sequence; `config.num_labels` is the number of classes."""
-
-    model_class = LoopedModel
-
-
-# trf-ignore: TRF057 as above
-class LoopedForTokenClassification(TokenClassifier, LoopedPreTrainedModel):
-    """The looped model with one label per token; `config.num_labels` is the number of classes."""
-
-    model_class = LoopedModel
+_classifiers = make_classifiers(LoopedModel, LoopedPreTrainedModel)
+LoopedForSequenceClassification, LoopedForTokenClassification = _classifiers
 
 
 FAMILY = Family(

@@ -43,6 +43,17 @@ from .transformers_seams import (
 from .weighted_loss import weighted_causal_lm_loss
 
 
+class ModelInputs(NamedTuple):
+    """The arguments of a forward pass that every family has; shapes and meanings are those of transformers."""
+
+    input_ids: torch.Tensor | None
+    attention_mask: torch.Tensor | None
+    position_ids: torch.Tensor | None
+    cache: Cache | None
+    inputs_embeds: torch.Tensor | None
+    use_cache: bool | None
+
+
 class ForwardPass(NamedTuple):
     """The inputs of one pass over tokens.
 
@@ -80,6 +91,15 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
     # entries of decoders that only this family runs, by model type
     special_specs: ClassVar[Mapping[str, BackboneSpec]] = {}
     output_class: ClassVar[type[RecurrentModelOutputWithPast]] = RecurrentModelOutputWithPast
+    # arguments of `forward` that belong to the family, which its `run` names
+    own_arguments: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "forward" not in vars(cls):
+            shared = frozenset(("self", "inputs", "depth", "kwargs"))
+            cls.own_arguments = frozenset(inspect.signature(cls.run).parameters) - shared
+            cls.forward: Any = name_arguments(RecurrentModel.forward, RecurrentModel.forward, cls.run, shared)
 
     def __init__(self, config: Any):
         super().__init__(config)
@@ -148,21 +168,12 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
         return self.config if num_loops is None else self.config.with_num_loops(num_loops)
 
     def start_pass(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        cache: Cache | None,
-        inputs_embeds: torch.Tensor | None,
-        use_cache: bool | None,
-        depth: dict[str, Any],
-        makes_cache: bool = True,
-        **kwargs,
+        self, inputs: ModelInputs, depth: dict[str, Any], makes_cache: bool = True, **kwargs
     ) -> ForwardPass:
         """Prepare embeddings, positions, masks and cache for one pass over all tokens.
 
         Args:
-            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache: as in `forward`.
+            inputs (`ModelInputs`): the arguments of `forward`.
             depth (`dict`): arguments of the depth schedule.
             makes_cache (`bool`, *optional*, defaults to `True`): whether to make a cache if `use_cache` is set.
             kwargs: further arguments of `Backbone.prepare`.
@@ -170,6 +181,7 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
         Raises:
             ValueError: if the cache was made for another number of loops, or there are no tokens.
         """
+        input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache = inputs
         backbone = Backbone(self)
         inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
         if cache is not None:
@@ -179,10 +191,10 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
             cache = DynamicCache(config=self.sized_config(depth))
         if position_ids is None:
             position_ids = backbone.next_positions(inputs_embeds, cache, attention_mask)
-        inputs = backbone.prepare(
+        layer_inputs = backbone.prepare(
             inputs_embeds, attention_mask, position_ids, cache, bool(use_cache), input_ids, **kwargs
         )
-        return ForwardPass(backbone, backbone.enter(inputs_embeds, position_ids), inputs, depth)
+        return ForwardPass(backbone, backbone.enter(inputs_embeds, position_ids), layer_inputs, depth)
 
     @takes_cache
     @merge_with_config_defaults
@@ -196,17 +208,36 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        num_loops: int | None = None,
+        num_backprop_loops: int | None = None,
         **kwargs,
     ) -> RecurrentModelOutputWithPast:
         r"""
         cache (`Cache`, *optional*):
             The cache of earlier calls; `past_key_values` is its older name.
+        num_loops (`int`, *optional*):
+            Number of loops, of a model that has them; by default `config.num_loops`.
+        num_backprop_loops (`int`, *optional*):
+            Number of last loops with gradient, by default as many as the configuration allows.
+
+        Raises:
+            TypeError: if a number of loops is given to a model without loops, or no part of the model knows a keyword.
+            ValueError: if a number of loops is not a positive integer, or as `run` says.
         """
-        check_keywords(self, kwargs)
-        depth = self.depth_arguments()
-        return self.run_pass(
-            self.start_pass(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, depth, **kwargs)
-        )
+        check_keywords(self, {name: value for name, value in kwargs.items() if name not in self.own_arguments})
+        depth = self.depth_arguments(num_loops=num_loops, num_backprop_loops=num_backprop_loops)
+        inputs = ModelInputs(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache)
+        return self.run(inputs, depth, **kwargs)
+
+    def run(self, inputs: ModelInputs, depth: dict[str, Any], **kwargs) -> Any:
+        """The forward pass behind its checks. A family overrides it, with its own arguments by name.
+
+        Args:
+            inputs (`ModelInputs`): the arguments of `forward` that every family has.
+            depth (`dict`): arguments of the depth schedule, checked.
+            kwargs: further keywords, for the layers.
+        """
+        return self.run_pass(self.start_pass(inputs, depth, **kwargs))
 
     def run_pass(self, forward_pass: ForwardPass) -> Any:
         """Run one pass on the depth schedule and return the outputs."""
@@ -256,7 +287,9 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
         super().__init_subclass__(**kwargs)
         # stored, because a compiled graph cannot read the fields of a class
         cls.output_names = frozenset(field.name for field in fields(cls.output_class))
-        cls.forward: Any = name_arguments(cls.forward, cls.model_class.forward, cls.set_arguments)
+        cls.forward: Any = name_arguments(
+            cls.forward, RecurrentForCausalLM.forward, cls.model_class.forward, cls.set_arguments
+        )
 
     def __init__(self, config: Any):
         super().__init__(config)
@@ -328,19 +361,19 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
 
 
 def name_arguments(
-    forward: Callable[..., Any], of_model: Callable[..., Any], set_arguments: frozenset[str]
+    forward: Callable[..., Any], base: Callable[..., Any], of: Callable[..., Any], left_out: frozenset[str]
 ) -> Callable[..., Any]:
-    """Decorate `forward` of a model with a head, adding the arguments of the headless model to its signature.
+    """Decorate a forward pass, adding to its signature the arguments that it passes on as `**kwargs`.
 
     `generate` and `Trainer` pass the arguments that the signature names.
 
     Args:
-        forward (`Callable`): the forward pass with a head, which takes these arguments as `**kwargs`.
-        of_model (`Callable`): the forward pass of the headless model.
-        set_arguments (`frozenset[str]`): arguments of the headless model that `forward` sets itself.
+        forward (`Callable`): the forward pass.
+        base (`Callable`): the forward pass of the base class, whose arguments come first, also by position.
+        of (`Callable`): what `forward` passes its further arguments on to.
+        left_out (`frozenset[str]`): arguments of `of` that `forward` sets itself.
     """
-
-    head = inspect.signature(RecurrentForCausalLM.forward).parameters
+    head = inspect.signature(base).parameters
     names = [name for name, parameter in head.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
 
     @functools.wraps(forward)
@@ -349,11 +382,11 @@ def name_arguments(
             raise TypeError(f"`forward` takes at most {len(names) - 1} arguments by position, got {len(args) - 1}")
         return forward(args[0], **dict(zip(names[1:], args[1:])), **kwargs)
 
-    further = inspect.signature(of_model).parameters | inspect.signature(forward).parameters
+    further = inspect.signature(of).parameters | inspect.signature(forward).parameters
     further = {
         name: parameter.replace(kind=parameter.KEYWORD_ONLY)
         for name, parameter in further.items()
-        if name not in head and name not in set_arguments
+        if name not in head and name not in left_out
     }
     *first, kwargs = head.values()
     wrapper: Any = call
@@ -370,6 +403,7 @@ def make_head(outer: Any) -> nn.Linear:
 
 __all__ = [
     "ForwardPass",
+    "ModelInputs",
     "RecurrentForCausalLM",
     "RecurrentModel",
     "RecurrentPreTrainedModel",

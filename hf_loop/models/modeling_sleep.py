@@ -32,7 +32,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Cache
-from transformers.utils import auto_docstring
 
 from .backbone import Backbone, next_positions
 from .checks import check_positive_int
@@ -40,17 +39,16 @@ from .configuration_sleep import SleepConfig
 from .family import Family, text_classes
 from .family_checks import check_sleep
 from .fast_weight_layer import FastWeightLayer, ShortConvolution, ZeroLinear
-from .keyword_checks import check_keywords
 from .memory_files import MemoryMixin
-from .modeling_classification import SequenceClassifier, TokenClassifier
-from .modeling_recurrent import RecurrentForCausalLM
+from .modeling_classification import make_classifiers
+from .modeling_recurrent import ModelInputs, RecurrentForCausalLM
 from .modeling_time import TimeModel, TimePreTrainedModel, named_hidden_states, scatter_states
 from .outputs import RecurrentCausalLMOutputWithPast, RecurrentModelOutputWithPast, wants_hidden_states
 from .puzzle_loss import IGNORE_INDEX
 from .sleep_passes import SleepPasses
 from .sleep_windows import check_sleep_cache, open_windows, read_tokens, sleep_over
 from .token_sequences import Chunk, plan_chunks
-from .transformers_seams import capture_outputs, merge_with_config_defaults, named_cache, takes_cache
+from .transformers_seams import named_cache
 
 
 # lengths of packed documents for flash attention; they do not apply to windows
@@ -90,50 +88,33 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
         self.memory_layers = nn.ModuleList([FastWeightLayer(config) for _ in config.memory_layers])
         self.post_init()
 
-    @takes_cache
-    @merge_with_config_defaults
-    @capture_outputs
-    @auto_docstring
-    def forward(
+    def run(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
+        inputs: ModelInputs,
+        depth: dict[str, Any],
         num_sleep_passes: int | None = None,
         reads_once: torch.Tensor | None = None,
-        num_loops: int | None = None,
-        num_backprop_loops: int | None = None,
         **kwargs,
     ) -> RecurrentModelOutputWithPast:
-        r"""
-        cache (`Cache`, *optional*):
-            The cache of earlier calls; `past_key_values` is its older name.
-        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Without a mask and a cache, a document with fast weights of its own begins wherever they do not increase
-            by one. The layers themselves get positions by `config.position_mode`.
-        num_sleep_passes (`int`, *optional*):
-            Passes over a full window, by default `config.num_sleep_passes`.
-        reads_once (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            `True` at tokens whose window gets one pass, whatever the number of passes.
-        num_loops (`int`, *optional*):
-            Number of loops of a backbone that has them, by default that of its configuration.
-        num_backprop_loops (`int`, *optional*):
-            Number of last loops with gradient, by default all.
+        """The forward pass behind its checks.
+
+        Args:
+            inputs (`ModelInputs`): the arguments of `forward` that every family has. Without a mask and a cache, a
+                document with fast weights of its own begins wherever `position_ids` do not increase by one. The
+                positions of the layers are counted by `config.position_mode`.
+            depth (`dict`): arguments of the depth schedule, checked.
+            num_sleep_passes (`int`, *optional*): passes over a full window, by default `config.num_sleep_passes`.
+            reads_once (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*): `True` at tokens
+                whose window gets one pass, whatever the number of passes.
 
         Raises:
-            TypeError: if a number of loops is given for a backbone without loops.
             ValueError: if the number of passes is not a positive integer, the mask is not a padding mask, the cache
                 was not made for this model or has another number of sequences, or `reads_once` is given with a cache.
         """
-        check_keywords(self, kwargs)
         num_passes = self._check_num_passes(num_sleep_passes)
-        depth = self.depth_arguments(num_loops=num_loops, num_backprop_loops=num_backprop_loops)
         backbone = Backbone(self)
-        inputs_embeds = backbone.embed_inputs(input_ids, inputs_embeds)
-        sequences, cache = self.arrange(inputs_embeds, attention_mask, position_ids, cache, bool(use_cache), depth)
+        inputs_embeds = backbone.embed_inputs(inputs.input_ids, inputs.inputs_embeds)
+        sequences, cache = self.arrange(inputs, inputs_embeds, depth)
         if cache is not None and reads_once is not None:
             raise ValueError("`reads_once` must be None with a cache, because later calls may add tokens to a window")
         # collected here from the chunks; `output_attentions` returns those of every layer call, pass by pass
@@ -267,18 +248,8 @@ class SleepForCausalLM(SleepPreTrainedModel, RecurrentForCausalLM, MemoryMixin):
         return super().forward(labels=labels, **kwargs)
 
 
-# trf-ignore: TRF057 as above
-class SleepForSequenceClassification(SequenceClassifier, SleepPreTrainedModel):
-    """The sleep model with one label per sequence; `config.num_labels` is the number of classes."""
-
-    model_class = SleepModel
-
-
-# trf-ignore: TRF057 as above
-class SleepForTokenClassification(TokenClassifier, SleepPreTrainedModel):
-    """The sleep model with one label per token; `config.num_labels` is the number of classes."""
-
-    model_class = SleepModel
+_classifiers = make_classifiers(SleepModel, SleepPreTrainedModel)
+SleepForSequenceClassification, SleepForTokenClassification = _classifiers
 
 
 FAMILY = Family(

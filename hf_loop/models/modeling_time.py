@@ -28,7 +28,7 @@ from .configuration_looped import LoopedConfig
 from .keyword_checks import ENGINE_KEYWORDS
 from .modeling_hierarchical import HierarchicalModel
 from .modeling_looped import LoopedModel
-from .modeling_recurrent import RecurrentModel
+from .modeling_recurrent import ModelInputs, RecurrentModel
 from .outputs import select_hidden_states
 from .pretrained_model import RecurrentPreTrainedModel
 from .token_sequences import Chunk, TokenSequences, arrange_sequences, scatter_outputs
@@ -66,30 +66,26 @@ class TimeModel(TimePreTrainedModel, RecurrentModel):  # trf-ignore: TRF013 fami
     }
 
     def arrange(
-        self,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        cache: Cache | None,
-        makes_cache: bool,
-        depth: dict[str, Any],
+        self, inputs: ModelInputs, inputs_embeds: torch.Tensor, depth: dict[str, Any], makes_cache: bool = True
     ) -> tuple[TokenSequences, Cache | None]:
         """Find the sequences of a batch, and make a cache if one is wanted and none given.
 
         Args:
+            inputs (`ModelInputs`): the arguments of `forward`.
             inputs_embeds (`torch.Tensor` of shape `[B, T, D]`): the tokens.
-            attention_mask, position_ids, cache: as in `forward`.
-            makes_cache (`bool`): whether to make a cache. Packed documents get none.
             depth (`dict`): arguments of the depth schedule.
+            makes_cache (`bool`, *optional*, defaults to `True`): whether to make a cache if `use_cache` is set. Packed
+                documents get none.
 
         Raises:
             ValueError: if the mask is not a padding mask, or is shorter than the tokens.
         """
         batch_size, length = inputs_embeds.shape[:2]
-        sequences = arrange_sequences(batch_size, length, attention_mask, position_ids, has_cache=cache is not None)
-        if cache is None and makes_cache and len(sequences.lengths) == batch_size:
+        mask, position_ids, cache = inputs.attention_mask, inputs.position_ids, inputs.cache
+        sequences = arrange_sequences(batch_size, length, mask, position_ids, has_cache=cache is not None)
+        if cache is None and inputs.use_cache and makes_cache and len(sequences.lengths) == batch_size:
             cache = DynamicCache(config=self.sized_config(depth))
-            sequences = arrange_sequences(batch_size, length, attention_mask, position_ids, has_cache=True)
+            sequences = arrange_sequences(batch_size, length, mask, position_ids, has_cache=True)
         return sequences, cache
 
 

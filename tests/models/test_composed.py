@@ -215,9 +215,9 @@ def test_a_plain_backbone_has_no_loops(outer):
     config_class = FeedbackConfig if outer == "feedback" else SleepConfig
     config = config_class(backbone_config=tiny_backbone("llama"))
     assert not hasattr(config, "num_loops")
-    with pytest.raises(ValueError, match="`num_loops` 3 needs loops"):
+    with pytest.raises(ValueError, match="`num_loops` must be None for a"):
         config.num_loops = 3
-    with pytest.raises(ValueError, match="`num_loops` 3 needs loops"):
+    with pytest.raises(ValueError, match="`num_loops` must be None for a"):
         config_class(backbone_config=tiny_backbone("llama"), num_loops=3)
 
 
