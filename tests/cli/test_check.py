@@ -11,7 +11,7 @@ def test_an_architecture_that_opens(hf_loop, plain_folder):
     assert "weights       one loop over the pretrained layers is the model, bit for bit" in out
     for family in ("looped", "feedback", "sleep"):
         assert f"{family:<14}yes" in out
-    assert "hierarchical  no: `backbone_config.num_hidden_layers` 3 must be even" in out
+    assert "hierarchical  no: `backbone_config.num_hidden_layers` must be even" in out
 
 
 def test_what_a_family_refuses_is_said(hf_loop):
