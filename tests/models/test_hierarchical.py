@@ -106,7 +106,7 @@ def test_slots_follow_the_cycles(tmp_path):
     assert "num_hidden_layers" not in loaded.to_dict()
     config.num_hidden_layers = 6
     assert config.num_loops == 1
-    with pytest.raises(ValueError, match="`num_hidden_layers` 7"):
+    with pytest.raises(ValueError, match="`num_hidden_layers` must be .*, got 7"):
         config.num_hidden_layers = 7
 
 
