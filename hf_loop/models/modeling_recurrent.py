@@ -13,9 +13,8 @@
 # limitations under the License.
 """Base classes of the families' models: the backbone, one forward pass, and the language-model head."""
 
-import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,6 +27,7 @@ from .backbone import Backbone, BackboneSpec, LayerInputs, backbone_spec, comput
 from .cache_slots import check_num_slots
 from .checks import check_positive_int
 from .configuration_recurrent import kind_of
+from .forward_signature import name_arguments
 from .generation import RecurrentGenerationMixin
 from .keyword_checks import check_keywords
 from .outputs import RecurrentCausalLMOutputWithPast, RecurrentModelOutputWithPast
@@ -360,40 +360,6 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
         return compute_logits(self.config.decoder_config, self.lm_head, hidden_states, self.model.spec)
 
 
-def name_arguments(
-    forward: Callable[..., Any], base: Callable[..., Any], of: Callable[..., Any], left_out: frozenset[str]
-) -> Callable[..., Any]:
-    """Decorate a forward pass, adding to its signature the arguments that it passes on as `**kwargs`.
-
-    `generate` and `Trainer` pass the arguments that the signature names.
-
-    Args:
-        forward (`Callable`): the forward pass.
-        base (`Callable`): the forward pass of the base class, whose arguments come first, also by position.
-        of (`Callable`): what `forward` passes its further arguments on to.
-        left_out (`frozenset[str]`): arguments of `of` that `forward` sets itself.
-    """
-    head = inspect.signature(base).parameters
-    names = [name for name, parameter in head.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
-
-    @functools.wraps(forward)
-    def call(*args, **kwargs):
-        if len(args) > len(names):
-            raise TypeError(f"`forward` takes at most {len(names) - 1} arguments by position, got {len(args) - 1}")
-        return forward(args[0], **dict(zip(names[1:], args[1:])), **kwargs)
-
-    further = inspect.signature(of).parameters | inspect.signature(forward).parameters
-    further = {
-        name: parameter.replace(kind=parameter.KEYWORD_ONLY)
-        for name, parameter in further.items()
-        if name not in head and name not in left_out
-    }
-    *first, kwargs = head.values()
-    wrapper: Any = call
-    wrapper.__signature__ = inspect.Signature([*first, *further.values(), kwargs])
-    return wrapper
-
-
 def make_head(outer: Any) -> nn.Linear:
     """Make the head of `outer`, and declare its weight tied to the embeddings of `outer.model`."""
     config = outer.config
@@ -408,5 +374,4 @@ __all__ = [
     "RecurrentModel",
     "RecurrentPreTrainedModel",
     "make_head",
-    "name_arguments",
 ]
