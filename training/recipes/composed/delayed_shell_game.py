@@ -19,6 +19,7 @@ from datasets import Dataset
 
 from hf_loop import FeedbackForCausalLM
 from hf_loop.evaluation import accuracy_over_loops
+from hf_loop.loading import load_pretrained
 from hf_loop.tasks import delayed_shell_game
 from hf_loop.tasks.tokenizer import IGNORE_INDEX
 from hf_loop.trainer.recipe import load_recipe
@@ -71,7 +72,7 @@ def train_and_evaluate(overrides: list[str], seed: int, output_dir: Path) -> dic
     start = time.process_time()
     num_parameters = run_recipe(recipe).num_parameters
     seconds = round(time.process_time() - start, 1)
-    model = FeedbackForCausalLM.from_pretrained(output_dir)
+    model: Any = load_pretrained(FeedbackForCausalLM, output_dir)
     options: dict[str, Any] = {**recipe.data.task_options, "test_blocks": BLOCKS}
     tests, _ = delayed_shell_game(1, recipe.data.num_eval_rows, seed=seed, **options)
     trained = model.config.num_loops
