@@ -78,7 +78,7 @@ class ForwardPass(NamedTuple):
 class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classes below call `post_init` once complete
     """A backbone run on the depth schedule of its configuration, without a head.
 
-    A family adds the modules between the layer calls, and a forward pass if it has arguments of its own.
+    A family adds the modules between the layer calls, and a `run` if its forward pass has arguments of its own.
 
     Args:
         config (`RecurrentConfig`): the backbone and the schedule.

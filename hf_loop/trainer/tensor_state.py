@@ -1,5 +1,6 @@
 """Callbacks of `Trainer` that keep tensors from step to step, and so from one run to the one that resumes it."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..files import atomic_path, read_safetensors
 
 
-class TensorStateCallback(TrainerCallback, ExportableState):
+class TensorStateCallback(TrainerCallback, ExportableState, ABC):
     """A callback whose tensors are written beside every checkpoint and found again when a run resumes.
 
     The state of the trainer, which is part of the checkpoint, keeps what proves that a file belongs to it: a file of
@@ -31,18 +32,19 @@ class TensorStateCallback(TrainerCallback, ExportableState):
     def __init__(self, checkpoint: str | Path | None = None) -> None:
         self.checkpoint = checkpoint
 
+    @abstractmethod
     def tensors_to_save(self) -> dict[str, torch.Tensor] | None:
         """The tensors by name; `None` where there is nothing to write."""
-        raise NotImplementedError
 
     def file_facts(self, step: int) -> dict[str, str]:
         """What the file of a checkpoint says about itself."""
         return {}
 
+    @abstractmethod
     def proof(self) -> dict[str, Any]:
         """What the state of the trainer keeps; `None` under every name where there are no tensors."""
-        raise NotImplementedError
 
+    @abstractmethod
     def belongs(
         self, tensors: dict[str, torch.Tensor], facts: dict[str, str], proof: dict[str, Any], step: int
     ) -> bool:
@@ -54,7 +56,6 @@ class TensorStateCallback(TrainerCallback, ExportableState):
             proof (`dict[str, Any]`): what the checkpoint's state says.
             step (`int`): the optimizer step.
         """
-        raise NotImplementedError
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that the state of the trainer names."""
