@@ -162,6 +162,8 @@ class SleepConfig(TimeConfig):
     @property
     def num_layers(self) -> int:
         """Number of layers of the decoder."""
+        if kind_of(self.backbone_config) is None:
+            return self.backbone_config.num_hidden_layers
         return 1 + max(call.layer for call in self.calls())
 
     @property
@@ -182,11 +184,10 @@ class SleepConfig(TimeConfig):
             return []
         return list(range(3, self.num_layers, 4)) or [self.num_layers - 1]
 
-    def inserted_calls(self, **depth: Any) -> list[Call]:
-        """Return the layer calls of one pass that a fast-weight layer follows, in the order of their slots."""
+    def inserted_calls(self, calls: list[Call]) -> list[Call]:
+        """Return those layer calls of a pass that a fast-weight layer follows, in their order."""
         memory_layers = self.memory_layers
-        calls = [call for call in self.calls(**depth) if call.layer in memory_layers]
-        return sorted(calls, key=lambda call: call.slot)
+        return [call for call in calls if call.layer in memory_layers]
 
     @property
     def sleep_range(self) -> tuple[int, int]:
@@ -203,7 +204,8 @@ class SleepConfig(TimeConfig):
     # all passes use the same slots
     def num_slots(self, **depth: Any) -> int:
         """Return the number of cache slots: the open window, the layer calls of a pass, those of inserted layers."""
-        return 1 + len(self.calls(**depth)) + len(self.inserted_calls(**depth))
+        calls = self.calls(**depth)
+        return 1 + len(calls) + len(self.inserted_calls(calls))
 
     @property
     def layer_types(self) -> list[str]:

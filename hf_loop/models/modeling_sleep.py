@@ -177,7 +177,7 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
         """
         num_passes = self._check_num_passes(num_passes, "num_passes")
         passes = self._passes(self.depth_arguments(num_loops=num_loops), False, {})
-        window: Any = check_sleep_cache(cache, passes.config)[0]
+        window: Any = check_sleep_cache(cache, passes)[0]
         indices = [index for index, filled in enumerate(window.filled) if filled > 0]
         windows = open_windows(passes, len(window.filled), cache)
         sleep_over(passes, windows, indices, num_passes).store(cache, 0)

@@ -53,14 +53,14 @@ class SleepPasses:
         self.backbone = backbone
         self.keywords = keywords
         self.depth = depth
-        calls = config.calls()
-        inserted_calls = config.inserted_calls()
+        calls = sorted(config.calls(), key=lambda call: call.slot)
+        inserted_calls = config.inserted_calls(calls)
         # states are in the order of the slots of a pass, then of the calls of inserted layers
         modules = dict(zip(config.memory_layers, memory_layers))
         self.inserted = {
             call.slot: (len(calls) + number, modules[call.layer]) for number, call in enumerate(inserted_calls)
         }
-        self.layer_of_state = [call.layer for call in [*sorted(calls, key=lambda call: call.slot), *inserted_calls]]
+        self.layer_of_state = [call.layer for call in [*calls, *inserted_calls]]
         self.core_start, self.core_end = config.sleep_range
 
     def empty_states(self) -> list[LayerState]:

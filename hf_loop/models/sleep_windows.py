@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from transformers import Cache
 
-from .configuration_sleep import SleepConfig
 from .sleep_passes import SleepPasses
 from .sleep_states import LayerState, WindowPosition, merge_columns, select_sequences
 
@@ -95,7 +94,7 @@ def open_windows(passes: SleepPasses, batch_size: int, cache: Cache | None) -> O
     Raises:
         ValueError: if the cache was not made for this model, or has another number of sequences.
     """
-    layers: list[Any] = [] if cache is None else check_sleep_cache(cache, passes.config)
+    layers: list[Any] = [] if cache is None else check_sleep_cache(cache, passes)
     if not layers or not layers[0].filled:
         return OpenWindows(WindowPosition.start(batch_size), passes.empty_states())
     window = layers[0]
@@ -105,18 +104,19 @@ def open_windows(passes: SleepPasses, batch_size: int, cache: Cache | None) -> O
     return OpenWindows(position, [layer.state for layer in layers[1:]], window.hidden_states)
 
 
-def check_sleep_cache(cache: Cache, config: SleepConfig) -> list[Any]:
-    """Return the layers of a cache, which must have been made for this configuration.
+def check_sleep_cache(cache: Cache, passes: SleepPasses) -> list[Any]:
+    """Return the layers of a cache, which must have been made for these passes.
 
     Raises:
         ValueError: if the cache has other layers, or offloads them.
     """
     # compared by name: code that came with a checkpoint has classes of its own
     kinds = [getattr(layer, "_layer_type", None) for layer in cache.layers]
-    if kinds != config.layer_types:
+    num_states = len(passes.layer_of_state)
+    if kinds != ["sleep_window"] + ["sleep_state"] * num_states:
         raise ValueError(
             "`cache` must be a cache of this model, as `DynamicCache(config=model.config)` makes it, with "
-            f"{config.num_hidden_layers} layers; got {len(kinds)} layers of {type(cache).__name__}"
+            f"{1 + num_states} layers; got {len(kinds)} layers of {type(cache).__name__}"
         )
     if cache.offloading:
         raise ValueError("`cache` must not have `offloading`: all layers' states are needed in every pass")
