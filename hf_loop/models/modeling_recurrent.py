@@ -320,9 +320,6 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
         loss_weights (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Weight of every label in the loss, by default 1.
         """
-        # CODEPATH: a schedule without a number of loops takes none
-        if self.config.has_loops and kwargs.get("num_loops") is None:
-            kwargs["num_loops"] = self.config.num_loops
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

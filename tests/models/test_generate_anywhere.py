@@ -62,9 +62,13 @@ def test_an_assistant_that_loops_keeps_its_own_depth(name, monkeypatch):
     model, assistant = LOOPED[name](), LOOPED["looped"]()
     run = []
     forward = assistant.model.forward
-    monkeypatch.setattr(
-        assistant.model, "forward", lambda *args, **kwargs: run.append(kwargs["num_loops"]) or forward(*args, **kwargs)
-    )
+
+    def note(*args, **kwargs):
+        outputs = forward(*args, **kwargs)
+        run.append(int(outputs.num_loops[0]))
+        return outputs
+
+    monkeypatch.setattr(assistant.model, "forward", note)
     expected = model.generate(PROMPT[:1], num_loops=5, **GREEDY)
     for draft, depth in ((assistant, 3), (assistant.with_num_loops(2), 2)):
         assert torch.equal(model.generate(PROMPT[:1], assistant_model=draft, num_loops=5, **GREEDY), expected)
