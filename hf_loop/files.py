@@ -1,16 +1,73 @@
-"""Files outside `models/`: writes them whole or not at all, makes digests of models, and reads safetensors files."""
+"""Files outside `models/`: writes them whole or not at all, digests models, and reads text, JSON and weights."""
 
+import codecs
+import json
 import os
+import reprlib
 from collections.abc import Generator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 # defined in `models/`, because the files of that folder must work without the rest of the library
 from .models.files import atomic_path, digest_config, digest_weights
+
+
+# the byte-order marks that editors and PowerShell write. UTF-32's is longer and begins with UTF-16's
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def read_text(path: str | os.PathLike, num_characters: int = -1) -> str:
+    """Read a text file of the user's, without its byte-order mark.
+
+    The encoding is the one that the mark says, and UTF-8 without a mark.
+
+    Args:
+        path (`str` or `os.PathLike`): the file.
+        num_characters (`int`, *optional*, defaults to -1): the most characters to read, by default all.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if the file is not text in its encoding; the message names it.
+    """
+    with open(path, "rb") as file:
+        start = file.peek(4)[:4]
+        encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), "utf-8")
+        if encoding == "utf-8" and b"\0" in start:
+            raise ValueError(f"{path} is not UTF-8 text: it begins with {start!r}; save it as UTF-8")
+        try:
+            with TextIOWrapper(file, encoding=encoding) as text:
+                return text.read(num_characters)
+        except UnicodeError as error:
+            raise ValueError(f"{path} is not {encoding.removesuffix('-sig').upper()} text: {error}") from error
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if the file is not JSON, or holds something other than an object; the message names it.
+    """
+    text = read_text(path)
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {reprlib.repr(data)}")
+    return data
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -68,7 +125,9 @@ __all__ = [
     "damage_named",
     "digest_config",
     "digest_weights",
+    "read_json",
     "read_safetensors",
+    "read_text",
     "tensor_shapes",
     "write_text",
 ]

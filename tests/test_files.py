@@ -17,7 +17,15 @@ from torch import nn
 
 from hf_loop.cli.save import whole_folder
 from hf_loop.evaluation.scan import model_settings
-from hf_loop.files import atomic_path, digest_weights, read_safetensors, tensor_shapes, write_text
+from hf_loop.files import (
+    atomic_path,
+    digest_weights,
+    read_json,
+    read_safetensors,
+    read_text,
+    tensor_shapes,
+    write_text,
+)
 from hf_loop.models.memory_files import MemoryMixin
 
 
@@ -148,6 +156,41 @@ def test_a_damaged_file_is_named(tmp_path, read, size):
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ValueError, match=r"file\.safetensors is truncated or damaged"):
         read(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_text_is_read_in_the_encoding_of_its_mark_and_without_the_mark(tmp_path, encoding):
+    path = tmp_path / "text.txt"
+    path.write_bytes("größer 日本\r\nline".encode(encoding))
+    assert read_text(path) == "größer 日本\nline"
+    assert read_text(path, 3) == "grö"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"caf\xe9", "text.txt is not UTF-8 text: .* position 3"),
+        ("text".encode("utf-16-le"), "text.txt is not UTF-8 text: it begins with"),
+        (b"\xff\xfeabc", "text.txt is not UTF-16 text"),
+        (b"\x89PNG\r\n\x1a\n", "text.txt is not UTF-8 text"),
+    ],
+)
+def test_what_is_no_text_is_named(tmp_path, content, message):
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_text(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "null", "3", '"a"', "[" * 100_000])
+def test_what_is_no_json_object_is_named(tmp_path, content):
+    path = tmp_path / "file.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"file\.json (is not valid JSON|must hold a JSON object)") as error:
+        read_json(path)
+    assert len(str(error.value)) < 300
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(path) == {"a": 1}
 
 
 class Fixed(MemoryMixin, nn.Module):
