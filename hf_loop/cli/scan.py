@@ -66,15 +66,14 @@ def scan(
     from ..evaluation.perplexity import cut_windows
     from ..evaluation.scan import check_scan_loops, check_scannable, text_settings
     from ..files import write_text
+    from ..text_files import read_tokens
 
     # check everything that needs no weights before they are read
     check_scan_loops(loop_counts)
     torch_device = default_device() if device is None else _parse_device(device)
     num_layers = check_scannable(load_config(model))
     ranges = layer_ranges(num_layers, stride=stride, min_length=min_length, max_length=max_length, within=within)
-    # `verbose` would warn that the text is longer than the context; it is cut into windows
-    encoded = load_tokenizer(model)(text.read_text(encoding="utf-8"), return_tensors="pt", verbose=False)
-    windows = cut_windows(encoded["input_ids"][:, :max_tokens], window)
+    windows = cut_windows(read_tokens(text, load_tokenizer(model), max_tokens), window)
     file = folder / SCAN_FILE
     if file.is_file():
         LayerScan.load(file).check_settings(text_settings(windows, window), file)

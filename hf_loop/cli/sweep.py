@@ -52,15 +52,14 @@ def sweep(
 
     from ..evaluation import Results, accuracy_over_loops, perplexity_over_loops
     from ..evaluation.results import RESULTS_FILE
+    from ..text_files import read_tokens
 
     # read the results first: a damaged file must stop the command before the work, not after it
     results = Results.load(folder) if (folder / RESULTS_FILE).is_file() else Results()
     tokenizer = load_tokenizer(model)
     # do the cheap things that can fail before the weights are read
     if text is not None:
-        # `verbose` would warn that the text is longer than the context; it is cut into windows
-        encoded = tokenizer(text.read_text(encoding="utf-8"), return_tensors="pt", verbose=False)
-        measure = partial(perplexity_over_loops, input_ids=encoded["input_ids"][:, :max_tokens], window=window)
+        measure = partial(perplexity_over_loops, input_ids=read_tokens(text, tokenizer, max_tokens), window=window)
     else:
         dataset = _task_examples(str(task), tokenizer, length, num_examples, seed)
         measure = partial(accuracy_over_loops, dataset=dataset)

@@ -80,7 +80,7 @@ def test_the_weights_are_loaded_as_asked(hf_loop, plain_folder, text_file, tmp_p
         (["--dtype", "int4"], "--dtype"),
         (["--device", "abacus"], "--device: 'abacus' cannot be used"),
         (["--text", "missing.txt"], "there is no file missing.txt"),
-        (["--text", "empty.txt"], "fewer than two tokens"),
+        (["--text", "empty.txt"], "empty.txt holds no text"),
     ],
 )
 def test_errors_are_one_line_and_come_before_the_weights(
