@@ -51,6 +51,8 @@ _HOMES = {
     "save_loop_adapter": "retrofitting",
     "unroll": "retrofitting",
 }
+# packages that are public as a whole: their `__all__` is what they offer, and the rest of hf_loop may change
+_PACKAGES = ("evaluation", "models", "retrofitting", "tasks", "trainer")
 # for the tasks whose pipelines would keep a depth from the model
 _PIPELINES = {
     "feature-extraction": "DepthFeatureExtractionPipeline",
@@ -93,13 +95,15 @@ if not _is_installed_command():
 
 
 def __getattr__(name: str):
+    if name in _PACKAGES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'hf_loop' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
 
 
+__all__ = sorted({*_HOMES, *_PACKAGES})
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
-
-
-__all__ = sorted(_HOMES)
+    return __all__

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import transformers
 from peft import get_peft_model_state_dict
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GgufConfig, PreTrainedConfig, PreTrainedModel
 
-from . import models
+from . import gguf_files, models
 from .files import damage_named, tensor_shapes
 from .models.transformers_seams import captured_load_report, unconverted_tensors
 from .weight_files import WEIGHT_FILES, check_weight_files, shard_files
@@ -35,8 +35,8 @@ def load_pretrained(
 
     Args:
         model_class (`type`): a model class or one of transformers' Auto classes.
-        path (`str`, `os.PathLike` or `None`): a folder or a repository on the Hub; `None` where `options` hold the
-            `state_dict`.
+        path (`str`, `os.PathLike` or `None`): a folder, a repository on the Hub, or a GGUF file, whose weights are
+            unpacked; `None` where `options` hold the `state_dict`.
         name (`str` or `os.PathLike`, *optional*): what messages call the checkpoint, `path` by default.
         options: further arguments of `from_pretrained`.
 
@@ -72,19 +72,46 @@ def load_with_faults(
         ValueError: if a weight file is damaged, or a weight cannot be put together from the checkpoint's tensors.
         OSError: if there is no such checkpoint, or it lacks a file.
     """
-    # the reader of .gguf files checks them itself
-    if path is not None and "gguf_file" not in options and Path(path).is_dir():
+    source = {"pretrained_model_name_or_path": None} if path is None else gguf_files.locate(path)
+    if "gguf_file" in source:
+        # without this the weights may stay quantized, which is slow on a CPU and cannot be saved
+        source["quantization_config"] = GgufConfig(gguf_file=source["gguf_file"], dequantize=True)
+        # stored types are those of quantized blocks; "auto" would find none
+        options = {key: value for key, value in options.items() if (key, value) != ("dtype", "auto")}
+    # the reader of GGUF files checks them itself
+    elif path is not None and Path(path).is_dir():
         check_weight_files(path)
     report: list[str] = []
     try:
         with captured_load_report(report), damage_named(f"a weight file of {name}"):
             # report tensors of another shape with the others; transformers' own error would not name them
-            return model_class.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+            options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            model, faults = model_class.from_pretrained(**source, **options)
     except RuntimeError as error:
         unconverted = unconverted_tensors(report)
         if not unconverted:
             raise
         raise ValueError(_describe(name, "a model of its configuration", {"unusable": unconverted})) from error
+    if path is not None:
+        method = _stored_quantization(path, options)
+        if method is not None and not getattr(model, "is_quantized", False):
+            config: Any = model.config.get_text_config(decoder=True)
+            # written with the configuration, and carried along by whatever is made of the model
+            getattr(config, "decoder_config", config).unpacked_from = method
+    return model, faults
+
+
+def _stored_quantization(path: str | os.PathLike, options: dict[str, Any]) -> str | None:
+    """Say how the weights of a checkpoint are quantized, `None` where they are not."""
+    if gguf_files.is_gguf(path):
+        types = gguf_files.quantized_types(path)
+        return f"GGUF {', '.join(types)}" if types else None
+    try:
+        stored = PreTrainedConfig.get_config_dict(path, **options)[0]
+    except OSError:
+        # an adapter's folder, which transformers opens with its base
+        return None
+    return (stored.get("quantization_config") or {}).get("quant_method")
 
 
 def check_loaded(faults: dict[str, Any], name: object, model_name: str) -> None:

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .gguf_files import is_gguf, locate
 from .loading import architecture_of, check_model_folder, load_pretrained, load_with_faults
 from .models.transformers_seams import attention_function, causal_model_class, choose_attention_function
 
@@ -38,21 +39,21 @@ def decoder_config(path: str | os.PathLike, **options: Any) -> PreTrainedConfig:
     """Read the configuration of what [`load_decoder`] loads, without its weights.
 
     Args:
-        path (`str` or `os.PathLike`): a folder or a repository on the Hub.
+        path (`str` or `os.PathLike`): a folder, a repository on the Hub, or a GGUF file.
         options: further arguments of `AutoConfig.from_pretrained`.
 
     Raises:
         ValueError: if the checkpoint is composite, and there is no language model that can be taken out.
         OSError: if there is no such checkpoint.
     """
-    return text_config(AutoConfig.from_pretrained(path, **options), path)
+    return text_config(AutoConfig.from_pretrained(**locate(path), **options), path)
 
 
 def load_decoder(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
     """Load a causal language model, or the one inside a composite checkpoint, as [`load_pretrained`] does.
 
     Args:
-        path (`str` or `os.PathLike`): a folder or a repository on the Hub.
+        path (`str` or `os.PathLike`): a folder, a repository on the Hub, or a GGUF file.
         options: further arguments of [`load_pretrained`].
 
     Returns:
@@ -63,8 +64,8 @@ def load_decoder(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
             is no language model that can be taken out.
         OSError: if there is no such checkpoint, or it lacks a file.
     """
-    # a .gguf file holds a language model alone
-    if "gguf_file" in options:
+    # a GGUF file holds a language model alone
+    if is_gguf(path):
         return load_pretrained(AutoModelForCausalLM, path, **options)
     try:
         config = AutoConfig.from_pretrained(path)

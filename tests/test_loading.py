@@ -46,6 +46,7 @@ from .models.hierarchical_variants import tiny_hrm_text_config
 from .models.tiny_backbones import tiny_backbone
 from .retrofitting.converters import test_huginn as huginn
 from .retrofitting.converters.recurrent_reference import write_checkpoint
+from .tiny_gguf import write_gguf
 from .trainer.tiny_puzzles import puzzle_model
 
 
@@ -334,26 +335,7 @@ def test_tied_weights_and_what_a_class_ignores_are_allowed(tmp_path):
 
 @pytest.mark.parametrize("lost", [None, "blk.1.attn_q.weight"])
 def test_a_gguf_file_is_held_to_its_model_too(lost, tmp_path):
-    gguf = pytest.importorskip("gguf")
-    model = LlamaForCausalLM(backbone())
-    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
-    writer.add_context_length(256)
-    writer.add_embedding_length(64)
-    writer.add_block_count(4)
-    writer.add_feed_forward_length(96)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_vocab_size(model.config.vocab_size)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 4)
-    for name, tensor in model.state_dict().items():
-        stored = names.get_name(name, try_suffixes=(".weight",))
-        if stored != lost:
-            writer.add_tensor(stored, tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    model = write_gguf(tmp_path / "tiny.gguf", lost=lost)
     if lost is None:
         load_config(str(tmp_path / "tiny.gguf"))
         assert load_plain_model(str(tmp_path / "tiny.gguf")).num_parameters() == model.num_parameters()

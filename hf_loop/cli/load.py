@@ -1,11 +1,11 @@
 """Loads a recurrent model, or loops a plain checkpoint, for the commands that run a model."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import register
+from ..gguf_files import is_gguf, locate
 from ..layer_ranges import LayerPlan, parse_layer_range, plan_layers
 
 
@@ -129,11 +129,9 @@ def load_config(name: str) -> "PreTrainedConfig":
     from ..weight_files import check_weight_files
 
     register()
-    path = Path(name)
-    if path.suffix == ".gguf":
-        return decoder_config(path.parent, gguf_file=_gguf_name(path))
-    _check_folder(name)
-    check_weight_files(path)
+    if not is_gguf(name):
+        _check_folder(name)
+        check_weight_files(name)
     return decoder_config(name)
 
 
@@ -148,22 +146,9 @@ def load_plain_model(name: str, dtype: str = "auto") -> "PreTrainedModel":
     Raises:
         ValueError: if the checkpoint's tensors are not those of the model.
     """
-    from transformers import GgufConfig
-
     from ..text_parts import load_decoder
 
-    path = Path(name)
-    if path.suffix != ".gguf":
-        return load_decoder(name, dtype=dtype)
-    file_name = _gguf_name(path)
-    return load_decoder(
-        path.parent,
-        name=path,
-        gguf_file=file_name,
-        # without this the weights stay quantized, which is slow on a CPU and cannot be saved
-        quantization_config=GgufConfig(gguf_file=file_name, dequantize=True),
-        **({} if dtype == "auto" else {"dtype": dtype}),
-    )
+    return load_decoder(name, dtype=dtype)
 
 
 def default_device() -> "torch.device":
@@ -187,26 +172,14 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
     # the tokenizer's class is found through the model's configuration
     register()
-    path = Path(name)
-    if path.suffix == ".gguf":
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=_gguf_name(path))
-    else:
+    if not is_gguf(name):
         _check_folder(name)
-        if path.is_dir() and not any(path.glob("tokenizer*")):
+        if Path(name).is_dir() and not any(Path(name).glob("tokenizer*")):
             raise ValueError(f"{name} holds no tokenizer")
-        tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = AutoTokenizer.from_pretrained(**locate(name))
     if tokenizer is None:
         raise ValueError(f"transformers knows no tokenizer for {name}")
     return tokenizer
-
-
-def _gguf_name(path: Path) -> str:
-    """The name of a GGUF file that exists and can be read."""
-    if not path.is_file():
-        raise OSError(f"There is no file {path}")
-    if find_spec("gguf") is None:
-        raise ValueError(f"{path} cannot be read without the package gguf; install it with `pip install gguf`")
-    return path.name
 
 
 def _check_folder(name: str) -> None:

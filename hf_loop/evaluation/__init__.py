@@ -51,3 +51,7 @@ __all__ = [
     "write_model_card",
     "write_puzzle_card",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -62,6 +62,7 @@ class ModelCardFacts:
         kv_bytes (`dict[int, int]`): the same at several loop counts.
         kv_bytes_per_loop (`int`, *optional*): cache bytes per token that one more loop adds.
         num_parameters (`int`, *optional*): the number of stored weights.
+        unpacked_from (`str`, *optional*): how the weights were quantized before they were unpacked, if they were.
         has_tokenizer (`bool`): whether the folder holds a tokenizer.
         has_remote_code (`bool`): whether the folder carries the model's code.
         tags (`list[str]`): tags for the Hub.
@@ -83,6 +84,7 @@ class ModelCardFacts:
     kv_bytes: dict[int, int] = field(default_factory=dict)
     kv_bytes_per_loop: int | None = None
     num_parameters: int | None = None
+    unpacked_from: str | None = None
     has_tokenizer: bool = False
     has_remote_code: bool = False
     tags: list[str] = field(default_factory=list)
@@ -122,6 +124,7 @@ class ModelCardFacts:
             dtype=str(dtype).removeprefix("torch."),
             num_loops=num_loops,
             num_parameters=count_stored_parameters(folder),
+            unpacked_from=getattr(config.decoder_config, "unpacked_from", None),
             has_tokenizer=(folder / "tokenizer_config.json").is_file(),
             has_remote_code="auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")),
             tags=["hf_loop", *family.classes[auto_class].family_tags, config.model_type],

@@ -110,3 +110,7 @@ __all__ = [
     "register_backbone",
     "register_family",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

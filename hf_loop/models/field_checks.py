@@ -17,6 +17,7 @@ ALLOWED_FIELDS: dict[str, str] = {
     **dict.fromkeys(GenerationConfig().to_dict(), "older files have generation parameters; transformers drops them"),
     "auto_map": "transformers: which classes the code of a checkpoint has",
     "quantization_config": "transformers: how the weights are quantised",
+    "unpacked_from": "the library that loaded them: how the weights were quantised before they were unpacked",
     "compression_config": "compressed-tensors, as `quantization_config`",
     "custom_pipelines": "transformers: pipelines that come with a checkpoint",
     "model_type": "written to files beside the class attribute",

@@ -7,3 +7,7 @@ from .unrolling import unroll
 
 
 __all__ = ["add_loop_lora", "convert", "load_loop_adapter", "retrofit", "save_loop_adapter", "unroll"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from ..gguf_files import is_gguf
 from ..loading import check_shapes, load_pretrained
 from ..models import FAMILIES
 from ..models.transformers_seams import make_model
@@ -38,6 +39,8 @@ def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **conf
             here, an override is no field, or tensors are unknown, missing or of another shape; each is named.
         OSError: there is no such folder or repository, or it lacks `config.json` or the weights.
     """
+    if is_gguf(path):
+        raise ValueError(f"{path} is a plain model: make it looped with hf_loop.retrofit")
     source = read_config(path)
     converter = find_converter(source, path)
     folder = locate(path)

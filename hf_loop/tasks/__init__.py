@@ -33,3 +33,7 @@ __all__ = [
     "sudoku",
     "word_tokenizer",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

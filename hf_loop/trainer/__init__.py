@@ -22,3 +22,7 @@ __all__ = [
     "StepDepth",
     "WeightAveraging",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..field_values import check_names
+from ..gguf_files import locate
 from ..tasks import (
     associative_recall,
     coin_flips,
@@ -263,7 +264,7 @@ def _load_tokenizer(data: DataSection, default_tokenizer: str | None) -> PreTrai
         raise ValueError("data.tokenizer must be given when the model is not pretrained ('bytes' needs no files)")
     if name == "bytes":
         return byte_tokenizer()
-    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name))
+    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(**locate(name)))
 
 
 def _task_data(data: DataSection, default_tokenizer: str | None, seed: int) -> TrainingData:

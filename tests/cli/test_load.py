@@ -59,7 +59,7 @@ def test_a_missing_gguf_file_is_named(tmp_path):
 
 def test_a_gguf_file_needs_its_reader(tmp_path, monkeypatch):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr("hf_loop.cli.load.find_spec", lambda name: None)
+    monkeypatch.setattr("hf_loop.gguf_files.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="without the package gguf"):
         load_model(str(tmp_path / "model.gguf"))
 
