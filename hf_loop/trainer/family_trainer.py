@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, default_data_collator
 
 from ..text_parts import load_decoder
 from .card_trainer import CardTrainer
@@ -32,7 +32,8 @@ def make_trainer(model: PreTrainedModel, recipe: Recipe, data: TrainingData) -> 
         "args": args,
         "train_dataset": data.train_dataset,
         "eval_dataset": data.eval_dataset,
-        "data_collator": data.collator,
+        # Trainer's own choice would ask the tokenizer for a padding token, which rows of one length do not need
+        "data_collator": data.collator or default_data_collator,
         "processing_class": data.tokenizer,
     }
     if record.causal is None:
