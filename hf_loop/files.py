@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 # defined in `models/`, because the files of that folder must work without the rest of the library
-from .models.files import atomic_path, digest_config, digest_weights
+from .models.files import atomic_path, digest_config, digest_weights, use_umask_mode, write_errors_named
+from .output_folders import folder_lock, whole_folder
 
 
 # the byte-order marks that editors and PowerShell write. UTF-32's is longer and begins with UTF-16's
@@ -125,9 +126,13 @@ __all__ = [
     "damage_named",
     "digest_config",
     "digest_weights",
+    "folder_lock",
     "read_json",
     "read_safetensors",
     "read_text",
     "tensor_shapes",
+    "use_umask_mode",
+    "whole_folder",
+    "write_errors_named",
     "write_text",
 ]

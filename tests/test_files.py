@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hf_loop.cli.save import whole_folder
 from hf_loop.evaluation.scan import model_settings
 from hf_loop.files import (
     atomic_path,
@@ -27,6 +26,9 @@ from hf_loop.files import (
     write_text,
 )
 from hf_loop.models.memory_files import MemoryMixin
+from hf_loop.output_folders import whole_folder
+
+from .trainer.tiny import tiny_model
 
 
 KILLED = """
@@ -70,6 +72,13 @@ def test_folders_of_models_have_the_mode_that_the_umask_gives(tmp_path, umask):
     files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
     assert [mode_of(path) for path in files] == [0o666 & ~umask] * 2
     assert mode_of(tmp_path / "model") == mode_of(tmp_path / "model" / "code") == 0o777 & ~umask
+
+
+def test_saved_models_have_the_mode_that_the_umask_gives(tmp_path, umask):
+    for _ in range(2):
+        tiny_model().save_pretrained(tmp_path, max_shard_size="20KB")
+        assert len(list(tmp_path.glob("*.safetensors"))) > 1
+        assert {mode_of(path) for path in tmp_path.iterdir() if path.is_file()} == {0o666 & ~umask}
 
 
 def test_a_folder_that_is_there_stays_the_same_one(tmp_path, monkeypatch):

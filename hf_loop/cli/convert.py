@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..field_values import parse_field_values
+from ..output_folders import whole_folder
 from .options import FieldValues
-from .save import check_new_folder, size_on_disk, whole_folder
+from .save import check_new_folder, size_on_disk
 
 
 if TYPE_CHECKING:

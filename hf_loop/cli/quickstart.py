@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .save import check_new_folder, whole_folder
+from ..output_folders import whole_folder
+from .save import check_new_folder
 
 
 if TYPE_CHECKING:

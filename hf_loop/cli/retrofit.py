@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from ..field_values import field_docs, parse_field_values, readable
+from ..output_folders import whole_folder
 from .load import LayerRange, load_config, load_plain_model, load_tokenizer
 from .options import Coda, Core, FieldValues, Prelude
-from .save import check_new_folder, size_on_disk, whole_folder
+from .save import check_new_folder, size_on_disk
 
 
 def print_fields(family: str | None) -> None:

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ..output_folders import whole_folder
 from .load import load_model, load_tokenizer
-from .save import check_new_folder, size_on_disk, whole_folder
+from .save import check_new_folder, size_on_disk
 
 
 def unroll(

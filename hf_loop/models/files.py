@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Atomic writing of files, and digests by which a file is matched with its model."""
 
+import errno
 import json
 import os
 import secrets
@@ -17,6 +18,11 @@ from torch import nn
 from .offloading import weight_values
 
 
+def scratch_path(target: Path) -> Path:
+    """Return a new path beside `target`, to write to before it is renamed to `target`: `.{name}-{random}.tmp`."""
+    return target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Generator[Path]:
     """Yield a temporary path to write to, which is renamed to `path` when the block ends without an error.
@@ -26,23 +32,83 @@ def atomic_path(path: str | os.PathLike) -> Generator[Path]:
     the library that writes it makes private files, as safetensors does.
 
     Args:
-        path (`str` or `os.PathLike`): the file to write; its folder must exist.
+        path (`str` or `os.PathLike`): the file to write; its folder must exist. A symbolic link stays one, and the
+            file that it names is written.
 
     Yields:
         `Path`: an empty file in the same folder.
+
+    Raises:
+        ValueError: if `path` is a device, a pipe or a folder, which a rename would replace.
+        OSError: if the file cannot be written, for example because the disk is full; the message names it.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
-    temporary.touch(exist_ok=False)
+    if target.is_symlink():
+        target = target.resolve()
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{path} is no regular file; give another name")
+    temporary = scratch_path(target)
     try:
-        # read from the new file: reading the umask itself means setting it, for other threads too
-        mode = stat.S_IMODE(temporary.stat().st_mode)
-        yield temporary
-        temporary.chmod(mode)
-        os.replace(temporary, target)
+        with write_errors_named(target):
+            temporary.touch(exist_ok=False)
+            # read from the new file: reading the umask itself means setting it, for other threads too
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+            yield temporary
+            temporary.chmod(mode)
+            write_through(temporary)
+            os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def write_errors_named(path: str | os.PathLike) -> Generator[None]:
+    """Turn the errors of the writers of safetensors and of torch's files for a full disk into an `OSError`.
+
+    Args:
+        path (`str` or `os.PathLike`): the file or folder that is written inside the `with` block.
+
+    Raises:
+        OSError: if the block cannot write; the message names `path`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    except Exception as error:
+        # `safetensors` has errors of its own, and torch's writer of zip archives raises `RuntimeError`
+        message = str(error)
+        if "No space left on device" in message:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        if "PytorchStreamWriter" in message or "I/O error" in message:
+            raise OSError(f"{path} cannot be written: {message.split('. ')[0]}") from error
+        raise
+
+
+def write_through(path: Path) -> None:
+    """Have the system write a file or a folder's entries to the disk, so that a rename never comes first."""
+    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def use_umask_mode(folder: str | os.PathLike) -> None:
+    """Give a folder's safetensors files the mode of the umask: that library makes private files."""
+    files = list(Path(folder).glob("*.safetensors"))
+    if files:
+        probe = scratch_path(files[0])
+        probe.touch(exist_ok=False)
+        mode = stat.S_IMODE(probe.stat().st_mode)
+        probe.unlink()
+        for file in files:
+            file.chmod(mode)
 
 
 def digest_config(digest: Any, config: Any, ignored: Collection[str], *, inner: bool) -> None:
@@ -90,4 +156,12 @@ def _without(fields: dict[str, Any], ignored: Collection[str], inner: bool) -> d
     }
 
 
-__all__ = ["atomic_path", "digest_config", "digest_weights"]
+__all__ = [
+    "atomic_path",
+    "digest_config",
+    "digest_weights",
+    "scratch_path",
+    "use_umask_mode",
+    "write_errors_named",
+    "write_through",
+]

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from .adapters import complete_adapter_config, refuse_adapter
 from .backbone import adopt_backbone
 from .configuration_recurrent import RecurrentConfig
+from .files import use_umask_mode
 from .keyword_checks import known_keywords
 from .offloading import check_weights_are_here, is_saved_offloaded
 from .transformers_seams import BeforeUpload, auto_class_of, recordable, saves_adapter_only
@@ -107,6 +108,8 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TR
             if kwargs.get("state_dict") is None and not is_saved_offloaded(self):
                 check_weights_are_here(self, "model")
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            use_umask_mode(save_directory)
         if is_adapter and is_main_process:
             peft_config: Any = self.peft_config[self.active_adapters()[0]]
             auto_class = auto_class_of(self) if peft_config.task_type is None else None
