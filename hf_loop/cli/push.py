@@ -1,5 +1,6 @@
 """`hf-loop push`: upload a model folder to the Hub."""
 
+from glob import escape
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     message: Annotated[str, typer.Option(help="The commit's message.")] = "Upload with hf-loop",
 ) -> None:
-    """Upload a model folder to the Hub."""
+    """Upload a model folder to the Hub: weights, configuration, tokenizer, code and card, and nothing else in it."""
     for name, reason in (("config.json", "it is not a model folder"), ("README.md", "write it with `hf-loop card`")):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}; {reason}")
@@ -23,8 +24,10 @@ def push(
 
     from .. import register
     from ..loading import check_model_folder
+    from ..published_files import check_published, published_files
 
     register()
+    check_published(folder)
     check_model_folder(folder)
     api = HfApi()
     repo = api.create_repo(repo_id, private=private or None, exist_ok=True)
@@ -32,7 +35,6 @@ def push(
         repo_id=repo.repo_id,
         folder_path=folder,
         commit_message=message,
-        # what a training run leaves beside its final model, and a write that was killed
-        ignore_patterns=["checkpoint-*", "runs/*", "optimizer.pt", "*.log", ".*.tmp"],
+        allow_patterns=[escape(name) for name in published_files(folder)],
     )
     print(repo)

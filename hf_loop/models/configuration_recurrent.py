@@ -147,6 +147,13 @@ class RecurrentConfig(PreTrainedConfig):
         check_unused(cls, unused, is_final=not return_unused)
         return (config, unused) if return_unused else config
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as transformers does, without the path that the backbone was loaded from."""
+        fields = super().to_dict()
+        if isinstance(fields.get("backbone_config"), dict):
+            fields["backbone_config"].pop("_name_or_path", None)
+        return fields
+
     # the backbone converts and checks its rotary parameters itself
     def convert_rope_params_to_dict(self, **kwargs):
         return self.backbone_config.convert_rope_params_to_dict(**kwargs)

@@ -11,8 +11,15 @@ from ..models.checks import whole_number
 from .depth import DepthSchedule, LoopSampling
 
 
+class SafeTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` without the token of the Hub in the file that `Trainer` saves them to."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "hub_token": None}
+
+
 @dataclass
-class LoopTrainingArguments(TrainingArguments):
+class LoopTrainingArguments(SafeTrainingArguments):
     """`transformers.TrainingArguments` and the depth of each training step.
 
     Every field of `TrainingArguments` keeps its meaning. Evaluation runs at the model's `config.num_loops`; the

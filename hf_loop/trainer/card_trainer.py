@@ -7,13 +7,16 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from ..models.pretrained_model import RecurrentPreTrainedModel
+from ..published_files import check_published, published_files
+from .trainer_seams import uploads_only
 
 
 logger = logging.get_logger(__name__)
 
 
 class CardTrainer(Trainer):
-    """A `Trainer` whose `push_to_hub` uploads the card of the model's family, with what `Trainer` says of the run."""
+    """A `Trainer` whose `push_to_hub` uploads what a model needs and the card of its family, with what `Trainer` says
+    of the run."""
 
     @property
     def recurrent_model(self) -> RecurrentPreTrainedModel:
@@ -35,3 +38,21 @@ class CardTrainer(Trainer):
         if self.is_world_process_zero():
             folder = str(self.args.output_dir)
             self.recurrent_model.write_card(folder, self.hub_model_id or Path(folder).name)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Upload as `Trainer` does, but only the files that [`published_files`] lists."""
+        with uploads_only(_files_to_upload):
+            return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        with uploads_only(_files_to_upload):
+            super()._push_from_checkpoint(checkpoint_folder)
+
+
+def _files_to_upload(folder: str) -> list[str]:
+    try:
+        check_published(folder)
+    except ValueError as error:
+        # such as the base model of an adapter; a push after a long training is not lost for it
+        logger.warning(f"Pushed all the same: {error}")
+    return published_files(folder)

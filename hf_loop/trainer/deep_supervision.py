@@ -16,6 +16,7 @@ from ..models.checks import check_positive_int
 from ..models.puzzle_loss import IGNORE_INDEX, puzzle_loss
 from ..models.transformers_seams import prepare_inputs
 from .adam_atan2 import AdamATan2
+from .arguments import SafeTrainingArguments
 from .card_trainer import CardTrainer
 from .ema import WeightAveraging
 from .optimizer import undecayed_parameter_names
@@ -24,7 +25,7 @@ from .tensor_state import checkpoint_folder
 
 
 @dataclass
-class DeepSupervisionArguments(TrainingArguments):
+class DeepSupervisionArguments(SafeTrainingArguments):
     """`TrainingArguments`, and how rows halt, how weights are averaged, and what evaluation runs.
 
     Args:

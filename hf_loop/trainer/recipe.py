@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from ..field_values import check_names, check_types, field_types, fits
 from ..models import FAMILIES
-from .arguments import LoopTrainingArguments
+from .arguments import LoopTrainingArguments, SafeTrainingArguments
 from .deep_supervision import DeepSupervisionArguments
 from .recipe_yaml import read_sections
 from .sections import PUZZLE_TASKS, DataSection, ModelSection, check_model_keys
@@ -31,7 +31,8 @@ class Recipe:
         data (`DataSection`): section `data`.
         training (`TrainingArguments`): section `training`, of the class that [`arguments_class`] says.
         output_dir (`str`): `training.output_dir`, which a recipe must give.
-        source (`dict`): the sections as they were read, overrides included; what a run saves beside its model.
+        source (`dict`): the sections as they were written, overrides included and access tokens left out; what a run
+            saves beside its model.
 
     Raises:
         ValueError: sections do not go together; names their keys.
@@ -84,7 +85,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), debug: bool = F
     """
     path = Path(path)
     try:
-        sections = read_sections(path, overrides, debug)
+        sections, source = read_sections(path, overrides, debug)
         check_names(sections, SECTIONS, "the recipe")
         for name in SECTIONS:
             if not isinstance(sections.get(name), dict):
@@ -101,7 +102,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), debug: bool = F
             data=_build_section("data", DataSection, sections),
             training=training,
             output_dir=training.output_dir,
-            source=sections,
+            source=source,
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -116,7 +117,7 @@ def arguments_class(family: str) -> type[TrainingArguments]:
     record = FAMILIES[family]
     if record.causal is None:
         return DeepSupervisionArguments
-    return LoopTrainingArguments if record.loops else TrainingArguments
+    return LoopTrainingArguments if record.loops else SafeTrainingArguments
 
 
 def _build_section(name: str, section_class: type[Any], sections: dict[str, Any]) -> Any:
