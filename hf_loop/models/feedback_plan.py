@@ -98,7 +98,7 @@ def plan_block(
     is_stale = length > 0 and any(
         stale and has and count for stale, has, count in zip(keys_are_stale, has_feedback, chunk.counts)
     )
-    is_from_layer = config.feedback_source == "layer"
+    num_lead, num_tail = memory_queries(config, is_updated, is_stale)
     is_aligned = chunk.is_aligned and len(set(has_feedback)) == 1
     capacity = _ring_capacity(config, capacity, chunk)
     ring_index = is_token = None
@@ -107,9 +107,9 @@ def plan_block(
         ring_index = ((torch.tensor(chunk.seen)[:, None] + token) % capacity).to(device)
         is_token = (token < torch.tensor(chunk.counts)[:, None]).to(device)
     return BlockPlan(
-        num_lead=length if is_stale or (is_updated and is_from_layer) else 0,
+        num_lead=num_lead,
         num_tokens=chunk.num_tokens,
-        num_tail=length if is_updated and not is_from_layer else 0,
+        num_tail=num_tail,
         feedback_length=length,
         block_size=config.block_size,
         capacity=capacity,
@@ -122,6 +122,19 @@ def plan_block(
         any_first=not all(has_feedback),
         any_completes=any(completes),
     )
+
+
+def memory_queries(config: FeedbackConfig, is_updated: bool, is_stale: bool) -> tuple[int, int]:
+    """Return the number of memory queries before and after the tokens of a chunk.
+
+    Args:
+        config (`FeedbackConfig`): configuration of the model.
+        is_updated (`bool`): whether the chunk completes a block, whose memory it then computes.
+        is_stale (`bool`): whether there is a memory that has changed since its keys were computed.
+    """
+    length, is_from_layer = config.feedback_length, config.feedback_source == "layer"
+    lead = length if is_stale or (is_updated and is_from_layer) else 0
+    return lead, 0 if is_from_layer or not is_updated else length
 
 
 def _ring_capacity(config: FeedbackConfig, current: int, chunk: Chunk) -> int:

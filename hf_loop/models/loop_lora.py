@@ -127,6 +127,11 @@ class LoopLora(nn.ModuleList):
             return layer
         return updated_view(layer, self[core_index](index))
 
+    def update_size(self, core_index: int, loop: int) -> int:
+        """Return the number of parameters in the update of core layer `core_index` in loop `loop`."""
+        is_updated = self.update_index(loop) is not None
+        return sum(parameter[0].numel() for parameter in self[core_index].parameters()) if is_updated else 0
+
     @torch.no_grad()
     def merged_state_dict(self, layer: nn.Module, core_index: int, loop: int) -> dict[str, torch.Tensor]:
         """Return the state dict of `layer` with the update of loop `loop` merged into its weights.

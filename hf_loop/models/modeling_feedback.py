@@ -19,6 +19,7 @@
 With no memory and every block kept, this is the backbone.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,11 +29,12 @@ from transformers.utils import logging
 
 from .backbone import Backbone, LayerInputs
 from .configuration_feedback import FeedbackConfig
+from .cost import Work, given_depth, norm_work, num_positions, pass_work
 from .family import Family, text_classes
 from .family_checks import check_blocks
 from .feedback_blocks import BlockRun
 from .feedback_masks import block_masks
-from .feedback_plan import BlockPlan, plan_block
+from .feedback_plan import BlockPlan, memory_queries, plan_block
 from .feedback_state import FeedbackState, start_state
 from .memory_files import MemoryMixin
 from .modeling_classification import make_classifiers
@@ -245,6 +247,19 @@ class FeedbackModel(FeedbackPreTrainedModel, TimeModel):
         lead = (start - plan.feedback_length + memory)[:, : plan.num_lead]
         tail = (start + block_size + memory)[:, : plan.num_tail]
         return torch.cat([lead, positions, tail], dim=1)
+
+    def count_work(self, inputs: Mapping[str, Any]) -> Work:
+        config, num_rows, num_normed = self.config, 0, num_positions(inputs)
+        has_start = config.feedback_source == "top" or config.feedback_init == "prefix"
+        for length in self.sequences_of(inputs).lengths:
+            has_memory = has_start or inputs.get("initial_feedback") is not None
+            for chunk in plan_chunks([length], [0], config.block_size, keep_all=False):
+                is_complete = chunk.num_tokens == config.block_size
+                lead, tail = memory_queries(config, is_complete, has_memory)
+                num_rows += lead + chunk.num_tokens + tail
+                num_normed += tail
+                has_memory = has_memory or is_complete
+        return pass_work(self, given_depth(self, inputs)) * num_rows + norm_work(self) * num_normed
 
 
 # trf-ignore: TRF057 as above

@@ -83,6 +83,8 @@ class PositionMLP(nn.Module):
         self.up_proj = nn.Linear(length, width, bias=False)
         self.down_proj = nn.Linear(width, length, bias=False)
         self.act_fn = ACT2FN[config.hidden_act]
+        # `length` tokens use every parameter `hidden_size` times
+        self.parameters_per_token = 3 * width * config.hidden_size
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))

@@ -180,6 +180,11 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             return layer
         return self.loop_lora.layer_in_loop(layer, call.layer - self.config.num_prelude_layers, call.loop)
 
+    def update_size(self, call: Call) -> int:
+        if self.loop_lora is None or call.loop is None:
+            return 0
+        return self.loop_lora.update_size(call.layer - self.config.num_prelude_layers, call.loop)
+
     def make_initial_state(
         self, encoded: torch.Tensor, position_ids: torch.Tensor | None = None, input_ids: torch.Tensor | None = None
     ) -> torch.Tensor:

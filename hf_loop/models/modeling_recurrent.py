@@ -27,6 +27,7 @@ from .backbone import Backbone, BackboneSpec, LayerInputs, backbone_spec, comput
 from .cache_slots import check_num_slots
 from .checks import check_positive_int
 from .configuration_recurrent import kind_of
+from .cost import Work, given_depth, norm_work, num_positions, pass_work
 from .forward_signature import name_arguments
 from .generation import RecurrentGenerationMixin
 from .keyword_checks import check_keywords
@@ -141,6 +142,14 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
     def layer_in_call(self, layer: nn.Module, call: Call) -> nn.Module:
         """Return the layer with the update of a call."""
         return layer
+
+    def update_size(self, call: Call) -> int:
+        """Return the number of parameters in the update of a call."""
+        return 0
+
+    def count_work(self, inputs: Mapping[str, Any]) -> Work:
+        """Count the work of a forward pass, given the arguments of `forward`."""
+        return (pass_work(self, given_depth(self, inputs)) + norm_work(self)) * num_positions(inputs)
 
     def depth_arguments(self, **depth: Any) -> dict[str, Any]:
         """Check the arguments of the depth schedule and return those that are given.

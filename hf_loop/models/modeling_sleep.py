@@ -27,6 +27,7 @@ over only if there is a cache, as nothing else would read the result.
 With one pass over one window this is the backbone itself, bit for bit.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from transformers import Cache
 from .backbone import Backbone, next_positions
 from .checks import check_positive_int
 from .configuration_sleep import SleepConfig
+from .cost import Work, given_depth, norm_work, num_positions, pass_work, work_with_head
 from .family import Family, text_classes
 from .family_checks import check_sleep
 from .fast_weight_layer import FastWeightLayer, ShortConvolution, ZeroLinear
@@ -182,6 +184,30 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
         windows = open_windows(passes, len(window.filled), cache)
         sleep_over(passes, windows, indices, num_passes).store(cache, 0)
 
+    def count_work(self, inputs: Mapping[str, Any]) -> Work:
+        config, depth = self.config, given_depth(self, inputs)
+        inserted = dict(zip(config.memory_layers, self.memory_layers))
+        read = core = pass_work(self, depth, inserted=inserted)
+        coda = Work()
+        # CODEPATH: in the paper all layers sleep, or the middle ones
+        if config.sleep_layers is not None:
+            calls, (start, end) = config.calls(), config.sleep_range
+            core, coda = (pass_work(self, depth, part, inserted) for part in (calls[start:end], calls[end:]))
+        num_passes, window = self._check_num_passes(inputs.get("num_sleep_passes")), config.sleep_window
+        again = (core * (num_passes - 1) + coda) * window if num_passes > 1 else Work()
+        sequences, once = self.sequences_of(inputs), inputs.get("reads_once")
+        once = None if once is None else sequences.gather(once)
+        work = norm_work(self) * num_positions(inputs) + read * sum(sequences.lengths)
+        for row, length in enumerate(sequences.lengths):
+            # the last window is not slept over
+            num_slept = (length - 1) // window
+            for number in range(num_slept):
+                if once is None or not once[row, number * window : (number + 1) * window].any():
+                    every = config.num_backprop_windows
+                    is_detached = every is not None and (num_slept - number) % every == 0
+                    work += again.without_gradient() if is_detached else again
+        return work
+
     def _passes(self, depth: dict[str, Any], all_layers: bool, kwargs: dict[str, Any]) -> SleepPasses:
         keywords = {name: value for name, value in kwargs.items() if name not in _PACKING_ARGUMENTS}
         return SleepPasses(self.sized_config(depth), Backbone(self), self.memory_layers, all_layers, keywords, depth)
@@ -242,10 +268,18 @@ class SleepForCausalLM(SleepPreTrainedModel, RecurrentForCausalLM, MemoryMixin):
         if labels is not None:
             has_cache = any(kwargs.get(name) is not None for name in ("cache", "past_key_values", "use_cache"))
             kwargs |= {} if has_cache else {"use_cache": False}
-            # CODEPATH: Algorithm 1 of the paper reads windows with labels once; generation has no such difference
-            if not self.config.sleep_over_labels:
-                kwargs["reads_once"] = _predicts(labels, kwargs.get("shift_labels"))
+            kwargs |= self._reads_once(labels, kwargs.get("shift_labels"))
         return super().forward(labels=labels, **kwargs)
+
+    def count_work(self, inputs: Mapping[str, Any]) -> Work:
+        """Count the work of a forward pass, given the arguments of `forward`."""
+        if inputs.get("labels") is not None:
+            inputs = {**inputs, **self._reads_once(inputs["labels"], inputs.get("shift_labels"))}
+        return work_with_head(self, inputs)
+
+    def _reads_once(self, labels: torch.Tensor, shift_labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        # CODEPATH: Algorithm 1 of the paper reads windows with labels once; generation has no such difference
+        return {} if self.config.sleep_over_labels else {"reads_once": _predicts(labels, shift_labels)}
 
 
 _classifiers = make_classifiers(SleepModel, SleepPreTrainedModel)

@@ -17,6 +17,7 @@ The backbone is a decoder, or a looped or hierarchical model over one. Every lay
 own, at the slot of the call.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -87,6 +88,12 @@ class TimeModel(TimePreTrainedModel, RecurrentModel):  # trf-ignore: TRF013 fami
             cache = DynamicCache(config=self.sized_config(depth))
             sequences = arrange_sequences(batch_size, length, mask, position_ids, has_cache=True)
         return sequences, cache
+
+    def sequences_of(self, inputs: Mapping[str, Any]) -> TokenSequences:
+        """Find the sequences of a forward pass without a cache, given the arguments of `forward`."""
+        tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"][..., 0]
+        mask, position_ids = inputs.get("attention_mask"), inputs.get("position_ids")
+        return arrange_sequences(*tokens.shape, mask, position_ids, has_cache=False)
 
 
 def scatter_states(

@@ -4,6 +4,7 @@
 
 import inspect
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -12,10 +13,11 @@ from transformers.utils import logging
 from .adapters import complete_adapter_config, refuse_adapter
 from .backbone import adopt_backbone
 from .configuration_recurrent import RecurrentConfig
+from .cost import floating_point_ops
 from .files import use_umask_mode
 from .keyword_checks import known_keywords
 from .offloading import check_weights_are_here, is_saved_offloaded
-from .transformers_seams import BeforeUpload, auto_class_of, recordable, saves_adapter_only
+from .transformers_seams import BeforeUpload, auto_class_of, let_trainer_ask_model, recordable, saves_adapter_only
 
 
 logger = logging.get_logger(__name__)
@@ -116,6 +118,20 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TR
             complete_adapter_config(save_directory, self.config, auto_class)
         elif not is_adapter and (not self.name_or_path or self.name_or_path == self.saved_in):
             self.name_or_path = self.saved_in = str(save_directory)
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        """Count the floating-point operations of a training step: six times its tokens times the parameters, each as
+        often as it is called, see `cost.py`. `Trainer` sums them up as `total_flos`.
+
+        Args:
+            inputs (`Mapping`): the arguments of `forward`.
+        """
+        return floating_point_ops(self, inputs)
+
+    def train(self, mode: bool = True):
+        # the stock `Trainer` calls this before its first step
+        let_trainer_ask_model()
+        return super().train(mode)
 
     def before_upload(self, folder: str, repo_id: str) -> None:
         if self.name_or_path == str(folder):

@@ -60,6 +60,19 @@ class Depth:
         """List the layer calls of one pass, in order."""
         return [Call(index, index) for index in range(self.num_layers)]
 
+    def trained_calls(self) -> list[Call]:
+        """List those layer calls of one pass that gradient reaches, in order."""
+        return self.calls()
+
+    def calls_between(self) -> list[tuple[Any, bool]]:
+        """List the modules that run between the layer calls of one pass, and whether gradient reaches each."""
+        return []
+
+    @property
+    def ends_with_norm(self) -> bool:
+        """Whether a pass ends with the final norm."""
+        return False
+
     def run(self, hidden_states: torch.Tensor, run_call: RunCall) -> torch.Tensor:
         """Run one pass over the tokens.
 
@@ -74,7 +87,7 @@ class Depth:
 
     def finish(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Apply the final norm to the result of a pass, unless the pass ended with it; the head reads the output."""
-        return self.norm(hidden_states)
+        return hidden_states if self.ends_with_norm else self.norm(hidden_states)
 
 
 class LoopedDepth(Depth):
@@ -115,6 +128,35 @@ class LoopedDepth(Depth):
         num_loops = self.config.num_loops if num_loops is None else num_loops
         core = [call for loop in range(num_loops) for call in self.core_calls(loop)]
         return [*self.prelude_calls(), *core, *self.coda_calls()]
+
+    def trained_calls(self, num_loops: int | None = None, num_backprop_loops: int | None = None) -> list[Call]:
+        num_loops = self.config.num_loops if num_loops is None else num_loops
+        first = 0 if num_backprop_loops is None else max(0, num_loops - num_backprop_loops)
+        core = [call for loop in range(first, num_loops) for call in self.core_calls(loop)]
+        # gradient reaches the prelude through the first loop, or through the injection in any
+        has_prelude = first == 0 or self.config.injection != "none"
+        return [*(self.prelude_calls() if has_prelude else []), *core, *self.coda_calls()]
+
+    def calls_between(
+        self, num_loops: int | None = None, num_backprop_loops: int | None = None
+    ) -> list[tuple[Any, bool]]:
+        config, model = self.config, self.model
+        num_loops = config.num_loops if num_loops is None else num_loops
+        first = 0 if num_backprop_loops is None else num_loops - num_backprop_loops
+        in_loop = [model.injection]
+        if config.loop_norm != "none":
+            in_loop.append(model.loop_norm if config.loop_norm == "own" else self.norm)
+        before_coda = [self.norm] if config.coda_norm else []
+        if config.state_projection:
+            before_coda.append(model.state_projection)
+        return [
+            *((module, loop >= first) for loop in range(num_loops) for module in in_loop),
+            *((module, True) for module in before_coda),
+        ]
+
+    @property
+    def ends_with_norm(self) -> bool:
+        return self.config.loop_norm == "final" and self.num_coda == 0 and not self.config.state_projection
 
     def run(
         self,
@@ -182,10 +224,6 @@ class LoopedDepth(Depth):
             state = self.model.state_projection(state)
         return run_calls(state, run_call, self.coda_calls())
 
-    def finish(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        is_normed = self.config.loop_norm == "final" and self.num_coda == 0 and not self.config.state_projection
-        return hidden_states if is_normed else self.norm(hidden_states)
-
 
 class HierarchicalDepth(Depth):
     """`num_loops` slow cycles, each of `low_cycles` calls of the fast stack and one of the slow stack.
@@ -222,6 +260,33 @@ class HierarchicalDepth(Depth):
             for call in range(self.num_calls)
             for layer_call in self.stack_calls(cycle, call)
         ]
+
+    def trained_calls(self, num_loops: int | None = None, num_backprop_loops: int | None = None) -> list[Call]:
+        stack_calls = self.stack_calls_with_gradient(num_loops, num_backprop_loops)
+        return [call for at, is_trained in stack_calls if is_trained for call in self.stack_calls(*at)]
+
+    def calls_between(
+        self, num_loops: int | None = None, num_backprop_loops: int | None = None
+    ) -> list[tuple[Any, bool]]:
+        if self.stack_norm != "final":
+            return []
+        stack_calls = self.stack_calls_with_gradient(num_loops, num_backprop_loops)
+        return [(self.norm, is_trained) for _, is_trained in stack_calls]
+
+    def stack_calls_with_gradient(
+        self, num_loops: int | None, num_backprop_loops: int | None
+    ) -> list[tuple[tuple[int, int], bool]]:
+        """List the stack calls as `(cycle, call)`, and whether each carries gradient."""
+        num_loops = self.config.num_loops if num_loops is None else num_loops
+        return [
+            ((cycle, call), self.config.carries_gradient(num_loops, cycle, call, num_backprop_loops))
+            for cycle in range(num_loops)
+            for call in range(self.num_calls)
+        ]
+
+    @property
+    def ends_with_norm(self) -> bool:
+        return self.stack_norm == "final"
 
     def run(
         self,
@@ -278,9 +343,6 @@ class HierarchicalDepth(Depth):
         if self.stack_norm == "weightless":
             return self.model.stack_norm(state)
         return self.norm(state) if self.stack_norm == "final" else state
-
-    def finish(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states if self.stack_norm == "final" else self.norm(hidden_states)
 
 
 __all__ = ["Call", "Depth", "HierarchicalDepth", "LoopedDepth", "RunCall", "run_calls"]

@@ -12,6 +12,7 @@ import functools
 import inspect
 import logging
 import re
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -294,6 +295,26 @@ def captured_load_report(report: list[str]) -> Generator[None]:
         logger.removeFilter(is_no_report)
 
 
+def let_trainer_ask_model() -> None:
+    """Have the stock `Trainer`, if it is in use, ask the model for a step's operations, as its docstring says it does.
+
+    By itself it counts every parameter once, however often it is called. A model without a `floating_point_ops` of its
+    own is counted as before.
+    """
+    # not imported: that takes a second, and who trains has done so
+    trainer_class: Any = getattr(sys.modules.get("transformers.trainer"), "Trainer", None)
+    if trainer_class is None or hasattr(trainer_class.floating_point_ops, "__wrapped__"):
+        return
+    count_once = trainer_class.floating_point_ops
+
+    @functools.wraps(count_once)
+    def floating_point_ops(self, inputs):
+        count = getattr(self.model, "floating_point_ops", None)
+        return count_once(self, inputs) if count is None else count(inputs)
+
+    trainer_class.floating_point_ops = floating_point_ops
+
+
 def unconverted_tensors(report: list[str]) -> list[str]:
     """List the weights in a captured report that could not be converted from the tensors of a checkpoint."""
     return [name for text in report for name in re.findall(r"^(\S+) *\| *(?:\x1b\[\d+m)?CONVERSION", text, re.M)]
@@ -320,6 +341,7 @@ __all__ = [
     "is_scored_by_trl",
     "keep_logits",
     "layer_cache_name",
+    "let_trainer_ask_model",
     "make_model",
     "merge_with_config_defaults",
     "named_cache",

@@ -25,6 +25,10 @@ class CardTrainer(Trainer):
         get_base_model = getattr(self.model, "get_base_model", None)
         return cast(RecurrentPreTrainedModel, self.model if get_base_model is None else get_base_model())
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count the operations of a step, every parameter as often as it is called, for `total_flos`."""
+        return self.recurrent_model.floating_point_ops(inputs)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write `Trainer`'s card, then that of the model's family, with what `Trainer` wrote as a section.
 

@@ -100,10 +100,17 @@ class LoopTrainer(CardTrainer):
             )
         depth = self.depth_at(self.state.global_step)
         self._depths_since_log[self.state.global_step] = depth.num_loops
+        return super().training_step(model, self._with_depth(inputs, depth), num_items_in_batch)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count the operations of a step at its depth, without those of a teacher."""
+        return super().floating_point_ops(self._with_depth(inputs, self.depth_at(self.state.global_step)))
+
+    def _with_depth(self, inputs: Mapping[str, Any], depth: StepDepth) -> dict[str, Any]:
         inputs = {**inputs, "num_loops": depth.num_loops}
         if depth.num_backprop_loops is not None:
             inputs["num_backprop_loops"] = depth.num_backprop_loops
-        return super().training_step(model, inputs, num_items_in_batch)
+        return inputs
 
     def compute_loss(
         self,

@@ -1,6 +1,7 @@
 """Each touch of another library's private part does under the installed release what its docstring says."""
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -296,3 +297,12 @@ def test_weights_that_could_not_be_put_together_are_named(tmp_path):
 def test_gptj_rotary_is_where_the_decoder_has_it():
     decoder = GPTJModel(GPTJConfig(n_embd=8, n_layer=1, n_head=1, rotary_dim=4, vocab_size=8, n_positions=8))
     assert hasattr(decoder, "rotary_emb") == (seams.GPTJ_ROTARY == "rotary_emb")
+
+
+def test_the_stock_trainer_asks_the_model_for_its_operations():
+    seams.let_trainer_ask_model()
+    counting = SimpleNamespace(model=SimpleNamespace(floating_point_ops=lambda inputs: 7))
+    assert Trainer.floating_point_ops(counting, {}) == 7
+    plain = LlamaForCausalLM(tiny_backbone("llama"))
+    count = Trainer.floating_point_ops(SimpleNamespace(model=plain), {"input_ids": torch.ones(2, 3)})
+    assert count == 6 * 6 * plain.num_parameters(exclude_embeddings=True)
