@@ -1,5 +1,6 @@
 """Accuracy of a causal language model as a function of the number of loops."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def accuracy_over_loops(
 
     Returns:
         `LoopCurve`: `values` holds the share of rows whose **last** scored token is right, `sequence_accuracy` the
-        share of rows in which every scored token is.
+        share of rows in which every scored token is, `guessing` that of the most frequent last token.
 
     Raises:
         ValueError: if the model is no causal language model with loops, a loop count is not a positive integer, there
@@ -67,7 +68,16 @@ def accuracy_over_loops(
         values=[last_correct[count] / len(dataset) for count in loops],
         trained_loops=trained,
         sequence_accuracy=[all_correct[count] / len(dataset) for count in loops],
+        guessing=_share_of_the_most_frequent_answer(batches),
     )
+
+
+def _share_of_the_most_frequent_answer(batches: list[dict[str, torch.Tensor]]) -> float:
+    answers: Counter[int] = Counter()
+    for batch in batches:
+        for row in batch["labels"]:
+            answers[int(row[row != IGNORE_INDEX][-1])] += 1
+    return max(answers.values()) / answers.total()
 
 
 def _padded_batches(

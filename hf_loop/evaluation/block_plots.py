@@ -5,10 +5,9 @@ from math import isfinite
 from pathlib import Path
 
 from .block_perplexity import BlockCurve
-from .figures import COLORS, clear_axes, color_of, new_figure, save_figure
+from .figures import clear_axes, legend_below, new_figure, save_figure, style_of
 
 
-LINE_STYLES = ("-", "--", ":")
 # beyond this ratio of the highest value to the lowest, a linear axis would show the worst curve alone
 LOG_RATIO = 20
 
@@ -45,19 +44,14 @@ def plot_block_curves(
     for index, curve in enumerate(curves):
         values = [value / divisor for value, divisor in zip(curve.perplexities(), divisors, strict=True)]
         drawn += [value for value in values if isfinite(value)]
-        style = LINE_STYLES[index // len(COLORS) % len(LINE_STYLES)]
         label = f"{curve.label} ({curve.perplexity:.2f})"
-        axes.plot(ends, values, style, color=color_of(index), linewidth=1.3, label=label)
+        axes.plot(ends, values, markersize=2.5, linewidth=1.3, label=label, **style_of(index))
     if drawn and max(drawn) > LOG_RATIO * min(drawn):
         axes.set_yscale("log")
     axes.set_xlabel("tokens read")
     axes.set_ylabel("perplexity" if reference is None else f"perplexity over that of: {reference.label}")
     clear_axes(axes)
-    # below the axes: there is no corner that no curve passes
-    figure.legend(
-        loc="outside lower center", ncols=2, frameon=False, fontsize="x-small", title_fontsize="x-small",
-        title="perplexity of the whole in brackets",
-    )  # fmt: skip
+    legend_below(figure, title="perplexity of the whole in brackets")
     if title is not None:
         axes.set_title(title)
     save_figure(figure, path)

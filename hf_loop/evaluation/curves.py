@@ -48,6 +48,7 @@ class LoopCurve:
         trained_loops (`float`, *optional*): the (mean) number of loops the model was trained with, if known.
         sequence_accuracy (`list[float]`, *optional*): with `"accuracy"`: the share of examples in which every scored
             token was right, at each loop count.
+        guessing (`float`, *optional*): with `"accuracy"`: what the one answer that is right most often gives.
 
     Raises:
         ValueError: if a field is not as described.
@@ -59,6 +60,7 @@ class LoopCurve:
     values: list[float]
     trained_loops: float | None = None
     sequence_accuracy: list[float] | None = None
+    guessing: float | None = None
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -72,6 +74,8 @@ class LoopCurve:
             raise ValueError(
                 f"sequence_accuracy has {len(self.sequence_accuracy)} entries for {len(self.num_loops)} loop counts"
             )
+        if self.guessing is not None and not 0 <= self.guessing <= 1:
+            raise ValueError(f"guessing must be a share from 0 to 1, got {self.guessing}")
         if self.trained_loops is not None and self.trained_loops < 1:
             raise ValueError(f"trained_loops must be at least 1, got {self.trained_loops}")
 

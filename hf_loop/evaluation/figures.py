@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..files import atomic_path
 
@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# colours that stay apart for colour-blind readers (Okabe and Ito, 2008)
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# colours that stay apart for colour-blind readers (Okabe and Ito, 2008), without the yellow, which is pale on white
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINE_STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v")
+# trained depths, guessing and other lines to compare with
+REFERENCE_COLOR = "0.4"
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -41,9 +45,21 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
         figure.savefig(temporary, format=Path(path).suffix.removeprefix(".") or "png")
 
 
-def color_of(index: int) -> str:
-    """Return the colour of curve `index`; after the last colour they start again."""
-    return COLORS[index % len(COLORS)]
+def style_of(index: int) -> dict[str, Any]:
+    """Return colour, line style and marker of series `index`, which no other series of a figure has.
+
+    Raises:
+        ValueError: if there are more series than a figure can tell apart.
+    """
+    turn, color = divmod(index, len(COLORS))
+    # four styles and five markers meet again after twenty turns
+    if turn >= len(LINE_STYLES) * len(MARKERS):
+        raise ValueError(f"a figure can tell {len(COLORS) * len(LINE_STYLES) * len(MARKERS)} series apart, got more")
+    return {
+        "color": COLORS[color],
+        "linestyle": LINE_STYLES[turn % len(LINE_STYLES)],
+        "marker": MARKERS[turn % len(MARKERS)],
+    }
 
 
 def clear_axes(axes: "Axes", grid: Literal["y", "both"] = "y") -> None:
@@ -66,6 +82,24 @@ def share_axis(axes: "Axes", label: str) -> None:
     axes.set_ylim(-0.02, 1.02)
 
 
+def mark_guessing(axes: "Axes", share: float, label: str = "guessing") -> None:
+    """Draw a dotted line at the share of right answers that guessing gives."""
+    axes.axhline(share, color=REFERENCE_COLOR, linestyle=":", linewidth=1, label=label)
+
+
 def legend_beside(axes: "Axes") -> None:
     """Put the legend to the right of the axes, where it covers no curve."""
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def legend_below(figure: "Figure", num_columns: int = 2, title: str | None = None) -> None:
+    """Put one legend of all panels below them, where it covers no curve."""
+    # one entry for every label, also where several panels have it
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles))
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=num_columns, frameon=False,
+        fontsize="small", title=title, title_fontsize="small",
+    )  # fmt: skip

@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .curves import LoopCurve, safe_range
-from .figures import clear_axes, color_of, count_axis, new_figure, save_figure, share_axis
+from .figures import (
+    LINE_STYLES,
+    clear_axes,
+    count_axis,
+    legend_below,
+    mark_guessing,
+    new_figure,
+    save_figure,
+    share_axis,
+    style_of,
+)
 
 
 if TYPE_CHECKING:
@@ -21,8 +31,8 @@ def plot_loop_curves(
 ) -> None:
     """Draw curves of one metric over the number of loops into an image file.
 
-    The x axis is logarithmic in base 2 with plain integers as ticks. Dashed vertical lines mark the trained depths;
-    the shaded band is the safe range of the first curve.
+    The x axis is logarithmic in base 2 with plain integers as ticks. Dashed vertical lines mark the trained depths, a
+    dotted one what guessing gives; the shaded band is the safe range of the first curve.
 
     Args:
         curves (`Sequence[LoopCurve]`): curves of the same metric; the first one is the model in question.
@@ -39,23 +49,27 @@ def plot_loop_curves(
     if len(metrics) > 1:
         raise ValueError(f"curves must share one metric, got {', '.join(sorted(metrics))}")
 
-    figure = new_figure(6.4, 4.0)
+    # room for the legend, two entries to a line
+    figure = new_figure(6.4, 4.0 + 0.2 * len(curves))
     axes = figure.add_subplot()
     _draw_safe_range(axes, curves[0], tolerance)
     marked: set[float] = set()
     for index, curve in enumerate(curves):
-        color = color_of(index)
-        axes.plot(curve.num_loops, curve.values, marker="o", markersize=4, color=color, label=curve.label)
+        style = style_of(index)
+        axes.plot(curve.num_loops, curve.values, markersize=4, label=curve.label, **style)
         if curve.trained_loops is not None and curve.trained_loops not in marked:
             marked.add(curve.trained_loops)
             axes.axvline(
                 curve.trained_loops,
-                color=color if len(curves) > 1 else "0.4",
-                linestyle="--",
+                color=style["color"],
+                linestyle=LINE_STYLES[1 + LINE_STYLES.index(style["linestyle"]) % (len(LINE_STYLES) - 1)],
                 linewidth=1,
                 label=f"trained depth {curve.trained_loops:g}",
             )
+    if curves[0].guessing is not None:
+        mark_guessing(axes, curves[0].guessing)
     _label_axes(axes, curves, title)
+    legend_below(figure)
     save_figure(figure, path)
 
 
@@ -81,6 +95,5 @@ def _label_axes(axes: "Axes", curves: Sequence[LoopCurve], title: str | None) ->
         axes.set_yscale("log" if is_wide else "linear")
         axes.set_ylabel("perplexity (log scale)" if is_wide else "perplexity")
     clear_axes(axes)
-    axes.legend(frameon=False, fontsize="small")
     if title is not None:
         axes.set_title(title)

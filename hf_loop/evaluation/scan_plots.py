@@ -30,9 +30,9 @@ def plot_layer_scan(scan: LayerScan, path: str | Path, *, title: str | None = No
     """Draw a layer scan as heat maps into an image file, one panel for each update and loop count.
 
     A panel's columns are the last looped layer, its rows the first one; so short ranges lie along the diagonal and
-    long ones in the lower right corner. The colour is the perplexity over the base model's, on a logarithmic scale
-    whose middle is 1: blue helps, red harms. The best cell of each panel is framed and named; ranges that were not
-    measured are grey.
+    long ones in the lower right corner. The title says the stride where not every range was measured. The colour is
+    the perplexity over the base model's, on a logarithmic scale whose middle is 1: blue helps, red harms. The best
+    cell of each panel is framed and named; ranges that were not measured are grey.
 
     Args:
         scan (`LayerScan`): the measurement.
@@ -108,13 +108,22 @@ def _draw_panel(
     _fill(axes, x, y, "none", edgecolor="white", linewidth=4)
     _fill(axes, x, y, "none", edgecolor="black", linewidth=1.8)
     caption = f"best: {best.first}-{best.last}, {scan.ratio(best):.3f} of the base"
-    axes.set_title(f"{UPDATE_NAMES[best.update]}, {best.num_loops} loops\n{caption}", fontsize="medium")
+    stride = _stride(cells)
+    strided = f", stride {stride}" if stride > 1 else ""
+    axes.set_title(f"{UPDATE_NAMES[best.update]}, {best.num_loops} loops{strided}\n{caption}", fontsize="medium")
     axes.set(xlim=(-0.6, len(columns) - 0.4), ylim=(-0.6, len(rows) - 0.4))
     axes.set(xlabel="last looped layer", ylabel="first looped layer")
     for axis, values in ((axes.xaxis, columns), (axes.yaxis, rows)):
         step = math.ceil(len(values) / MAX_TICKS)
         axis.set_ticks(range(0, len(values), step), labels=[str(value) for value in values[::step]])
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _stride(cells: Sequence[ScanCell]) -> int:
+    """Return the step of the first layers and of the lengths of the ranges."""
+    firsts = {cell.first for cell in cells}
+    lengths = {cell.last - cell.first for cell in cells}
+    return math.gcd(*(value - min(values) for values in (firsts, lengths) for value in values))
 
 
 def _fill(axes: "Axes", x: int, y: int, color: Any, edgecolor: str = CELL_EDGE, linewidth: float = 0.4) -> None:

@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .figures import (
-    COLORS,
+    REFERENCE_COLOR,
     clear_axes,
-    color_of,
     count_axis,
     legend_beside,
+    mark_guessing,
     new_figure,
     save_figure,
     share_axis,
+    style_of,
 )
 
 
@@ -45,14 +46,15 @@ def plot_seeds(
     axes = figure.add_subplot()
     for index, (variant, seeds) in enumerate(runs.items()):
         columns = list(zip(*seeds))
-        color, style = color_of(index), "-" if index < len(COLORS) else "--"
+        style = style_of(index)
         means = [sum(values) / len(values) for values in columns]
-        axes.plot(counts, means, style, marker="o", markersize=3, color=color, label=variant)
-        axes.fill_between(counts, [min(v) for v in columns], [max(v) for v in columns], color=color, alpha=0.12)
+        axes.plot(counts, means, markersize=3, label=variant, **style)
+        lowest, highest = [min(values) for values in columns], [max(values) for values in columns]
+        axes.fill_between(counts, lowest, highest, color=style["color"], alpha=0.12)
     if trained is not None:
-        axes.axvline(trained, color="0.4", linestyle="--", linewidth=1, label="most in training")
+        axes.axvline(trained, color=REFERENCE_COLOR, linestyle="--", linewidth=1, label="most in training")
     if guessing is not None:
-        axes.axhline(guessing, color="0.4", linestyle=":", linewidth=1, label="guessing")
+        mark_guessing(axes, guessing)
     count_axis(axes, counts, x_label)
     share_axis(axes, y_label)
     clear_axes(axes)

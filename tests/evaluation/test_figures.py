@@ -4,13 +4,21 @@ import sys
 
 import pytest
 
-from hf_loop.evaluation.figures import COLORS, clear_axes, color_of, count_axis, new_figure, save_figure, share_axis
+from hf_loop.evaluation.figures import (
+    clear_axes,
+    count_axis,
+    legend_below,
+    new_figure,
+    save_figure,
+    share_axis,
+    style_of,
+)
 
 
 def make_figure():
     figure = new_figure(3, 2)
     axes = figure.add_subplot()
-    axes.plot([1, 2, 4], [0.0, 0.5, 1.0], color=color_of(0))
+    axes.plot([1, 2, 4], [0.0, 0.5, 1.0], **style_of(0))
     count_axis(axes, [1, 2, 4], "loops")
     share_axis(axes, "accuracy")
     clear_axes(axes)
@@ -36,5 +44,17 @@ def test_an_unknown_format_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_colours_start_again_after_the_last():
-    assert [color_of(index) for index in range(len(COLORS) + 1)] == [*COLORS, COLORS[0]]
+def test_every_series_has_a_style_of_its_own_until_there_are_no_more():
+    styles = []
+    with pytest.raises(ValueError, match="can tell 140 series apart"):
+        for index in range(1000):
+            styles.append(tuple(style_of(index).values()))
+    assert len(styles) == len(set(styles)) == 140
+
+
+def test_one_legend_of_several_panels_names_each_label_once():
+    figure = new_figure(6, 3)
+    for axes in figure.subplots(1, 2):
+        axes.plot([0, 1], [0, 1], label="shared")
+    legend_below(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["shared"]

@@ -52,6 +52,8 @@ BACKBONE: dict[str, Any] = {
 }
 BATCH_SIZE, MIN_BLOCKS, MAX_BLOCKS = 32, 2, 8
 BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256)
+# four symbols, each of 64
+GUESSING = 64.0**-4
 # tokens of a batch in evaluation
 EVAL_TOKENS = 2**19
 
@@ -167,7 +169,8 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     runs: dict[str, list[list[float]]] = {}
     for result in results:
         runs.setdefault(result["variant"], []).append(list(result["accuracy"].values()))
-    plot_seeds(runs, BLOCKS, path, x_label="blocks of 32 tokens", y_label="whole key right", trained=MAX_BLOCKS)
+    labels = {"x_label": "blocks of 32 tokens", "y_label": "whole key right"}
+    plot_seeds(runs, BLOCKS, path, trained=MAX_BLOCKS, guessing=GUESSING, **labels)
 
 
 if __name__ == "__main__":

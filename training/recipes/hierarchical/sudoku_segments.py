@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from hf_loop import DeepSupervisionArguments, DeepSupervisionTrainer, HierarchicalForPuzzle, HierarchicalPuzzleConfig
 from hf_loop.evaluation import measure_puzzles
-from hf_loop.evaluation.figures import COLORS, clear_axes, color_of, legend_beside, new_figure, save_figure
+from hf_loop.evaluation.figures import REFERENCE_COLOR, clear_axes, legend_beside, new_figure, save_figure, style_of
 from hf_loop.evaluation.seed_plots import plot_seeds
 from hf_loop.tasks import sudoku
 
@@ -220,8 +220,7 @@ def draw_halting(results: list[dict[str, Any]], path: Path) -> None:
             for run in runs
             for said, share, count in run["calibration"]
         )
-        style = {"marker": "o", "markersize": 3, "color": color_of(index), "label": variant}
-        style["linestyle"] = "-" if index < len(COLORS) else "--"
+        style = {"markersize": 3, "label": variant, **style_of(index)}
         by_difficulty.plot(list(segments), [mean for (mean,) in segments.values()], **style)
         calibration.plot(*zip(*shares.values()), **style)
     ticks = range(MOST_DEAD_ENDS + 1)
@@ -229,7 +228,7 @@ def draw_halting(results: list[dict[str, Any]], path: Path) -> None:
     by_difficulty.set_ylim(bottom=0)
     by_difficulty.set_xlabel("dead ends that a search meets in the puzzle")
     by_difficulty.set_ylabel("segments until it halts")
-    calibration.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)
+    calibration.plot([0, 1], [0, 1], color=REFERENCE_COLOR, linestyle=":", linewidth=1, label="as often as predicted")
     calibration.set_xlabel("mean predicted probability of being solved")
     calibration.set_ylabel("fraction solved")
     legend_beside(calibration)

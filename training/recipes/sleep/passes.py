@@ -26,7 +26,15 @@ from runs import answers, finish_runs, read_results, small_llama, spread, train
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from hf_loop import LoopedConfig, LoopedForCausalLM, SleepConfig, SleepForCausalLM
-from hf_loop.evaluation.figures import clear_axes, color_of, legend_beside, new_figure, save_figure, share_axis
+from hf_loop.evaluation.figures import (
+    REFERENCE_COLOR,
+    clear_axes,
+    legend_beside,
+    new_figure,
+    save_figure,
+    share_axis,
+    style_of,
+)
 from hf_loop.tasks import rule_110, rule_110_accuracy, successor, successor_accuracy
 
 
@@ -153,13 +161,25 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         runs = [result["accuracy"] for result in results if result["variant"] == variant]
         places = [place + 0.12 * (index - (len(variants) - 1) / 2) for place in range(len(columns)) for _ in runs]
         values = [run[column] for column in columns for run in runs]
-        axes.plot(places, values, "o", markersize=4, color=color_of(index), label=variant)
+        (points,) = axes.plot(places, values, markersize=4, label=variant, **style_of(index))
+        points.set_linestyle("none")
+    shares = [guessing(results, column) for column in columns]
+    starts = [place - 0.4 for place in range(len(columns))]
+    axes.hlines(shares, starts, [start + 0.8 for start in starts], color=REFERENCE_COLOR, ls=":", label="guessing")
     axes.set_xticks(range(len(columns)), labels=columns)
     axes.set_xlabel("answers counted" if results[0]["task"] == "rule_110" else "hops")
     share_axis(axes, "right")
     clear_axes(axes)
     legend_beside(axes)
     save_figure(figure, path)
+
+
+def guessing(results: list[dict[str, Any]], column: str) -> float:
+    """Return the share of right answers that guessing gives: the most frequent bit, or any node of the ring."""
+    if results[0]["task"] == "rule_110":
+        return sum(result["accuracy"][f"{column}_by_guessing"] for result in results) / len(results)
+    sizes = range(TASKS["successor"]["min_nodes"], TASKS["successor"]["max_nodes"] + 1)
+    return sum(1 / size for size in sizes) / len(sizes)
 
 
 if __name__ == "__main__":
