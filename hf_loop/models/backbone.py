@@ -75,6 +75,7 @@ class Backbone:
             self.layers += get_part(self.model, self.spec.high_layers)
         self.final_norm = get_part(self.model, self.spec.norm)
         self.layer_types: list[str] | None = getattr(self.config, "layer_types", None)
+        self.num_positions: int | None = getattr(self.config, "max_position_embeddings", None)
         self.mask_config = _without_stateless_layers(self.config, self.layer_types)
         if self.outer is None:
             self.depth: Any = Depth(len(self.layers), self.final_norm)

@@ -29,6 +29,7 @@ class BackboneSpec:
             layer's input, the caller's mask, the prepared masks, and the number of tokens in the cache. An
             `attention_mask` among them replaces the prepared masks.
         adds_positions (`bool`): whether only `enter` adds positions, and layers do not.
+        has_position_table (`bool`): whether positions are looked up in a table of `max_position_embeddings` rows.
         counts_padding (`bool`): whether default positions count padding, as in most architectures.
         needs_masks (`bool`): whether layers always need a mask, with one row per sequence.
         counts_columns (`bool`): whether layers compute something from the columns of their cache (ALiBi, a mask of
@@ -61,6 +62,7 @@ class BackboneSpec:
     finish_logits: Callable[[Any, torch.Tensor], torch.Tensor] = unchanged
     layer_arguments: Callable[[Any, torch.Tensor, Any, Any, int], dict[str, Any]] | None = None
     adds_positions: bool = False
+    has_position_table: bool = False
     counts_padding: bool = True
     needs_masks: bool = False
     counts_columns: bool = False

@@ -55,6 +55,7 @@ _LIKE_GPT2 = BackboneSpec(
     rotary=None,
     enter=add_gpt_positions,
     adds_positions=True,
+    has_position_table=True,
     layer_entry="ln_1",
 )
 _LIKE_GPTJ = BackboneSpec(
@@ -63,6 +64,7 @@ _LIKE_GPTJ = BackboneSpec(
     norm="ln_f",
     rotary=GPTJ_ROTARY,
     enter=gpt_dropout_module,
+    has_position_table=True,
     head_bias=True,
     layer_entry="ln_1",
 )
@@ -81,6 +83,7 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
         rotary=None,
         enter=add_biogpt_positions,
         adds_positions=True,
+        has_position_table=True,
         layer_entry="self_attn_layer_norm",
     ),
     "bitnet": LIKE_LLAMA,
@@ -104,6 +107,7 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
         rotary=None,
         enter=add_ctrl_positions,
         adds_positions=True,
+        has_position_table=True,
         head_bias=True,
         layer_entry="layernorm1",
     ),
@@ -197,6 +201,7 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
         rotary=None,
         enter=add_opt_positions,
         adds_positions=True,
+        has_position_table=True,
         counts_padding=False,
         layer_entry="self_attn_layer_norm",
         has_variants=True,

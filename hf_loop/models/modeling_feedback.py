@@ -41,6 +41,7 @@ from .modeling_classification import make_classifiers
 from .modeling_recurrent import ModelInputs, RecurrentForCausalLM
 from .modeling_time import TimeModel, TimePreTrainedModel, named_hidden_states, scatter_states
 from .outputs import FeedbackCausalLMOutputWithPast, FeedbackModelOutputWithPast, wants_hidden_states
+from .position_limit import check_table
 from .token_sequences import Chunk, plan_chunks
 from .transformers_seams import named_cache
 
@@ -156,6 +157,8 @@ class FeedbackModel(FeedbackPreTrainedModel, TimeModel):
         if position_ids is None:
             position_ids = backbone.next_positions(inputs_embeds, cache, attention_mask)
         position_ids = self.shift_positions(position_ids.expand(batch_size, -1), state, is_shifted)
+        if backbone.spec.has_position_table:
+            check_table(backbone, int(position_ids.max()) + 1)
         tokens = sequences.gather(backbone.enter(inputs_embeds, position_ids))
         positions = sequences.gather(position_ids)
         token_ids = None

@@ -39,6 +39,7 @@ from .keyword_checks import ENGINE_KEYWORDS, check_keywords
 from .modeling_hierarchical import HierarchicalPreTrainedModel, HierarchicalStacks, describe_cycles
 from .modeling_hrm import truncated_normal_
 from .modeling_recurrent import make_head
+from .position_limit import check_length
 from .puzzle_loss import puzzle_loss
 from .puzzle_outputs import HierarchicalCarry, HierarchicalPuzzleOutput, HierarchicalSegmentOutput
 from .schedules import HierarchicalDepth
@@ -147,6 +148,7 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
         backbone = Backbone(self)
         encoded = self.embed_puzzle(backbone.embed(input_ids), puzzle_ids)
         positions = torch.arange(encoded.shape[1], device=encoded.device)[None]
+        check_length(self, backbone, encoded.shape[1], None, positions)
         encoded = backbone.enter(encoded, positions)
         # every position sees all others: without a mask, attention would be causal by default
         kwargs |= {"is_causal": False} | backbone.layer_arguments(encoded)

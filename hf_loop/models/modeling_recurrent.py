@@ -32,6 +32,7 @@ from .forward_signature import name_arguments
 from .generation import RecurrentGenerationMixin
 from .keyword_checks import check_keywords
 from .outputs import RecurrentCausalLMOutputWithPast, RecurrentModelOutputWithPast
+from .position_limit import check_length
 from .pretrained_model import RecurrentPreTrainedModel
 from .schedules import Call, Depth
 from .transformers_seams import (
@@ -188,7 +189,8 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
             kwargs: further arguments of `Backbone.prepare`.
 
         Raises:
-            ValueError: if the cache was made for another number of loops, or there are no tokens.
+            ValueError: if the cache was made for another number of loops, there are no tokens, or more than the
+                decoder has positions.
         """
         input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache = inputs
         backbone = Backbone(self)
@@ -200,6 +202,7 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
             cache = DynamicCache(config=self.sized_config(depth))
         if position_ids is None:
             position_ids = backbone.next_positions(inputs_embeds, cache, attention_mask)
+        check_length(self, backbone, inputs_embeds.shape[1], cache, position_ids)
         layer_inputs = backbone.prepare(
             inputs_embeds, attention_mask, position_ids, cache, bool(use_cache), input_ids, **kwargs
         )

@@ -22,6 +22,7 @@ from torch import nn
 
 from .backbone import Backbone, LayerInputs
 from .configuration_sleep import SleepConfig
+from .position_limit import check_table
 from .schedules import Call, run_calls
 from .sleep_states import LayerState, PassStates, WindowPosition
 from .transformers_seams import attention_function, sliding_window_overlay
@@ -157,6 +158,7 @@ class SleepPasses:
         if any(length != num_columns for length in lengths):
             columns = torch.arange(num_columns + num_tokens, device=device)
             attention_mask = (columns >= num_columns - torch.tensor(lengths, device=device)[:, None]).long()
+        check_table(self.backbone, max(starts) + num_tokens)
         starts = starts[:1] if len(set(starts)) == 1 else starts
         position_ids = torch.tensor(starts, device=device)[:, None] + torch.arange(num_tokens, device=device)
         overlay = None

@@ -14,7 +14,7 @@ from ..models.configuration_recurrent import RecurrentConfig, kind_of
 from ..retrofitting import retrofit
 from ..retrofitting.families import check_fields
 from ..text_parts import decoder_config, load_decoder
-from .sections import ModelSection
+from .sections import DataSection, ModelSection
 
 
 # cells of a puzzle before the data say how many there are, to make the configuration of a mixer over positions
@@ -83,6 +83,27 @@ def build_model(
             f"got vocab_size={model.config.vocab_size}"
         )
     return model
+
+
+def check_block_size(section: ModelSection, data: DataSection) -> None:
+    """Refuse to train a new model on rows of text that it has no positions for; a model with a memory has no limit.
+
+    Args:
+        section (`ModelSection`): the section `model` of a recipe.
+        data (`DataSection`): its section `data`.
+
+    Raises:
+        ValueError: names both lengths.
+    """
+    if section.pretrained is not None or data.task is not None:
+        return
+    config = new_config(section)
+    limit = getattr(config.decoder_config, "max_position_embeddings", None)
+    if config.kind == "depth" and limit is not None and data.block_size > limit:
+        raise ValueError(
+            f"data.block_size={data.block_size} is more than the model's {limit} positions: lower it, or raise "
+            "model.backbone.max_position_embeddings"
+        )
 
 
 def new_config(

@@ -12,7 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..files import write_text
 from ..loading import check_resumable
 from .data import load_training_data
-from .family_model import build_model, check_model
+from .family_model import build_model, check_block_size, check_model
 from .family_trainer import make_trainer, merge_lora
 from .recipe import Recipe
 
@@ -58,6 +58,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
     resume = args.resume_from_checkpoint or False
     check_output_dir(recipe.output_dir, resuming=bool(resume))
     check_model(section)
+    check_block_size(section, recipe.data)
     # no rank may write into the folder before all have looked into it
     PartialState().wait_for_everyone()
     set_seed(args.seed)

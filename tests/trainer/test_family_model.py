@@ -68,3 +68,14 @@ def test_layers_of_a_family_model_are_not_chosen_again(make_recipe, tmp_path):
         run_recipe(make_recipe(**model, config={"injection": "concat", "state_init": "zeros"}))
     run_recipe(make_recipe(**model, config={"num_loops": 5}))
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").config.num_loops == 5
+
+
+def test_rows_longer_than_a_new_model_has_positions_are_refused(make_recipe, tmp_path):
+    backbone = {"model_type": "llama", **LLAMA, "max_position_embeddings": 8}
+    with pytest.raises(
+        ValueError, match="data.block_size=16 is more than the model's 8 positions: lower it, or raise"
+    ):
+        run_recipe(make_recipe(family="looped", config={}, backbone=backbone))
+    assert not (tmp_path / "run").exists()
+    # blocks of a memory have no limit
+    run_recipe(make_recipe(backbone=backbone))
