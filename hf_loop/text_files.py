@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow
@@ -45,16 +45,30 @@ def text_pieces(path: str | os.PathLike, size: int = PIECE_SIZE) -> Iterator[str
             compressed and damaged.
         OSError: if there is no such file.
     """
-    encoding, rest = text_encoding(path), ""
+    encoding = text_encoding(path)
     with _open(path) as raw, io.TextIOWrapper(raw, encoding=encoding) as file:
-        while piece := _read(file, size, path):
+        for piece in _pieces(lambda: _read(file, size, path)):
             if "\0" in piece:
                 name = encoding.removesuffix("-sig").upper()
                 raise ValueError(f"{path} is not {name} text: it holds zero bytes; save it as UTF-8")
-            text = rest + piece
-            end = text.rfind("\n") + 1 or len(text)
-            yield text[:end]
-            rest = text[end:]
+            yield piece
+
+
+def split_text(text: str) -> list[str]:
+    """Split a text into the pieces that [`text_pieces`] reads of a file."""
+    if len(text) <= PIECE_SIZE:
+        return [text]
+    file = io.StringIO(text, newline="")
+    return list(_pieces(lambda: file.read(PIECE_SIZE)))
+
+
+def _pieces(read: Callable[[], str]) -> Iterator[str]:
+    rest = ""
+    while piece := read():
+        text = rest + piece
+        end = text.rfind("\n") + 1 or len(text)
+        yield text[:end]
+        rest = text[end:]
     if rest:
         yield rest
 
@@ -120,4 +134,4 @@ def _read(file: Any, size: int, path: str | os.PathLike) -> Any:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-__all__ = ["read_tokens", "text_encoding", "text_pieces"]
+__all__ = ["read_tokens", "split_text", "text_encoding", "text_pieces"]

@@ -1,8 +1,7 @@
-"""Rows with a weight for every token: answers that count, prompts that do not, and a segment to repeat.
+"""Rows with a weight for every token, and a segment to repeat.
 
-The data steps of TransformerFAM's fine-tuning (arXiv 2404.09173, section 4): prompts and answers are joined into long
-rows, the answers have weight 1 and all else 0; and a random stretch of the row is repeated at its end with a small
-weight, which a model can only do from what it remembers.
+The second data step of TransformerFAM's fine-tuning (arXiv 2404.09173, section 4): a random stretch of a row is
+repeated at its end with a small weight, which a model can only do from what it remembers.
 """
 
 from collections.abc import Sequence
@@ -11,54 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq
 
 from ..models.checks import check_positive_int
 from ..models.puzzle_loss import IGNORE_INDEX
 
 
 SEGMENT_MARK = "[repeat random segment]:"
-
-
-def pack_answers(
-    texts: Dataset, tokenizer: PreTrainedTokenizerBase, prompt_column: str, answer_column: str, block_size: int
-) -> Dataset:
-    """Join prompts and answers, each answer closed by the end-of-text token, and cut them into rows.
-
-    What is left at the end, less than a row, is dropped.
-
-    Args:
-        texts (`Dataset`): rows of two texts, joined as they are: a space or a line break between them belongs to one
-            of them.
-        tokenizer (`PreTrainedTokenizerBase`): its end-of-text token follows every answer and is part of it.
-        prompt_column (`str`): the text that is given.
-        answer_column (`str`): the text that is learned.
-        block_size (`int`): tokens of a row.
-
-    Returns:
-        `Dataset`: `input_ids` and `labels` of `block_size` tokens a row; `-100` on the prompts.
-
-    Raises:
-        ValueError: if the tokenizer has no end-of-text token, or a row has no text.
-    """
-    end_of_text = tokenizer.eos_token_id
-    if end_of_text is None:
-        raise ValueError("the tokenizer must have an end-of-text token (eos_token) to join texts with")
-    input_ids: list[int] = []
-    labels: list[int] = []
-    for row in texts:
-        prompt, answer = (_encode(tokenizer, name, row[name]) for name in (prompt_column, answer_column))
-        answer.append(end_of_text)
-        input_ids += prompt + answer
-        labels += [IGNORE_INDEX] * len(prompt) + answer
-    num_rows = len(input_ids) // block_size
-    columns = {"input_ids": input_ids, "labels": labels}
-    return Dataset.from_dict(
-        {
-            name: np.array(tokens[: num_rows * block_size], dtype=np.int32).reshape(num_rows, block_size)
-            for name, tokens in columns.items()
-        }
-    )
 
 
 def repeat_segments(
@@ -122,9 +80,3 @@ class WeightedCollator(DataCollatorForSeq2Seq):
         padding = weights.new_zeros(count)
         is_left = self.tokenizer.padding_side == "left"
         return torch.cat([padding, weights] if is_left else [weights, padding])
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, column: str, text: Any) -> list[int]:
-    if not isinstance(text, str):
-        raise ValueError(f"column {column!r} must hold text in every row, got {text!r}")
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -132,11 +132,13 @@ class DataSection:
         num_train_rows (`int`): rows of the task to generate for training.
         files (`list[str]`, *optional*): local files, patterns such as `texts/*.txt`, or folders, relative to the
             current folder. All of one kind: `.txt` or no suffix (one text a file), `.jsonl` or `.json` (one object a
-            text), or `.parquet`.
-        dataset (`str`, *optional*): folder or Hub name of a dataset with text.
+            text), `.csv` or `.parquet`, compressed (`.gz`, `.bz2`, `.zst`) or not. Hidden files are left out.
+        dataset (`str`, *optional*): Hub name of a dataset with text, its folder, or one that `save_to_disk` wrote.
         dataset_config (`str`, *optional*): its configuration.
         split (`str`): its split.
-        text_column (`str`): the column of text of a dataset, of JSON or of Parquet files.
+        text_column (`str`): the column of text of a dataset, of JSON, CSV or Parquet files, or of conversations. By
+            default `text`, and where there is none the columns of conversations (`messages`), of prompts and
+            completions, or of instructions; of these the answers alone are learned.
         streaming (`bool`): read the text while training instead of packing it before. The end of the text is followed
             by its start; `training.max_steps` says when the run ends.
         answer_column (`str`, *optional*): of texts that are questions, the column with their answers, which alone are
@@ -180,10 +182,13 @@ class DataSection:
         if self.task is not None and self.streaming:
             raise ValueError("data.streaming is for text, and the rows of a task are generated, got streaming=true")
         for name in ("answer_column", "repeated_segment"):
-            if (self.task is not None or self.streaming) and getattr(self, name):
+            is_refused = self.task is not None or (self.streaming and name == "repeated_segment")
+            if is_refused and getattr(self, name):
                 raise ValueError(
                     f"data.{name} is for text that is packed before training, got {getattr(self, name)!r}"
                 )
+        if self.files == []:
+            raise ValueError("data.files must name at least one file, got []")
 
 
 def _require_one_of(section: str, values: Any, names: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Packed answers, repeated segments, and weights that reach the loss of the stock `Trainer`."""
+"""Repeated segments, and weights that reach the loss of the stock `Trainer`."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from hf_loop.models.weighted_loss import weighted_causal_lm_loss
-from hf_loop.trainer.answer_rows import WeightedCollator, pack_answers, repeat_segments
+from hf_loop.trainer.answer_rows import WeightedCollator, repeat_segments
 from hf_loop.trainer.data import byte_tokenizer
 
 from .test_state_passing import feedback_model
@@ -15,30 +15,6 @@ from .test_state_passing import feedback_model
 @pytest.fixture(scope="module")
 def tokenizer():
     return byte_tokenizer()
-
-
-def test_packing_learns_answers_only(tokenizer):
-    texts = [("2 + 2? ", "4"), ("And twice that? ", "eight"), ("Why? ", "")]
-    columns = {"ask": [prompt for prompt, _ in texts], "say": [answer for _, answer in texts]}
-    rows = pack_answers(Dataset.from_dict(columns), tokenizer, "ask", "say", block_size=10)
-    tokens, labels = (sum(rows[name], []) for name in ("input_ids", "labels"))
-    text = "".join(f"{prompt}{answer}<|endoftext|>" for prompt, answer in texts)
-    whole = tokenizer(text)["input_ids"]
-    assert len(whole) == 37 and tokens == whole[:30]
-    assert all(len(row) == 10 for row in rows["labels"])
-    learned = tokenizer.decode([label for label in labels if label != -100])
-    assert learned == "4<|endoftext|>eight"
-    assert all(label in (-100, token) for label, token in zip(labels, tokens, strict=True))
-
-
-def test_packing_refuses_what_is_no_text(tokenizer):
-    rows = Dataset.from_dict({"ask": ["a"], "say": [None]})
-    with pytest.raises(ValueError, match="column 'say' must hold text in every row, got None"):
-        pack_answers(rows, tokenizer, "ask", "say", 4)
-    endless = byte_tokenizer()
-    endless.eos_token = None
-    with pytest.raises(ValueError, match="must have an end-of-text token"):
-        pack_answers(rows, endless, "ask", "say", 4)
 
 
 def test_a_segment_of_each_row_is_repeated():

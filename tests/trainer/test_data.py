@@ -1,6 +1,7 @@
 """Tokenizers and packed text."""
 
 import json
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -9,8 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from hf_loop.trainer.data import TEXTS_PER_BATCH, byte_tokenizer, load_training_data, pack, stream_blocks
+from hf_loop.trainer.data import byte_tokenizer, load_training_data
+from hf_loop.trainer.packing import ROWS_PER_BATCH, pack, stream_blocks
 from hf_loop.trainer.recipe import DataSection
+from hf_loop.trainer.text_columns import read_text_row
+
+
+READ_TEXT = partial(read_text_row, column="text")
 
 
 @given(text=st.text())
@@ -36,7 +42,7 @@ def joined_tokens(texts, tokenizer):
 def test_packing_joins_texts_and_drops_the_rest():
     tokenizer = byte_tokenizer()
     texts = ["abcdefg", "", "hijklmnop", "qr"]
-    blocks = pack(Dataset.from_dict({"body": texts}), tokenizer, "body", block_size=4)
+    blocks = pack(Dataset.from_dict({"body": texts}), partial(read_text_row, column="body"), tokenizer, block_size=4)
     tokens = joined_tokens(texts, tokenizer)
     assert [token for block in blocks["input_ids"] for token in block] == tokens[: len(tokens) // 4 * 4]
     assert blocks["labels"] == blocks["input_ids"]
@@ -44,12 +50,12 @@ def test_packing_joins_texts_and_drops_the_rest():
 
 
 @settings(max_examples=10, deadline=None)
-@given(num_texts=st.integers(1, 3 * TEXTS_PER_BATCH), block_size=st.integers(2, 40))
+@given(num_texts=st.integers(1, 3 * ROWS_PER_BATCH), block_size=st.integers(2, 40))
 def test_streamed_blocks_are_the_packed_ones(num_texts, block_size):
     tokenizer = byte_tokenizer()
     texts = Dataset.from_dict({"text": [f"{i} " * (i % 7) for i in range(num_texts)]})
-    expected = list(pack(texts, tokenizer, "text", block_size))
-    streamed = stream_blocks(texts.to_iterable_dataset(), tokenizer, "text", block_size)
+    expected = list(pack(texts, READ_TEXT, tokenizer, block_size))
+    streamed = stream_blocks(texts.to_iterable_dataset(), READ_TEXT, tokenizer, block_size)
     for _ in range(2):  # nothing of a pass is left for the next
         assert list(streamed) == expected
 
@@ -57,7 +63,7 @@ def test_streamed_blocks_are_the_packed_ones(num_texts, block_size):
 def test_no_token_is_lost_between_batches_of_texts():
     tokenizer = byte_tokenizer()
     texts = [f"text {i}" for i in range(2500)]
-    blocks = pack(Dataset.from_dict({"text": texts}), tokenizer, "text", block_size=33)
+    blocks = pack(Dataset.from_dict({"text": texts}), READ_TEXT, tokenizer, block_size=33)
     tokens = joined_tokens(texts, tokenizer)
     assert [token for block in blocks["input_ids"] for token in block] == tokens[: len(tokens) // 33 * 33]
 
@@ -71,8 +77,8 @@ def write_texts(folder, suffix, column="text"):
     for name, texts in zip("ab", parts, strict=True):
         path = folder / f"{name}{suffix}"
         rows = Dataset.from_dict({"id": list(range(len(texts))), column: texts})
-        if suffix == ".parquet":
-            rows.to_parquet(path)
+        if suffix in (".parquet", ".csv"):
+            (rows.to_parquet if suffix == ".parquet" else rows.to_csv)(path)
         elif suffix == ".txt":
             path.write_text("".join(texts))
         elif suffix == ".jsonl":
@@ -83,7 +89,7 @@ def write_texts(folder, suffix, column="text"):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".parquet"])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".csv", ".parquet"])
 def test_kinds_of_files(tmp_path, suffix, streaming):
     column = "text" if suffix == ".txt" else "body"
     pattern = write_texts(tmp_path, suffix, column)
@@ -162,12 +168,13 @@ def test_rows_of_different_length_are_padded_for_input_and_labels():
         ({"files": ["{folder}/a.txt", "{folder}/none"]}, "data.files: no file matches '.*/none'"),
         ({"files": ["{folder}/none"]}, "data.files: no file matches '.*/none'"),
         ({"files": ["{folder}"]}, r"data.files must be of one kind, got .*a\.txt and .*b\.jsonl and "),
-        ({"files": ["{folder}/c.csv"]}, r"data.files must end in .txt, .jsonl, .json, .parquet, got .*c\.csv"),
+        ({"files": ["{folder}/c.pdf"]}, r"data.files: .*c\.pdf is of no known kind: names must end in .txt, .jsonl"),
+        ({"files": ["{folder}/e"]}, "data.files: no file matches '.*/e': names must end in .txt, .jsonl"),
         ({"files": ["{folder}/d/empty.jsonl"]}, r"data.files: .*empty\.jsonl is empty"),
         ({"files": ["{folder}/none.parquet"]}, "none.parquet: not readable: .* no data|there are no rows to read"),
         ({"files": ["{folder}/b.jsonl"]}, "data.text_column must be one of id, body, null, got 'text'"),
-        ({"files": ["{folder}/b.jsonl"], "text_column": "id"}, "data.text_column='id' must hold text .* got 0"),
-        ({"files": ["{folder}/b.jsonl"], "text_column": "null"}, "data.text_column='null' must hold text .* got None"),
+        ({"files": ["{folder}/b.jsonl"], "text_column": "id"}, "the column 'id' must hold text in every row, got 0"),
+        ({"files": ["{folder}/b.jsonl"], "text_column": "null"}, "the column 'null' must hold text .* got None"),
         ({"tokenizer": None}, "data.tokenizer must be given"),
         ({"text_column": "body"}, "data.text_column must be one of text, got 'body'"),
         ({"block_size": 512}, "data.block_size=512 leaves 0 rows"),
@@ -177,7 +184,8 @@ def test_rows_of_different_length_are_padded_for_input_and_labels():
 def test_bad_text(tmp_path, fields, message, streaming):
     (tmp_path / "a.txt").write_text("a" * 40)
     (tmp_path / "b.jsonl").write_text(json.dumps({"id": 0, "body": "b" * 40, "null": None}))
-    (tmp_path / "c.csv").write_text("text\nc")
+    (tmp_path / "c.pdf").write_text("c")
+    (tmp_path / "e").mkdir()
     Dataset.from_dict({"text": []}).to_parquet(tmp_path / "none.parquet")
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "empty.jsonl").write_text("")
@@ -196,8 +204,7 @@ def test_broken_files(tmp_path, suffix, streaming):
     section = DataSection(files=[str(tmp_path)], tokenizer="bytes", block_size=8, streaming=streaming)
     with pytest.raises(ValueError) as error:
         load_training_data(section, default_tokenizer=None, seed=0)
-    if not streaming:
-        assert f"data.files: {tmp_path}/broken{suffix}: not readable: " in str(error.value)
+    assert f"data.files: {tmp_path}/broken{suffix}: not readable: " in str(error.value)
 
 
 def test_bad_tasks():
