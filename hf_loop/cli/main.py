@@ -9,6 +9,7 @@ from .check import check
 from .convert import convert
 from .errors import one_line_errors
 from .generate import generate
+from .info import info
 from .push import push
 from .quickstart import quickstart
 from .retrofit import retrofit
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command()(quickstart)
 app.command()(train)
 app.command()(generate)
+app.command()(info)
 app.command()(sweep)
 app.command()(scan)
 app.command()(retrofit)

@@ -23,7 +23,7 @@ def kv_bytes_per_token(
     counts in full: it grows by that much until its window is full and stops there.
 
     Args:
-        config (`PreTrainedConfig`): the configuration of a model whose cache keeps all tokens.
+        config (`PreTrainedConfig`): the configuration of a model whose cache keeps all tokens, or of a decoder.
         num_loops (`int`, *optional*, defaults to `config.num_loops`): the number of loops, where it has loops.
         dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`): the type of keys and values.
 
@@ -35,7 +35,7 @@ def kv_bytes_per_token(
     """
     if num_loops is not None:
         config = config.with_num_loops(check_positive_int("num_loops", num_loops))
-    return _growing_slots(config) * _numbers_per_slot(config.decoder_config) * dtype.itemsize
+    return _growing_slots(config) * _numbers_per_slot(getattr(config, "decoder_config", config)) * dtype.itemsize
 
 
 def kv_bytes_per_loop(config: PreTrainedConfig, dtype: torch.dtype = torch.bfloat16) -> int:

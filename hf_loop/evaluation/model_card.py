@@ -105,7 +105,7 @@ class ModelCardFacts:
         folder = Path(folder)
         config = family_config(folder)
         family: Any = family_of(config)
-        auto_class = _auto_class(config, family)
+        auto_class = auto_class_name(config, family)
         if auto_class not in PIPELINE_TAGS:
             raise ValueError(f"{folder} holds a model of type {config.model_type!r}, which is no language model")
         dtype = config.dtype or torch.float32
@@ -118,7 +118,7 @@ class ModelCardFacts:
             auto_class=auto_class,
             pipeline_tag=PIPELINE_TAGS[auto_class],
             decoder_type=config.decoder_config.model_type,
-            levels=_levels(config),
+            levels=levels_of(config),
             fixed_calls=fixed_calls,
             calls_per_loop=0 if num_loops is None else len(config.calls(num_loops=1)) - fixed_calls,
             dtype=str(dtype).removeprefix("torch."),
@@ -213,7 +213,12 @@ def render_model_card(facts: ModelCardFacts, figures: dict[str, str] | None = No
     )
 
 
-def _auto_class(config: Any, family: Any) -> str:
+def auto_class_name(config: Any, family: Any) -> str:
+    """Return the name of the Auto class that loads the model of a configuration.
+
+    Raises:
+        ValueError: if the family has no such model.
+    """
     architecture = (config.architectures or [family.classes[family.loader].__name__])[0]
     for auto_class, model_class in family.classes.items():
         if model_class.__name__ == architecture:
@@ -222,7 +227,8 @@ def _auto_class(config: Any, family: Any) -> str:
     raise ValueError(f"The architecture {architecture!r} is none of the {family.name} family's: {known}")
 
 
-def _levels(config: Any) -> list[Level]:
+def levels_of(config: Any) -> list[Level]:
+    """Describe the schedules of a configuration, the outermost first; a decoder has none."""
     levels = []
     while (family := family_of(config)) is not None:
         fields = {name: getattr(config, name) for name in family.own_fields}

@@ -9,7 +9,19 @@ from hf_loop.cli.errors import one_line_errors
 from hf_loop.cli.main import main
 
 
-COMMANDS = ("quickstart", "train", "generate", "sweep", "scan", "retrofit", "unroll", "convert", "card", "push")
+COMMANDS = (
+    "quickstart",
+    "train",
+    "generate",
+    "info",
+    "sweep",
+    "scan",
+    "retrofit",
+    "unroll",
+    "convert",
+    "card",
+    "push",
+)
 
 
 def run(code: str) -> subprocess.CompletedProcess:
