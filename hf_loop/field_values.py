@@ -5,7 +5,7 @@ import inspect
 import re
 import types
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
@@ -58,11 +58,30 @@ def check_types(values: Mapping[str, Any], types_: Mapping[str, Any], label: str
         hint = types_[name]
         if not fits(value, hint):
             raise ValueError(f"{label.format(name)} must be {readable(hint)}, got {value!r}")
-        kinds = get_args(hint) or (hint,)
+        kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         # a strict configuration refuses an integer where it wants a float
         if float in kinds and int not in kinds and value is not None:
             checked[name] = float(value)
     return checked
+
+
+def build(cls: Any, values: Mapping[str, Any], where: str) -> Any:
+    """Make a dataclass of values that were read from a file.
+
+    Args:
+        cls (`type`): a dataclass.
+        values (`Mapping[str, Any]`): values by the names of its fields.
+        where (`str`): the place of the values, for the message.
+
+    Raises:
+        ValueError: if a field is unknown, missing or of another type, or the class refuses it.
+    """
+    types_ = field_types(cls)
+    check_names(values, types_, where, "field")
+    for item in fields(cls):
+        if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
+            raise ValueError(f"{where} lacks the field '{item.name}'")
+    return cls(**check_types(values, types_, f"`{{}}` of {where}"))
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .paths import no_such
+
 
 SUFFIX = ".gguf"
 # types of numbers that are stored as they are
@@ -30,7 +32,7 @@ def locate(path: str | os.PathLike) -> dict[str, Any]:
         return {"pretrained_model_name_or_path": path}
     path = Path(path)
     if not path.is_file():
-        raise OSError(f"There is no file {path}")
+        raise OSError(no_such("file", path))
     if find_spec("gguf") is None:
         raise ValueError(f"{path} cannot be read without the package gguf; install it with `pip install gguf`")
     return {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 import transformers
 from peft import get_peft_model_state_dict
-from transformers import AutoConfig, GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GgufConfig, PreTrainedConfig, PreTrainedModel
 
 from . import gguf_files, models
-from .files import damage_named, tensor_shapes
+from .configurations import CONFIG_FILE, is_adapter, read_config
+from .files import fault_named, tensor_shapes
 from .models.transformers_seams import captured_load_report, unconverted_tensors
-from .weight_files import WEIGHT_FILES, check_weight_files, shard_files
+from .weight_files import WEIGHT_FILES, check_weight_files, count_stored_parameters, shard_files
 
 
 # most tensors that a message names
@@ -81,13 +82,15 @@ def load_with_faults(
     # the reader of GGUF files checks them itself
     elif path is not None and Path(path).is_dir():
         check_weight_files(path)
+        if not is_adapter(path):
+            _check_size(model_class, Path(path))
     report: list[str] = []
     try:
-        with captured_load_report(report), damage_named(f"a weight file of {name}"):
+        with captured_load_report(report), fault_named(name):
             # report tensors of another shape with the others; transformers' own error would not name them
             options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
             model, faults = model_class.from_pretrained(**source, **options)
-    except RuntimeError as error:
+    except ValueError as error:
         unconverted = unconverted_tensors(report)
         if not unconverted:
             raise
@@ -99,6 +102,29 @@ def load_with_faults(
             # written with the configuration, and carried along by whatever is made of the model
             getattr(config, "decoder_config", config).unpacked_from = method
     return model, faults
+
+
+def _check_size(model_class: Any, folder: Path) -> None:
+    """Refuse a configuration of far more weights than the folder holds, before memory is taken for them.
+
+    transformers makes every weight that a checkpoint lacks.
+    """
+    config = read_config(folder)
+    num_stored = count_stored_parameters(folder)
+    if num_stored is None or getattr(config, "quantization_config", None) is not None:
+        return
+    expected = getattr(model_class, "config_class", None)
+    if expected is not None and not isinstance(config, expected):
+        # the language model of a composite checkpoint
+        config = config.get_text_config(decoder=True)
+    with fault_named(folder / CONFIG_FILE), torch.device("meta"):
+        # an Auto class or a class of models
+        make = model_class.from_config if hasattr(model_class, "from_config") else model_class
+        num_parameters = make(config).num_parameters()
+    if num_parameters > 2 * num_stored:
+        raise ValueError(
+            f"{folder / CONFIG_FILE} describes a model of {num_parameters:,} weights; the folder holds {num_stored:,}"
+        )
 
 
 def _stored_quantization(path: str | os.PathLike, options: dict[str, Any]) -> str | None:
@@ -129,6 +155,22 @@ def check_loaded(faults: dict[str, Any], name: object, model_name: str) -> None:
         raise ValueError(_describe(name, model_name, problems))
 
 
+def check_finite(model: torch.nn.Module, name: object) -> None:
+    """Refuse weights that are not numbers or are infinite: whatever is measured with them means nothing.
+
+    Args:
+        model (`torch.nn.Module`): the model; weights that are offloaded or quantized are not looked at.
+        name (`object`): what the message calls it.
+
+    Raises:
+        ValueError: if there are such weights; the message names the first tensor.
+    """
+    for tensor, weight in model.named_parameters():
+        is_plain = type(weight) is torch.nn.Parameter and weight.is_floating_point() and not weight.is_meta
+        if is_plain and not torch.isfinite(weight).all():
+            raise ValueError(f"the weights of {name} are not finite numbers: {tensor} holds NaN or infinity")
+
+
 def check_model_folder(folder: str | os.PathLike) -> None:
     """Refuse a folder whose weights do not fill the model that its configuration names. Nothing is kept in memory.
 
@@ -143,7 +185,7 @@ def check_model_folder(folder: str | os.PathLike) -> None:
         OSError: if a shard is missing.
     """
     check_weight_files(folder)
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     model_class = architecture_of(config)
     if model_class is not None and getattr(config, "quantization_config", None) is None:
         load_pretrained(model_class, folder, device_map="meta")

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
-from .gguf_files import is_gguf, locate
+from .configurations import is_adapter, read_config
+from .gguf_files import is_gguf
 from .loading import architecture_of, check_model_folder, load_pretrained, load_with_faults
 from .models.transformers_seams import attention_function, causal_model_class, choose_attention_function
 
@@ -40,13 +40,14 @@ def decoder_config(path: str | os.PathLike, **options: Any) -> PreTrainedConfig:
 
     Args:
         path (`str` or `os.PathLike`): a folder, a repository on the Hub, or a GGUF file.
-        options: further arguments of `AutoConfig.from_pretrained`.
+        options: fields of the configuration to set otherwise than the file does.
 
     Raises:
-        ValueError: if the checkpoint is composite, and there is no language model that can be taken out.
+        ValueError: as [`read_config`], or if the checkpoint is composite, and there is no language model that can be
+            taken out.
         OSError: if there is no such checkpoint.
     """
-    return text_config(AutoConfig.from_pretrained(**locate(path), **options), path)
+    return text_config(read_config(path, **options), path)
 
 
 def load_decoder(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
@@ -67,11 +68,10 @@ def load_decoder(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
     # a GGUF file holds a language model alone
     if is_gguf(path):
         return load_pretrained(AutoModelForCausalLM, path, **options)
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError):
-        # an adapter's folder, which transformers opens with its base; or no checkpoint, which this call reports too
+    if is_adapter(path):
+        # transformers opens its base and then the adapter
         return load_pretrained(AutoModelForCausalLM, path, **options)
+    config = read_config(path)
     text = text_config(config, path)
     if text is config:
         return load_pretrained(AutoModelForCausalLM, path, **options)

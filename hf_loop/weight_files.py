@@ -1,11 +1,10 @@
 """Checks the files that hold a checkpoint's weights, without loading them."""
 
-import json
 import math
 import os
 from pathlib import Path
 
-from .files import tensor_shapes
+from .files import read_json, read_torch_file, tensor_shapes
 
 
 # in transformers' order: it reads the first that a folder has
@@ -13,20 +12,21 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def check_weight_files(folder: str | os.PathLike) -> None:
-    """Check that every safetensors file of a folder is complete, by its header, and that no shard is missing.
+    """Check that every weight file of a folder is complete and holds tensors, and that no shard is missing.
 
     Raises:
-        ValueError: if a file is truncated, or is no safetensors file or index; the message names it.
+        ValueError: if a file is truncated, or is no file of tensors or index; the message names it.
         OSError: if a shard is missing that an index lists.
     """
     for path in sorted(Path(folder).glob("*.safetensors")):
         tensor_shapes(path)
     for name in WEIGHT_FILES:
-        index = Path(folder) / f"{name}.index.json"
-        if (Path(folder) / name).is_file():
-            return
-        if index.is_file():
-            shard_files(index)
+        file, index = Path(folder) / name, Path(folder) / f"{name}.index.json"
+        files = [file] if file.is_file() else shard_files(index) if index.is_file() else []
+        if files:
+            for path in files:
+                if path.suffix == ".bin":
+                    read_torch_file(path, "meta")
             return
 
 
@@ -37,10 +37,10 @@ def shard_files(index: Path) -> list[Path]:
         ValueError: if the index is damaged.
         OSError: if a shard is missing.
     """
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of shards: {type(error).__name__}: {error}") from error
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise ValueError(f"{index} is no index of shards: `weight_map` must name the file of every tensor")
+    names = sorted(set(listed.values()))
     for name in names:
         if not (index.parent / name).is_file():
             raise OSError(f"{index.parent} lacks {name}, which {index.name} lists")

@@ -172,7 +172,6 @@ def test_text_is_read_in_the_encoding_of_its_mark_and_without_the_mark(tmp_path,
     path = tmp_path / "text.txt"
     path.write_bytes("größer 日本\r\nline".encode(encoding))
     assert read_text(path) == "größer 日本\nline"
-    assert read_text(path, 3) == "grö"
 
 
 @pytest.mark.parametrize(

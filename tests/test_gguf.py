@@ -103,7 +103,7 @@ def test_convert_says_what_to_do_with_a_gguf_file(tmp_path):
 
 
 def test_a_file_that_is_missing_or_no_gguf_file_is_named(tmp_path):
-    with pytest.raises(OSError, match=r"There is no file .*missing\.gguf"):
+    with pytest.raises(OSError, match=r"there is no file .*missing\.gguf"):
         hf_loop.retrofit(tmp_path / "missing.gguf")
     (tmp_path / "text.gguf").write_text("no GGUF file")
     with pytest.raises(ValueError, match=r"text\.gguf"):

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ..paths import no_such
+
 
 def card(
     folder: Annotated[Path, typer.Argument(help="A model folder, with results.json if something was measured.")],
@@ -17,15 +19,16 @@ def card(
 ) -> None:
     """Write the model card of a folder."""
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}")
+        raise ValueError(no_such("folder", folder))
 
     from ..evaluation.card_template import CARD_FILE, CARD_MARKER
     from ..evaluation.hub_card import write_card
     from ..evaluation.model_card import family_config
+    from ..files import read_text
     from ..loading import check_model_folder
 
     path = folder / CARD_FILE
-    if path.is_file() and CARD_MARKER not in path.read_text(encoding="utf-8") and not overwrite:
+    if path.is_file() and CARD_MARKER not in read_text(path) and not overwrite:
         raise ValueError(f"{path} was not written by hf-loop; give --overwrite to replace it")
     family_config(folder)
     # a card describes weights; a folder may have none yet

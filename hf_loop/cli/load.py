@@ -1,11 +1,10 @@
 """Loads a recurrent model, or loops a plain checkpoint, for the commands that run a model."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import register
-from ..gguf_files import is_gguf, locate
+from ..gguf_files import is_gguf
 from ..layer_ranges import LayerPlan, parse_layer_range, plan_layers
 
 
@@ -91,17 +90,21 @@ def load_recurrent_model(name: str, layers: LayerRange | None = None) -> "PreTra
     """
     from transformers import AutoModelForCausalLM
 
-    from ..loading import load_pretrained
-    from ..models.configuration_recurrent import RecurrentConfig
+    from ..loading import check_finite, load_pretrained
+    from ..models import family_of
     from ..retrofitting import retrofit
 
     layers = layers or LayerRange()
     config = load_config(name)
-    if isinstance(config, RecurrentConfig):
+    family = family_of(config)
+    if family is not None:
+        if family.causal is None:
+            raise ValueError(f"{name} is a puzzle model, which fills boards and continues no text")
         if layers.is_given:
-            family = config.model_type.removesuffix("_lm")
-            raise ValueError(f"{name} is a {family} model already; its layer range cannot be chosen")
-        return load_pretrained(AutoModelForCausalLM, name)
+            raise ValueError(f"{name} is a {family.name} model already; its layer range cannot be chosen")
+        model = load_pretrained(AutoModelForCausalLM, name)
+        check_finite(model, name)
+        return model
     # refuse a range that does not fit before the weights are read
     layers.plan(config.num_hidden_layers)
     base = load_plain_model(name)
@@ -114,7 +117,7 @@ def load_recurrent_model(name: str, layers: LayerRange | None = None) -> "PreTra
 
 
 def load_config(name: str) -> "PreTrainedConfig":
-    """Read the configuration of a checkpoint, after checking that its weight files are complete.
+    """Read the configuration of a checkpoint, and check that its weight files are complete.
 
     Of a checkpoint with other parts than text, such as images, it is that of the text part.
 
@@ -129,10 +132,10 @@ def load_config(name: str) -> "PreTrainedConfig":
     from ..weight_files import check_weight_files
 
     register()
+    config = decoder_config(name)
     if not is_gguf(name):
-        _check_folder(name)
         check_weight_files(name)
-    return decoder_config(name)
+    return config
 
 
 def load_plain_model(name: str, dtype: str = "auto") -> "PreTrainedModel":
@@ -144,11 +147,14 @@ def load_plain_model(name: str, dtype: str = "auto") -> "PreTrainedModel":
             `.gguf` file is then unpacked to float32.
 
     Raises:
-        ValueError: if the checkpoint's tensors are not those of the model.
+        ValueError: if the checkpoint's tensors are not those of the model, or not finite numbers.
     """
+    from ..loading import check_finite
     from ..text_parts import load_decoder
 
-    return load_decoder(name, dtype=dtype)
+    model = load_decoder(name, dtype=dtype)
+    check_finite(model, name)
+    return model
 
 
 def default_device() -> "torch.device":
@@ -165,28 +171,11 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
         name (`str`): as in [`load_model`].
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or its files are damaged.
         OSError: if there is no such model.
     """
-    from transformers import AutoTokenizer
+    from .. import tokenizing
 
     # the tokenizer's class is found through the model's configuration
     register()
-    if not is_gguf(name):
-        _check_folder(name)
-        if Path(name).is_dir() and not any(Path(name).glob("tokenizer*")):
-            raise ValueError(f"{name} holds no tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(**locate(name))
-    if tokenizer is None:
-        raise ValueError(f"transformers knows no tokenizer for {name}")
-    return tokenizer
-
-
-def _check_folder(name: str) -> None:
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise OSError(f"The folder {name} has no config.json, so it is not a model folder")
-    # a repository's name is `name` or `owner/name`; anything else can only be meant as a folder
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise OSError(f"There is no folder {name}")
+    return tokenizing.load_tokenizer(name)

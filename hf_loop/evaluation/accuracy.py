@@ -1,5 +1,6 @@
 """Accuracy of a causal language model as a function of the number of loops."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -41,7 +42,8 @@ def accuracy_over_loops(
 
     Returns:
         `LoopCurve`: `values` holds the share of rows whose **last** scored token is right, `sequence_accuracy` the
-        share of rows in which every scored token is, `guessing` that of the most frequent last token.
+        share of rows in which every scored token is, `guessing` that of the most frequent last token. The first two
+        are NaN at a loop count where the model computes NaN.
 
     Raises:
         ValueError: if the model is no causal language model with loops, a loop count is not a positive integer, there
@@ -53,7 +55,7 @@ def accuracy_over_loops(
     if len(dataset) == 0:
         raise ValueError("dataset is empty; there is nothing to measure")
     batches = list(_padded_batches(dataset, batch_size))
-    last_correct, all_correct = dict.fromkeys(loops, 0), dict.fromkeys(loops, 0)
+    last_correct, all_correct = dict.fromkeys(loops, 0.0), dict.fromkeys(loops, 0.0)
     with evaluation_mode(model), tqdm(total=len(loops) * len(batches), disable=not progress, desc=label) as bar:
         for num_loops in loops:
             for batch in batches:
@@ -103,15 +105,19 @@ def _padded_batches(
         }
 
 
-def _count_correct(model: PreTrainedModel, batch: dict[str, torch.Tensor], num_loops: int) -> tuple[int, int]:
-    """Count the rows of the batch whose last scored token is right, and the rows in which all are."""
+def _count_correct(model: PreTrainedModel, batch: dict[str, torch.Tensor], num_loops: int) -> tuple[float, float]:
+    """Count the rows of the batch whose last scored token is right, and the rows in which all are; NaN without logits
+    that could be compared."""
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     logits = model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], num_loops=num_loops, use_cache=False
     ).logits
+    # the largest of them would be taken for an answer
+    if logits.isnan().any():
+        return math.nan, math.nan
     labels = batch["labels"][:, 1:]
     scored = labels != IGNORE_INDEX
     correct = (logits[:, :-1].argmax(-1) == labels) | ~scored
     last_scored = scored.shape[1] - 1 - scored.flip(1).int().argmax(1)
     last = correct.gather(1, last_scored[:, None])
-    return int(last.sum()), int(correct.all(1).sum())
+    return float(last.sum()), float(correct.all(1).sum())

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ..field_values import build
 from ..models.checks import whole_number
 
 
@@ -90,7 +91,7 @@ class LoopCurve:
         return self.values[self.num_loops.index(num_loops)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the curve as lists and numbers; an infinite perplexity becomes `None`, since JSON has no infinity."""
+        """Return the curve as lists and numbers. What is not finite becomes `None`, since JSON has no word for it."""
         return asdict(self) | {"values": [value if math.isfinite(value) else None for value in self.values]}
 
     @classmethod
@@ -98,16 +99,13 @@ class LoopCurve:
         """Make a curve from what [`~LoopCurve.to_dict`] returned.
 
         Raises:
-            ValueError: if a field is missing or unknown.
+            ValueError: if a field is missing, unknown or of another type.
         """
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(data) - known):
-            raise ValueError(f"A loop curve has no field {', '.join(unknown)}")
-        if missing := sorted({"metric", "label", "num_loops", "values"} - set(data)):
-            raise ValueError(f"A loop curve needs the field {', '.join(missing)}")
-        data = dict(data)
-        data["values"] = [math.inf if value is None else value for value in data["values"]]
-        return cls(**data)
+        absent = math.inf if data.get("metric") == "perplexity" else math.nan
+        values = data.get("values")
+        if isinstance(values, list):
+            data = data | {"values": [absent if value is None else value for value in values]}
+        return build(cls, data, "a loop curve")
 
 
 def reference_loops(curve: LoopCurve) -> int:
@@ -116,6 +114,11 @@ def reference_loops(curve: LoopCurve) -> int:
         raise ValueError(f"The curve {curve.label!r} does not say at how many loops its model was trained")
     trained_loops = curve.trained_loops
     return min(curve.num_loops, key=lambda count: (abs(count - trained_loops), count))
+
+
+def has_safe_range(curve: LoopCurve) -> bool:
+    """Whether a curve says at how many loops its model was trained, and the value there is a finite number."""
+    return curve.trained_loops is not None and math.isfinite(curve.value_at(reference_loops(curve)))
 
 
 def safe_range(curve: LoopCurve, tolerance: float | None = None) -> tuple[int, int]:
@@ -134,13 +137,18 @@ def safe_range(curve: LoopCurve, tolerance: float | None = None) -> tuple[int, i
         `tuple[int, int]`: the smallest and the largest safe loop count.
 
     Raises:
-        ValueError: if the tolerance is negative or the trained depth unknown.
+        ValueError: if the tolerance is negative, the trained depth unknown, or the value there no finite number.
     """
     tolerance = DEFAULT_TOLERANCE[curve.metric] if tolerance is None else tolerance
     if tolerance < 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
     position = curve.num_loops.index(reference_loops(curve))
     reference = curve.values[position]
+    if not math.isfinite(reference):
+        raise ValueError(
+            f"{curve.label!r} has no safe range: its {curve.metric} at {curve.num_loops[position]} loops, the trained "
+            f"depth, is {reference}"
+        )
 
     def is_safe(value: float) -> bool:
         if curve.metric == "accuracy":

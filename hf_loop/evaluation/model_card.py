@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCardData
-from transformers import AutoConfig
 
-from ..files import write_text
+from ..configurations import read_config
+from ..files import read_json, write_text
 from ..models import family_of
+from ..paths import no_such
 from ..weight_files import count_stored_parameters
 from .card_template import CARD_FILE, FIGURES_FOLDER, render_card
-from .curves import DEFAULT_TOLERANCE, LoopCurve, safe_range
+from .curves import DEFAULT_TOLERANCE, LoopCurve, has_safe_range, safe_range
 from .memory import kv_bytes_per_loop, kv_bytes_per_token
 from .plots import plot_loop_curves
 from .results import RESULTS_FILE, Results
@@ -126,7 +127,7 @@ class ModelCardFacts:
             num_parameters=count_stored_parameters(folder),
             unpacked_from=getattr(config.decoder_config, "unpacked_from", None),
             has_tokenizer=(folder / "tokenizer_config.json").is_file(),
-            has_remote_code="auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")),
+            has_remote_code="auto_map" in read_json(folder / "config.json"),
             tags=["hf_loop", *family.classes[auto_class].family_tags, config.model_type],
             results=Results.load(folder) if (folder / RESULTS_FILE).is_file() else Results(),
         )
@@ -146,9 +147,9 @@ def family_config(folder: str | Path) -> Any:
     Raises:
         ValueError: if it does not.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json, so it is not a model folder")
-    config = AutoConfig.from_pretrained(folder)
+    if not Path(folder).is_dir():
+        raise OSError(no_such("folder", folder))
+    config = read_config(folder)
     if family_of(config) is None:
         raise ValueError(f"{folder} holds a model of type {config.model_type!r}, which is of no family of hf_loop")
     return config
@@ -255,6 +256,6 @@ def _metric_section(curves: list[LoopCurve]) -> dict[str, object]:
         "header": ["loops", *(label.replace("|", "/") for label, _ in columns)],
         "rows": rows,
         "curve": curve,
-        "safe_range": None if curve.trained_loops is None else safe_range(curve),
+        "safe_range": safe_range(curve) if has_safe_range(curve) else None,
         "tolerance": DEFAULT_TOLERANCE[curve.metric],
     }

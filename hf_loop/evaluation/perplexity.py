@@ -118,8 +118,11 @@ def _negative_log_likelihood(model: PreTrainedModel, input_ids: torch.Tensor, nu
 
 
 def exp_or_infinity(mean: float) -> float:
-    """Return `exp(mean)`, or infinity where that is too large for a float."""
+    """Return `exp(mean)`, or infinity where that is too large for a float, or `mean` is no number.
+
+    A model whose state overflowed predicts nothing.
+    """
     try:
-        return math.exp(mean)
+        return math.inf if math.isnan(mean) else math.exp(mean)
     except OverflowError:
         return math.inf

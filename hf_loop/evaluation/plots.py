@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .curves import LoopCurve, safe_range
+from .curves import LoopCurve, has_safe_range, safe_range
 from .figures import (
     LINE_STYLES,
     clear_axes,
@@ -74,7 +74,7 @@ def plot_loop_curves(
 
 
 def _draw_safe_range(axes: "Axes", curve: LoopCurve, tolerance: float | None) -> None:
-    if curve.trained_loops is None:
+    if not has_safe_range(curve):
         return
     low, high = safe_range(curve, tolerance)
     # a little wider than the counts themselves, so that a range of one count can be seen

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub import ModelCardData
 
-from ..files import write_text
+from ..files import read_json, write_text
 from ..models import family_of
 from ..weight_files import count_stored_parameters
 from .card_template import CARD_FILE, FIGURES_FOLDER, render_card
@@ -133,7 +133,7 @@ def write_puzzle_card_again(
     stored: dict[str, Any] = {"results": None, "command": None, "seed": None, "notes": []}
     stored["versions"] = package_versions()
     if (folder / PUZZLE_RESULTS_FILE).is_file():
-        stored |= json.loads((folder / PUZZLE_RESULTS_FILE).read_text(encoding="utf-8"))
+        stored |= read_json(folder / PUZZLE_RESULTS_FILE)
         (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
         plot_puzzle_results(stored["results"], folder / FIGURE_FILE, max_segments=config.max_segments)
     family: Any = family_of(config)
@@ -152,7 +152,7 @@ def write_puzzle_card_again(
         config=config,
         fields={name: getattr(config, name) for name in family.own_fields},
         num_parameters=count_stored_parameters(folder),
-        has_remote_code="auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        has_remote_code="auto_map" in read_json(folder / "config.json"),
         license=license,
         training_summary=training_summary,
         figure=FIGURE_FILE,

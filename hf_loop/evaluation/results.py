@@ -3,11 +3,11 @@
 import importlib.metadata
 import json
 import platform
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ..files import write_text
+from ..field_values import build, check_types, field_types
+from ..files import fault_named, read_json, write_text
 from .curves import LoopCurve
 
 
@@ -58,9 +58,7 @@ class Results:
     versions: dict[str, str] = field(default_factory=package_versions)
 
     def __post_init__(self) -> None:
-        for name in ("datasets", "notes"):
-            if not isinstance(getattr(self, name), list):
-                raise ValueError(f"{name} must be a list of strings, got {getattr(self, name)!r}")
+        check_types(vars(self), field_types(type(self)))
         if any(not isinstance(curve, LoopCurve) for curve in self.curves):
             raise ValueError("curves must hold LoopCurve objects")
 
@@ -89,15 +87,10 @@ class Results:
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if it is not JSON, or has unknown fields.
+            ValueError: if it is not JSON, or a field is unknown or of another type; the message names the file.
         """
         path = Path(folder) / RESULTS_FILE
-        try:
-            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-        known = {item.name for item in fields(cls)}
-        if unknown := sorted(set(data) - known):
-            raise ValueError(f"{path} has unknown fields: {', '.join(unknown)}")
-        data["curves"] = [LoopCurve.from_dict(curve) for curve in data.get("curves", [])]
-        return cls(**data)
+        data = read_json(path)
+        with fault_named(path):
+            data["curves"] = [LoopCurve.from_dict(curve) for curve in data.get("curves", [])]
+            return build(cls, data, str(path))

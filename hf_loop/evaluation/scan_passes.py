@@ -1,6 +1,5 @@
 """The passes of a layer scan, which run once what ranges share. `scan.py` says how many layer calls that saves."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -164,8 +163,5 @@ def _backbone(model: PreTrainedModel) -> Backbone:
 def _cell(first: int, last: int, num_loops: int, update: Any, losses: torch.Tensor, base: torch.Tensor) -> ScanCell:
     difference = losses - base
     mean = float(difference.mean())
-    # a state that overflowed predicts nothing
-    if math.isnan(mean):
-        mean = math.inf
     error = float(difference.std(correction=0)) / len(base) ** 0.5
     return ScanCell(first, last, num_loops, update, exp_or_infinity(float(base.mean()) + mean), error)

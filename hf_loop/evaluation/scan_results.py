@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..files import write_text
+from ..field_values import build
+from ..files import fault_named, read_json, write_text
 from ..models.checks import check_positive_int, whole_number
 from .results import package_versions
 
 
 UPDATES = ("replace", "damped")
+# of a cell; JSON has no infinity
+NUMBERS = ("perplexity", "standard_error")
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,7 @@ class LayerScan:
 
     def save(self, path: str | Path) -> None:
         """Write the scan to a JSON file, whole or not at all; numbers that are not finite become `null`."""
-        cells = [
-            asdict(cell) | {name: _finite(getattr(cell, name)) for name in ("perplexity", "standard_error")}
-            for cell in self.cells
-        ]
+        cells = [asdict(cell) | {name: _finite(getattr(cell, name)) for name in NUMBERS} for cell in self.cells]
         data = asdict(self) | {"base_perplexity": _finite(self.base_perplexity), "cells": cells}
         write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
@@ -111,17 +111,14 @@ class LayerScan:
             OSError: if the file cannot be read.
             ValueError: if it does not hold a scan.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = read_json(path)
+        with fault_named(f"{path} does not hold a layer scan"):
             cells = [
-                ScanCell(
-                    **cell | {name: _or_infinite(cell[name]) for name in ("perplexity", "standard_error")},
-                )
-                for cell in data["cells"]
+                build(ScanCell, cell | {name: _or_infinite(cell[name]) for name in NUMBERS}, f"cell {index}")
+                for index, cell in enumerate(data["cells"])
             ]
-            return cls(**data | {"base_perplexity": _or_infinite(data["base_perplexity"]), "cells": cells})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} does not hold a layer scan ({error}); use another folder") from error
+            data |= {"base_perplexity": _or_infinite(data["base_perplexity"]), "cells": cells}
+            return build(cls, data, "the scan")
 
     def check_settings(self, settings: dict[str, Any], path: str | Path) -> None:
         """Check that this scan, read from `path`, was measured under `settings` (some or all of them).

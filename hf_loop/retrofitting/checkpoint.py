@@ -1,6 +1,5 @@
 """Reading a checkpoint that no transformers class opens: its configuration, its tensors and its tokenizer's ids."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,8 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import PreTrainedTokenizerFast
 
-from ..files import damage_named, read_safetensors
+from ..files import fault_named, read_json, read_safetensors, read_text, read_torch_file
+from ..paths import find_model
 from ..weight_files import shard_files
 
 
@@ -42,14 +42,13 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
         ValueError: the file is not a JSON object, or no mapping in YAML.
     """
     file = find_config(path)
-    kind = "JSON" if file.name == CONFIG_FILE else "YAML"
-    try:
-        text = file.read_text(encoding="utf-8")
-        config = json.loads(text) if kind == "JSON" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} is not {kind}: {error}") from error
+    if file.name == CONFIG_FILE:
+        return read_json(file)
+    text = read_text(file)
+    with fault_named(file):
+        config = yaml.safe_load(text)
     if not isinstance(config, dict):
-        raise ValueError(f"{file} is not a {kind} object")
+        raise ValueError(f"{file} must hold a mapping, got {config!r:.40}")
     return config
 
 
@@ -59,10 +58,11 @@ def find_config(path: str | os.PathLike) -> Path:
     Raises:
         OSError: there is neither.
     """
-    if is_folder(path):
+    folder = find_model(path)
+    if folder is not None:
         for name in (CONFIG_FILE, PUZZLE_CONFIG_FILE):
-            if (Path(path) / name).is_file():
-                return Path(path) / name
+            if (folder / name).is_file():
+                return folder / name
         raise OSError(f"the folder {path} has no {CONFIG_FILE}, so it is not a model folder")
     try:
         return Path(hf_hub_download(str(path), CONFIG_FILE))
@@ -73,25 +73,11 @@ def find_config(path: str | os.PathLike) -> Path:
             raise error from None
 
 
-def is_folder(path: str | os.PathLike) -> bool:
-    """Whether `path` is a folder here, and not a repository's name.
-
-    Raises:
-        OSError: it is neither.
-    """
-    if Path(path).is_dir():
-        return True
-    name = os.fspath(path)
-    # a repository's name is `name` or `owner/name`; anything else can only be meant as a folder
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise OSError(f"there is no folder {name}")
-    return False
-
-
 def locate(path: str | os.PathLike) -> Path:
     """The folder of a checkpoint; the configuration, weights and tokenizer of a repository are downloaded first."""
-    if is_folder(path):
-        return Path(path)
+    found = find_model(path)
+    if found is not None:
+        return found
     folder = Path(snapshot_download(str(path), allow_patterns=["*.json", PUZZLE_CONFIG_FILE, *TOKENIZER_PATTERNS]))
     if (folder / PUZZLE_CONFIG_FILE).is_file():
         return Path(snapshot_download(str(path), allow_patterns=PUZZLE_PATTERNS, ignore_patterns="*preds*"))
@@ -137,8 +123,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         if file.suffix == ".safetensors":
             tensors |= read_safetensors(file)[0]
         else:
-            with damage_named(file):
-                tensors |= torch.load(file, map_location="cpu", weights_only=True)
+            tensors |= read_torch_file(file)
     return tensors
 
 

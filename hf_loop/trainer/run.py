@@ -10,7 +10,7 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..files import write_text
-from ..loading import check_resumable
+from ..loading import check_finite, check_resumable
 from .data import load_training_data
 from .family_model import build_model, check_block_size, check_model
 from .family_trainer import make_trainer, merge_lora
@@ -50,7 +50,8 @@ def run_recipe(recipe: Recipe) -> RunResult:
 
     Raises:
         ValueError: the output folder is not empty and the run does not resume, it resumes where there is no
-            checkpoint, or a section describes something that cannot be built.
+            checkpoint, a section describes something that cannot be built, or training made weights that are no finite
+            numbers, of which no final model is saved.
     """
     # of whichever class
     args: Any = recipe.training
@@ -75,6 +76,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
         if checkpoint is not None and Path(checkpoint).is_dir():
             check_resumable(trainer.model, checkpoint)
     train_loss = trainer.train(resume_from_checkpoint=resume).training_loss
+    check_finite(model, "the trained model")
     metrics = trainer.evaluate() if data.eval_dataset is not None else {}
     # `Trainer` turns the cache off for training; whoever loads the model wants it
     model.config.use_cache = True

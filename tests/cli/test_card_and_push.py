@@ -29,7 +29,7 @@ def test_card_replaces_only_its_own(hf_loop, looped_folder):
 
 
 def test_card_needs_a_model_of_a_family(hf_loop, plain_folder, tmp_path):
-    assert "There is no folder" in hf_loop("card", tmp_path / "missing")[2]
+    assert "there is no folder" in hf_loop("card", tmp_path / "missing")[2]
     assert "no config.json" in hf_loop("card", tmp_path)[2]
     code, _, err = hf_loop("card", plain_folder)
     assert code == 2

@@ -44,4 +44,4 @@ def test_a_looped_model_and_a_wrong_name_are_refused(hf_loop, looped_folder):
     assert code == 2
     assert "is a looped model already" in err
     code, _, err = hf_loop("check", "./nowhere")
-    assert (code, err.strip()) == (2, "hf-loop: error: There is no folder ./nowhere")
+    assert (code, err.strip()) == (2, "hf-loop: error: there is no folder ./nowhere")

@@ -47,13 +47,13 @@ def test_a_truncated_weight_file_is_named(looped_folder):
 @pytest.mark.parametrize("name", ["./missing", "/missing/model", "a/b/c"])
 def test_a_missing_folder_is_named(name):
     for load in (load_model, load_tokenizer):
-        with pytest.raises(OSError, match=f"There is no folder {name}"):
+        with pytest.raises(OSError, match=f"there is no folder {name}"):
             load(name)
 
 
 def test_a_missing_gguf_file_is_named(tmp_path):
     for load in (load_model, load_tokenizer):
-        with pytest.raises(OSError, match=r"There is no file .*model\.gguf"):
+        with pytest.raises(OSError, match=r"there is no file .*model\.gguf"):
             load(str(tmp_path / "model.gguf"))
 
 

@@ -60,7 +60,7 @@ def test_models_are_registered_whatever_a_script_is_called(name, tmp_path):
 def test_the_package_can_be_run():
     command = [sys.executable, "-m", "hf_loop.cli", "generate", "./no/such/folder", "prompt"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 2 and "There is no folder" in result.stderr, result.stderr
+    assert result.returncode == 2 and "there is no folder" in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -80,7 +80,7 @@ def test_every_command_has_help(command, capsys, monkeypatch):
         (["generate", "model", "prompt", "--depth", "3"], "--depth"),
         (["generate", "model", "prompt", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["generate", "model", "prompt", "--loops", "1,0"], "'0' is not a loop count"),
-        (["generate", "./no/such/folder", "prompt"], "There is no folder ./no/such/folder"),
+        (["generate", "./no/such/folder", "prompt"], "there is no folder ./no/such/folder"),
     ],
 )
 def test_an_error_is_one_line(arguments, message, capsys, monkeypatch):

@@ -129,7 +129,7 @@ def test_a_file_that_cannot_be_continued_is_found_before_the_weights(
     (tmp_path / "scan.json").write_text("{")
     code, _, err = hf_loop(*arguments)
     assert (code, err.count("\n")) == (2, 1)
-    assert "does not hold a layer scan" in err
+    assert "scan.json is not valid JSON" in err
     assert (tmp_path / "scan.json").read_text() == "{"
 
 

@@ -39,6 +39,15 @@ def test_train_and_resume(hf_loop, tmp_path):
     assert code == 0
 
 
+def test_a_run_that_overflows_saves_no_model(hf_loop, tmp_path):
+    arguments = ("--set", f"training.output_dir={tmp_path / 'run'}", "--set", "training.learning_rate=1e30")
+    code, output = hf_loop("train", RECIPE, "--debug", *arguments)
+    assert code == 2
+    error = output.err.splitlines()[-1]
+    assert error.startswith("hf-loop: error: the weights of the trained model are not finite numbers: model.")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -53,9 +53,9 @@ def test_an_infinite_perplexity_survives_as_standard_json():
 
 
 def test_from_dict_refuses_unknown_and_missing_fields():
-    with pytest.raises(ValueError, match="no field colour"):
+    with pytest.raises(ValueError, match="unknown field 'colour' in a loop curve"):
         LoopCurve.from_dict({"metric": "accuracy", "label": "m", "num_loops": [1], "values": [1.0], "colour": "red"})
-    with pytest.raises(ValueError, match="needs the field values"):
+    with pytest.raises(ValueError, match="a loop curve lacks the field 'values'"):
         LoopCurve.from_dict({"metric": "accuracy", "label": "m", "num_loops": [1]})
 
 
@@ -93,6 +93,8 @@ def test_safe_range_starts_at_the_measured_count_nearest_to_the_trained_depth():
 def test_safe_range_refuses_what_it_cannot_know():
     with pytest.raises(ValueError, match="does not say"):
         safe_range(accuracy_curve([1.0] * 5, trained=None))
+    with pytest.raises(ValueError, match="has no safe range: its accuracy at 4 loops, the trained depth, is nan"):
+        safe_range(accuracy_curve([1.0, 1.0, math.nan, 1.0, 1.0]))
     with pytest.raises(ValueError, match="tolerance"):
         safe_range(accuracy_curve([1.0] * 5), tolerance=-0.1)
 
@@ -113,7 +115,7 @@ def test_results_round_trip_and_replace_a_curve(tmp_path):
 
 def test_results_refuse_what_they_do_not_know(tmp_path):
     (tmp_path / "results.json").write_text('{"curvs": []}')
-    with pytest.raises(ValueError, match="unknown fields: curvs"):
+    with pytest.raises(ValueError, match=r"unknown field 'curvs' in .*results\.json; did you mean 'curves'"):
         Results.load(tmp_path)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):

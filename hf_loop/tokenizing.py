@@ -1,0 +1,42 @@
+"""Loads a tokenizer, and says in one line which of its files is damaged."""
+
+import os
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .files import fault_named, read_json
+from .gguf_files import locate
+from .paths import find_model
+
+
+# one of these is in every folder that holds a tokenizer
+TOKENIZER_FILES = ("tokenizer*", "vocab.*", "spiece.model", "sentencepiece*")
+
+
+def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint. The code that it brings is not run.
+
+    Args:
+        name (`str` or `os.PathLike`): a folder, a repository on the Hub, or a GGUF file.
+
+    Raises:
+        ValueError: if there is none, or one of its files is damaged; the message names it.
+        OSError: if there is no such folder, repository or file.
+    """
+    source = locate(name)
+    folder = None
+    if "gguf_file" not in source:
+        folder = find_model(name)
+        if folder is not None and not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+            raise ValueError(f"{name} holds no tokenizer")
+    try:
+        with fault_named(f"the tokenizer of {name}"):
+            tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+    except ValueError:
+        # the message does not say in which file, where one is no JSON at all
+        for path in sorted(folder.glob("*token*.json")) if folder is not None else ():
+            read_json(path)
+        raise
+    if tokenizer is None:
+        raise ValueError(f"transformers knows no tokenizer for {name}")
+    return tokenizer
