@@ -10,6 +10,8 @@ from ..models.checks import whole_number
 
 
 METRICS = ("accuracy", "perplexity")
+# the fields of a curve with an entry for each loop count, which may be no finite number
+MEASURED = ("values", "sequence_accuracy")
 
 # tolerance of `safe_range` when none is given: accuracy may drop by 0.02, perplexity may rise by 5 %
 DEFAULT_TOLERANCE = {"accuracy": 0.02, "perplexity": 0.05}
@@ -77,7 +79,7 @@ class LoopCurve:
             )
         if self.guessing is not None and not 0 <= self.guessing <= 1:
             raise ValueError(f"guessing must be a share from 0 to 1, got {self.guessing}")
-        if self.trained_loops is not None and self.trained_loops < 1:
+        if self.trained_loops is not None and not 1 <= self.trained_loops < math.inf:
             raise ValueError(f"trained_loops must be at least 1, got {self.trained_loops}")
 
     def value_at(self, num_loops: int) -> float:
@@ -92,7 +94,12 @@ class LoopCurve:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the curve as lists and numbers. What is not finite becomes `None`, since JSON has no word for it."""
-        return asdict(self) | {"values": [value if math.isfinite(value) else None for value in self.values]}
+        lists = {name: getattr(self, name) for name in MEASURED}
+        return asdict(self) | {
+            name: [value if math.isfinite(value) else None for value in values]
+            for name, values in lists.items()
+            if values is not None
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "LoopCurve":
@@ -102,9 +109,10 @@ class LoopCurve:
             ValueError: if a field is missing, unknown or of another type.
         """
         absent = math.inf if data.get("metric") == "perplexity" else math.nan
-        values = data.get("values")
-        if isinstance(values, list):
-            data = data | {"values": [absent if value is None else value for value in values]}
+        lists = {name: data[name] for name in MEASURED if isinstance(data.get(name), list)}
+        data = data | {
+            name: [absent if value is None else value for value in values] for name, values in lists.items()
+        }
         return build(cls, data, "a loop curve")
 
 

@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import PreTrainedTokenizerFast
 
-from ..files import fault_named, read_json, read_safetensors, read_text, read_torch_file
+from ..files import read_json, read_safetensors, read_text, read_torch_file
 from ..paths import find_model
 from ..weight_files import shard_files
 
@@ -44,9 +44,10 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     file = find_config(path)
     if file.name == CONFIG_FILE:
         return read_json(file)
-    text = read_text(file)
-    with fault_named(file):
-        config = yaml.safe_load(text)
+    try:
+        config = yaml.safe_load(read_text(file))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{file} is not YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{file} must hold a mapping, got {config!r:.40}")
     return config
@@ -63,7 +64,7 @@ def find_config(path: str | os.PathLike) -> Path:
         for name in (CONFIG_FILE, PUZZLE_CONFIG_FILE):
             if (folder / name).is_file():
                 return folder / name
-        raise OSError(f"the folder {path} has no {CONFIG_FILE}, so it is not a model folder")
+        raise OSError(f"{path} has no {CONFIG_FILE}, so it is no model")
     try:
         return Path(hf_hub_download(str(path), CONFIG_FILE))
     except EntryNotFoundError as error:

@@ -52,6 +52,15 @@ def test_an_infinite_perplexity_survives_as_standard_json():
     assert LoopCurve.from_dict(stored) == curve
 
 
+def test_an_accuracy_that_is_no_number_is_not_taken_for_zero():
+    curve = LoopCurve("accuracy", "m", [1, 2], [0.5, math.nan], 1.0, [0.5, math.nan])
+    stored = json.loads(json.dumps(curve.to_dict(), allow_nan=False))
+    assert (stored["values"], stored["sequence_accuracy"]) == ([0.5, None], [0.5, None])
+    loaded = LoopCurve.from_dict(stored)
+    assert math.isnan(loaded.values[1]) and math.isnan(loaded.sequence_accuracy[1])
+    assert safe_range(loaded) == (1, 1)
+
+
 def test_from_dict_refuses_unknown_and_missing_fields():
     with pytest.raises(ValueError, match="unknown field 'colour' in a loop curve"):
         LoopCurve.from_dict({"metric": "accuracy", "label": "m", "num_loops": [1], "values": [1.0], "colour": "red"})

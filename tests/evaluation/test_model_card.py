@@ -130,7 +130,7 @@ def test_shared_weights_are_counted_once(model_folder):
 
 
 def test_a_folder_without_a_model_of_a_family_gets_a_clear_error(tmp_path):
-    with pytest.raises(ValueError, match=r"no config\.json"):
+    with pytest.raises(OSError, match=r"no config\.json"):
         write_model_card(tmp_path)
     BACKBONE.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="'llama', which is of no family of hf_loop"):

@@ -78,7 +78,7 @@ def test_a_card_without_measurements(tmp_path):
 
 
 def test_other_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"has no config\.json"):
+    with pytest.raises(OSError, match=r"has no config\.json"):
         write_puzzle_card(tmp_path, {}, data="none")
     LlamaConfig(architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="type 'llama', which is of no family"):

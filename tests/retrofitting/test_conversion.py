@@ -172,7 +172,7 @@ def test_files_that_are_missing_or_damaged(tmp_path):
     with pytest.raises(OSError, match="lacks model-00002-of-00002.safetensors"):
         convert(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         convert(tmp_path)
 
 
