@@ -47,19 +47,24 @@ def grid_rows(puzzles: Iterable[dict[str, Any]], characters: str) -> Dataset:
     Raises:
         ValueError: if there are no puzzles, or a cell holds something else.
     """
-    tokens = {character: index for index, character in enumerate(characters, 1)}
-    rows = []
-    for puzzle in puzzles:
-        unknown = set(puzzle["puzzle"] + puzzle["answer"]) - tokens.keys()
-        if unknown:
-            raise ValueError(f"cells must hold one of {characters!r}, got {''.join(sorted(unknown))!r}")
-        input_ids = [tokens[character] for character in puzzle["puzzle"]]
-        rows.append(
-            {**puzzle, "input_ids": input_ids, "labels": [tokens[character] for character in puzzle["answer"]]}
-        )
+    rows = [grid_row(puzzle, characters) for puzzle in puzzles]
     if not rows:
         raise ValueError("there are no puzzles")
     return Dataset.from_list(rows)
+
+
+def grid_row(puzzle: dict[str, Any], characters: str) -> dict[str, Any]:
+    """Add the tokens of `puzzle` and `answer` to a row, see [`grid_rows`].
+
+    Raises:
+        ValueError: if a cell holds something else than one of `characters`.
+    """
+    unknown = set(puzzle["puzzle"] + puzzle["answer"]) - set(characters)
+    if unknown:
+        raise ValueError(f"cells must hold one of {characters!r}, got {''.join(sorted(unknown))!r}")
+    tokens = {character: index for index, character in enumerate(characters, 1)}
+    cells = {"input_ids": puzzle["puzzle"], "labels": puzzle["answer"]}
+    return {**puzzle, **{name: [tokens[character] for character in text] for name, text in cells.items()}}
 
 
 def check_counts(**counts: int | None) -> None:

@@ -1,22 +1,31 @@
 """Puzzles from local files in the format of Sudoku-Extreme and Maze-Hard, the data sets of HRM's and TRM's papers."""
 
-import csv
 import math
+import os
 import random
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import DatasetDict
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.csv
+from datasets import Dataset, DatasetDict
+from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerFast
 
 from .counts import plain_counts
-from .grids import check_counts, grid_rows, grid_tokenizer, in_turn
+from .grids import check_counts, grid_row, grid_tokenizer, in_turn
 from .maze import MAZE_CHARACTERS, START, WALL, turned
 from .sudoku import seen, sudoku_characters
 from .sudoku_boards import is_solved, signature
 
 
-NUM_COLUMNS = 4
+# what the cells of each kind may hold
+CELLS = {"sudoku": sudoku_characters(9), "maze": MAZE_CHARACTERS}
+# of the rows that are made, by which those of an older version are not taken from the cache
+VERSION = 1
 
 
 @plain_counts
@@ -35,7 +44,8 @@ def puzzle_csv(
 
     The published files are `train.csv` and `test.csv` of sapientinc/sudoku-extreme and of
     sapientinc/maze-30x30-hard-1k; blanks of a Sudoku are dots or zeros. Test puzzles whose solution (of a maze: whose
-    walls) a symmetry turns into one that is trained on are left out.
+    walls) a symmetry turns into one that is trained on are left out. The rows are made once on a machine and kept in
+    the cache of `datasets`. Only the puzzles that are drawn are checked.
 
     Args:
         num_train (`int`): training rows.
@@ -56,48 +66,112 @@ def puzzle_csv(
         ValueError: if an argument is out of range, a file is missing or of another form, or holds a wrong solution.
     """
     check_counts(num_train=num_train, num_test=num_test, num_puzzles=num_puzzles)
-    if kind not in ("sudoku", "maze"):
+    if kind not in CELLS:
         raise ValueError(f"kind must be sudoku or maze, got {kind!r}")
-    train, test = (_read(path, kind, min_rating) for path in (train_file, test_file))
+    files = [Path(file) for file in (train_file, test_file)]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file}: no such file")
+    options = {
+        "num_train": num_train,
+        "num_test": num_test,
+        "kind": kind,
+        "num_puzzles": num_puzzles,
+        "min_rating": min_rating,
+        "seed": seed,
+        # `datasets` keeps the rows and finds them again by what is here
+        "files": tuple((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files),
+        "version": VERSION,
+    }
+    try:
+        rows: Any = Dataset.from_generator(_generate_rows, gen_kwargs=options)
+    except DatasetGenerationError as error:
+        raise (error.__cause__ if isinstance(error.__cause__, ValueError) else error) from error
+    splits: Any = {"train": rows.select(range(num_train)), "test": rows.select(range(num_train, len(rows)))}
+    return DatasetDict(splits), grid_tokenizer(CELLS[kind])
+
+
+def _generate_rows(
+    num_train: int,
+    num_test: int,
+    kind: str,
+    num_puzzles: int | None,
+    min_rating: int,
+    seed: int,
+    files: tuple[tuple[str, int, int], ...],
+    version: int,
+) -> Iterator[dict[str, Any]]:
+    """Make the rows of training, and after them those of the test."""
+    train, test = (PuzzleTable(file, kind, min_rating) for file, *_ in files)
     rng = random.Random(f"csv {seed}")
+    chosen: Sequence[int] = range(len(train))
     if num_puzzles is not None and num_puzzles < len(train):
-        train = rng.sample(train, num_puzzles)
+        chosen = rng.sample(chosen, num_puzzles)
     # puzzles beyond the rows are not trained on
-    train = train[:num_train]
-    trained_on = {_alike(row, kind) for row in train}
-    test = [row for row in test if _alike(row, kind) not in trained_on]
-    rng.shuffle(test)
-    rows = [_seen(row, kind, rng) if turn else row for turn, row in in_turn(train, num_train)]
-    characters = sudoku_characters(9) if kind == "sudoku" else MAZE_CHARACTERS
-    splits: Any = {"train": grid_rows(rows, characters), "test": grid_rows(test[:num_test], characters)}
-    return DatasetDict(splits), grid_tokenizer(characters)
+    puzzles = [train[index] for index in chosen[:num_train]]
+    trained_on = {_alike(row, kind) for row in puzzles}
+    order = list(range(len(test)))
+    rng.shuffle(order)
+    for turn, row in in_turn(puzzles, num_train):
+        yield grid_row(_seen(row, kind, rng) if turn else row, CELLS[kind])
+    held_back = (row for row in map(test.__getitem__, order) if _alike(row, kind) not in trained_on)
+    num_found = 0
+    for row in islice(held_back, num_test):
+        yield grid_row(row, CELLS[kind])
+        num_found += 1
+    if not num_found:
+        raise ValueError(f"{files[1][0]} holds no puzzle that is not trained on")
 
 
-def _read(path: str, kind: str, min_rating: int) -> list[dict[str, Any]]:
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
-    rows = []
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        next(reader, None)
-        for number, line in enumerate(reader, 2):
-            if len(line) != NUM_COLUMNS or len(line[1]) != len(line[2]):
-                raise ValueError(f"{path}, line {number}: must be source, puzzle, answer and rating, got {line}")
-            row = {"puzzle": line[1], "answer": line[2], "rating": int(line[3])}
-            if kind == "sudoku":
-                row["puzzle"] = line[1].replace(".", "0")
-            if row["rating"] >= min_rating:
-                _check(row, kind, f"{path}, line {number}")
-                rows.append(row)
-    if not rows:
-        raise ValueError(f"{path} holds no puzzle with a rating of at least min_rating={min_rating}")
-    return rows
+class PuzzleTable:
+    """The puzzles of a file with at least a rating. Millions of rows take seconds: only rows that are taken are
+    checked.
+
+    Args:
+        path (`str`): the file.
+        kind (`str`): `sudoku` or `maze`.
+        min_rating (`int`): the rating.
+
+    Raises:
+        ValueError: if the file has other columns or no such puzzle; when a row is taken, if its answer is wrong.
+    """
+
+    def __init__(self, path: str, kind: str, min_rating: int) -> None:
+        self.path, self.kind = path, kind
+        types = {"source": pa.string(), "puzzle": pa.string(), "answer": pa.string(), "rating": pa.int64()}
+        try:
+            table = pyarrow.csv.read_csv(
+                path,
+                read_options=pyarrow.csv.ReadOptions(skip_rows=1, column_names=list(types)),
+                convert_options=pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(types)[1:]),
+            )
+        except pa.ArrowInvalid as error:
+            message = f"{path}: every line must be source, puzzle, answer and rating: {error}"
+            raise ValueError(message if os.path.getsize(path) else f"{path} is empty") from error
+        table = table.append_column("line", pa.array(range(2, len(table) + 2)))
+        self.table = table.filter(pyarrow.compute.field("rating") >= min_rating)
+        if not len(self.table):
+            raise ValueError(f"{path} holds no puzzle with a rating of at least min_rating={min_rating}")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        (row,) = self.table.slice(index, 1).to_pylist()
+        line = row.pop("line")
+        if self.kind == "sudoku":
+            row["puzzle"] = row["puzzle"].replace(".", "0")
+        _check(row, self.kind, f"{self.path}, line {line}")
+        return row
 
 
 def _check(row: dict[str, Any], kind: str, place: str) -> None:
     puzzle, answer = row["puzzle"], row["answer"]
+    if len(puzzle) != len(answer) or (kind == "sudoku" and len(puzzle) != 81):
+        cells = "81" if kind == "sudoku" else "equally many"
+        raise ValueError(f"{place}: puzzle and answer must have {cells} cells, got {puzzle!r} and {answer!r}")
     if kind == "sudoku":
-        fits = answer.isdigit() and len(answer) == 81 and is_solved([int(number) for number in answer], 9)
+        fits = answer.isdecimal() and is_solved([int(number) for number in answer], 9)
         fits = fits and all(clue in ("0", number) for clue, number in zip(puzzle, answer))
     else:
         fits = math.isqrt(len(puzzle)) ** 2 == len(puzzle) and puzzle.count(START) == 1

@@ -2,9 +2,11 @@
 
 import importlib
 import random
+import time
 from collections import Counter
 
 import pytest
+from datasets.exceptions import DatasetGenerationError
 from transformers import AutoTokenizer
 
 from hf_loop.tasks import maze, puzzle_csv, sudoku
@@ -177,6 +179,29 @@ def test_files_of_sudoku_extreme(tmp_path):
     assert len(set(puzzle_csv(9, 1, train, test, num_puzzles=1)[0]["train"]["answer"])) == 9
 
 
+def test_files_of_millions_of_rows_are_read_once_and_quickly(tmp_path, monkeypatch):
+    (row,) = sudoku(1, 1, 9, max_blanks=40)[0]["train"]
+    (other,) = sudoku(1, 1, 9, max_blanks=40, seed=1)[0]["test"]
+    path = tmp_path / "train.csv"
+    line = f"made here,{row['puzzle']},{row['answer']},0\n"
+    path.write_text("source,question,answer,rating\n" + line * 200_000)
+    test = write_csv(tmp_path / "test.csv", [(other["puzzle"], other["answer"], 1)])
+    start = time.process_time()
+    splits = puzzle_csv(1000, 10, path, test, num_puzzles=1000)[0]
+    # each line by itself took four minutes
+    assert time.process_time() - start < 20
+    assert (len(splits["train"]), len(splits["test"])) == (1000, 1)
+    # the rows of the first process serve the others
+    module = importlib.import_module("hf_loop.tasks.puzzle_csv")
+    monkeypatch.setattr(module, "PuzzleTable", None)
+    again = puzzle_csv(1000, 10, path, test, num_puzzles=1000)[0]
+    assert again["train"][:] == splits["train"][:]
+    # but not where the file has changed
+    path.write_text("source,question,answer,rating\n" + line * 2)
+    with pytest.raises(DatasetGenerationError):
+        puzzle_csv(1000, 10, path, test, num_puzzles=1000)
+
+
 def test_files_of_maze_hard(tmp_path):
     rows = maze(3, 2, 10)[0]
     files = [
@@ -193,7 +218,13 @@ def test_files_of_another_form_are_refused(tmp_path):
     good = write_csv(tmp_path / "good.csv", [(HARD, "".join(map(str, next(Search(numbers(HARD), 9).solutions()))), 1)])
     for rows, message in (
         ([(HARD, "1" * 81, 1)], "line 2: the answer is none to the puzzle"),
-        ([(HARD, "12", 1)], "line 2: must be source, puzzle, answer and rating"),
+        ([(HARD, "12", 1)], "line 2: puzzle and answer must have 81 cells, got .* and '12'"),
+        ([("1234", "1234", 1)], "line 2: puzzle and answer must have 81 cells, got '1234'"),
+        (
+            [(HARD, f"12,{HARD}", 1)],
+            "bad.csv: every line must be source, puzzle, answer and rating: .*Expected 4 columns",
+        ),
+        ([(HARD, HARD, "hard")], "bad.csv: every line must be source, puzzle, answer and rating: .*'hard'"),
         ([], "holds no puzzle with a rating of at least min_rating=0"),
     ):
         with pytest.raises(ValueError, match=message):
