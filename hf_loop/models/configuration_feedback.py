@@ -59,9 +59,9 @@ class FeedbackConfig(TimeConfig):
             Probability that a training step starts from the final memory of the previous step, 0.8 in the paper. It
             needs the callback `hf_loop.RandomStatePassing` in the `Trainer`.
         random_position_offset (`int`, *optional*, defaults to 0):
-            Largest offset of the positions in training, drawn uniformly in half of the forward passes; in the paper
-            it is the longest wavelength of the rotary embedding, 63,000. With rotary positions alone, such an offset
-            changes rounding only.
+            Largest offset of the positions in training; in the paper it is the longest wavelength of the rotary
+            embedding, 63,000. Half of the texts have an offset, drawn uniformly by a hash of their tokens. With rotary
+            positions alone, such an offset changes rounding only.
 
     Raises:
         ValueError: if a field is out of range, or the backbone has layers that are not attention.

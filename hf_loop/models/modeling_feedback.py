@@ -42,6 +42,7 @@ from .modeling_recurrent import ModelInputs, RecurrentForCausalLM
 from .modeling_time import TimeModel, TimePreTrainedModel, named_hidden_states, scatter_states
 from .outputs import FeedbackCausalLMOutputWithPast, FeedbackModelOutputWithPast, wants_hidden_states
 from .position_limit import check_table
+from .state_noise import example_seeds, positions_in_example, random_integers
 from .token_sequences import Chunk, plan_chunks
 from .transformers_seams import named_cache
 
@@ -156,7 +157,9 @@ class FeedbackModel(FeedbackPreTrainedModel, TimeModel):
 
         if position_ids is None:
             position_ids = backbone.next_positions(inputs_embeds, cache, attention_mask)
-        position_ids = self.shift_positions(position_ids.expand(batch_size, -1), state, is_shifted)
+        position_ids = self.shift_positions(position_ids.expand(batch_size, -1), state)
+        if is_shifted:
+            position_ids = position_ids + self.random_offsets(inputs, inputs_embeds, position_ids)
         if backbone.spec.has_position_table:
             check_table(backbone, int(position_ids.max()) + 1)
         tokens = sequences.gather(backbone.enter(inputs_embeds, position_ids))
@@ -190,14 +193,27 @@ class FeedbackModel(FeedbackPreTrainedModel, TimeModel):
             feedback=state.final_feedback(sequences.order) if cache is None else None,
         )
 
-    def shift_positions(self, position_ids: torch.Tensor, state: FeedbackState, at_random: bool) -> torch.Tensor:
-        """Shift positions `[B, T]` by the tokens of a loaded memory, and half of the time by a random offset."""
+    def shift_positions(self, position_ids: torch.Tensor, state: FeedbackState) -> torch.Tensor:
+        """Shift positions `[B, T]` by the tokens of a loaded memory."""
         if any(state.num_loaded):
             position_ids = position_ids + torch.tensor(state.num_loaded, device=position_ids.device)[:, None]
-        if at_random and torch.rand(()) < 0.5:
-            offset = torch.randint(self.config.random_position_offset + 1, ())
-            position_ids = position_ids + offset.to(position_ids.device)
         return position_ids
+
+    def random_offsets(
+        self, inputs: ModelInputs, inputs_embeds: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Draw an offset of the positions of every text, `[B, T]` or `[B, 1]`, 0 half of the time.
+
+        It follows from the text, so that neither padding nor other texts of the batch change it.
+        """
+        tokens, mask = inputs.input_ids, inputs.attention_mask
+        if tokens is None:
+            tokens = inputs_embeds.detach()[..., 0].float().view(torch.int32).long()
+        if mask is not None:
+            mask = mask[:, -tokens.shape[1] :]
+            position_ids = positions_in_example(mask, tokens.shape[1])
+        seeds = example_seeds(tokens, position_ids, mask)
+        return random_integers(seeds, self.config.random_position_offset)
 
     def warn_of_missing_state_passing(self) -> None:
         """Warn if a model with `random_state_passing` is trained without the callback for it."""

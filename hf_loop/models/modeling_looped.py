@@ -35,7 +35,7 @@ from .modeling_classification import make_classifiers
 from .modeling_recurrent import ModelInputs, RecurrentForCausalLM, RecurrentModel, RecurrentPreTrainedModel
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
 from .schedules import Call, LoopedDepth, run_calls
-from .state_noise import example_seeds, truncated_normal
+from .state_noise import example_seeds, positions_in_example, truncated_normal
 from .transformers_seams import named_cache
 
 
@@ -146,9 +146,10 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
         schedule: LoopedDepth = forward_pass.backbone.depth
         run_call = forward_pass.run_call
         encoded = run_calls(forward_pass.hidden_states, run_call, schedule.prelude_calls())
-        state = self.make_initial_state(
-            encoded, forward_pass.inputs.position_ids, inputs.input_ids if noise_per_example else None
-        )
+        noise: Any = ()
+        if self.config.state_init == "normal":
+            noise = self.noise_inputs(inputs, forward_pass.inputs.position_ids, noise_per_example)
+        state = self.make_initial_state(encoded, *noise)
         loop_states: list[torch.Tensor] = []
         kept = loop_states if output_loop_states or output_loop_hidden_states else None
         state = schedule.run_loops(state, encoded, run_call, **depth, loop_states=kept)
@@ -185,8 +186,21 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             return 0
         return self.loop_lora.update_size(call.layer - self.config.num_prelude_layers, call.loop)
 
+    def noise_inputs(
+        self, inputs: ModelInputs, position_ids: torch.Tensor, per_example: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return what the noise of every token is computed from: its position, and the seed of its example if examples
+        get different noise; neither depends on padding or on other examples."""
+        input_ids, mask = inputs.input_ids, inputs.attention_mask
+        is_padding = isinstance(mask, torch.Tensor) and mask.ndim == 2
+        if is_padding:
+            position_ids = positions_in_example(mask, position_ids.shape[-1])
+        if not per_example or input_ids is None:
+            return position_ids, None
+        return position_ids, example_seeds(input_ids, position_ids, mask if is_padding else None)
+
     def make_initial_state(
-        self, encoded: torch.Tensor, position_ids: torch.Tensor | None = None, input_ids: torch.Tensor | None = None
+        self, encoded: torch.Tensor, position_ids: torch.Tensor | None = None, seeds: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Make the state before the first loop, `[B, T, D]`.
 
@@ -194,8 +208,7 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             encoded (`torch.Tensor` of shape `[B, T, D]`): the prelude's output.
             position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`, *optional*): positions, which `"normal"`
                 noise is computed from.
-            input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): tokens that make the noise differ between
-                examples.
+            seeds (`torch.LongTensor` of shape `[B, T]` or `[B, 1]`, *optional*): seeds of this noise, by default 0.
 
         Raises:
             ValueError: if the state is noise and there are no positions.
@@ -209,9 +222,7 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             return self.initial_state.to(encoded.dtype).expand_as(encoded)
         if position_ids is None:
             raise ValueError("`state_init='normal'` needs `position_ids`, from which its noise is computed")
-        seeds = position_ids.new_zeros(1)
-        if input_ids is not None:
-            seeds = example_seeds(input_ids)
+        seeds = position_ids.new_zeros(1, 1) if seeds is None else seeds
         noise = truncated_normal(seeds, position_ids, encoded.shape[-1], state_std(self.config), encoded.dtype)
         return noise.expand_as(encoded)
 

@@ -128,7 +128,7 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
         windows = open_windows(passes, len(sequences.lengths), cache)
         tokens = sequences.gather(hidden_states)
         once = None if reads_once is None else sequences.gather(reads_once)
-        has_cache, every = cache is not None, self.config.num_backprop_windows
+        has_cache = cache is not None
         chunks = list(plan_chunks(sequences.lengths, windows.position.filled, self.config.sleep_window, has_cache))
         outputs = []
         for number, chunk in enumerate(chunks):
@@ -136,8 +136,7 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
             counts, passes_here = chunk.counts, [num_passes] * len(chunk.counts)
             if not has_cache:
                 windows = windows.first(len(counts))
-                if every is not None and number > 0 and num_left % every == 0:
-                    windows = windows.detach()
+                windows = windows.detach(self._cut_here(sequences.lengths[: len(counts)], number))
                 # sequences that end here run on padding at their right end, which affects nothing before it
                 counts = [chunk.num_tokens] * len(counts)
                 passes_here = self._passes_here(chunk, num_passes, once, is_last=num_left == 1)
@@ -151,6 +150,14 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
         return RecurrentModelOutputWithPast(
             **named_hidden_states(states, last_hidden_state, output_hidden_states), **named_cache(cache)
         )
+
+    def _cut_here(self, lengths: list[int], number: int) -> list[int]:
+        """Return the sequences whose gradient does not go back beyond the start of window `number` (from 0)."""
+        every, window = self.config.num_backprop_windows, self.config.sleep_window
+        if every is None or number == 0:
+            return []
+        # counted from each sequence's own last window, whatever the others' lengths
+        return [row for row, length in enumerate(lengths) if (-(-length // window) - number) % every == 0]
 
     def _passes_here(self, chunk: Chunk, num_passes: int, once: torch.Tensor | None, is_last: bool) -> list[int]:
         """Return the number of passes over every sequence's window of a chunk, without a cache."""
@@ -203,9 +210,7 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
             num_slept = (length - 1) // window
             for number in range(num_slept):
                 if once is None or not once[row, number * window : (number + 1) * window].any():
-                    every = config.num_backprop_windows
-                    is_detached = every is not None and (num_slept - number) % every == 0
-                    work += again.without_gradient() if is_detached else again
+                    work += again.without_gradient() if self._cut_here([length], number + 1) else again
         return work
 
     def _passes(self, depth: dict[str, Any], all_layers: bool, kwargs: dict[str, Any]) -> SleepPasses:

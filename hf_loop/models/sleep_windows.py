@@ -43,8 +43,10 @@ class OpenWindows(NamedTuple):
         states = [state.first(num_sequences) for state in self.states]
         return OpenWindows(self.position.select(indices), states, core_output)
 
-    def detach(self) -> "OpenWindows":
-        """Return the windows without gradient."""
+    def detach(self, indices: list[int]) -> "OpenWindows":
+        """Return the windows with those of the sequences `indices` without gradient."""
+        if len(indices) < self.batch_size:
+            return self.merge(self.select(indices).detach(list(range(len(indices)))), indices) if indices else self
         core_output = None if self.core_output is None else self.core_output.detach()
         return OpenWindows(self.position, [state.detach() for state in self.states], core_output)
 

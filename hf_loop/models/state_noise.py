@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Noise for the initial state that does not depend on batching, padding, caching or compilation.
+"""Noise for the initial state that does not depend on batching, padding, caching or compilation, and other draws.
 
 With noise from the global generator, outputs would not be reproducible, and cached decoding would differ from the full
 forward pass. Here each number is a hash of (seed of the example, position, channel), mapped to a truncated normal
@@ -30,10 +30,38 @@ def _splitmix64(x: torch.Tensor) -> torch.Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def example_seeds(input_ids: torch.Tensor) -> torch.Tensor:
-    """Compute one seed per example `[B]` from its tokens `[B, T]`, so that a resumed run draws the same noise."""
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-    return _splitmix64(_splitmix64(positions) ^ input_ids).sum(dim=1)
+def positions_in_example(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
+    """Return the positions `[B, T]` of the last `length` tokens of a padded batch, in which padding takes none."""
+    return ((attention_mask != 0).long().cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
+
+
+def example_seeds(
+    input_ids: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Compute a seed for every example from its tokens, so that a resumed run draws the same noise.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `[B, T]`): the tokens.
+        positions (`torch.LongTensor` of shape `[B, T]` or `[1, T]`): position of every token in its example. Without a
+            mask, a new example starts wherever they do not increase by one.
+        attention_mask (`torch.Tensor` of shape `[B, T]`, *optional*): 0 at padding, which changes no seed.
+
+    Returns:
+        `torch.LongTensor` of shape `[B, T]` or `[B, 1]`: the seed of every token's example.
+    """
+    hashes = _splitmix64(_splitmix64(positions) ^ input_ids)
+    if attention_mask is not None:
+        return torch.where(attention_mask != 0, hashes, 0).sum(dim=1, keepdim=True)
+    is_first = torch.nn.functional.pad(positions.diff(dim=1) != 1, (1, 0))
+    number = is_first.long().cumsum(dim=1).expand_as(input_ids)
+    return torch.zeros_like(hashes).scatter_add(1, number, hashes).gather(1, number)
+
+
+def random_integers(seeds: torch.Tensor, most: int) -> torch.Tensor:
+    """Draw an integer for every seed: 0 half of the time, else uniformly from 0 to `most`."""
+    bits = _splitmix64(seeds)
+    # the sign is one bit, the integer comes from the others
+    return torch.where(bits < 0, _shift_right(bits, 1) % (most + 1), 0)
 
 
 def truncated_normal(
@@ -42,7 +70,7 @@ def truncated_normal(
     """Draw normal noise that is truncated at three standard deviations.
 
     Args:
-        seeds (`torch.LongTensor` of shape `[B]` or `[1]`): one seed per example.
+        seeds (`torch.LongTensor` of shape `[B, T]`, `[B, 1]` or `[1, 1]`): seed of every token's example.
         positions (`torch.LongTensor` of shape `[B, T]` or `[1, T]`): position of every token.
         num_channels (`int`): number of channels of the state, D.
         std (`float`): standard deviation before truncation.
@@ -52,7 +80,7 @@ def truncated_normal(
         `torch.Tensor` of shape `[B, T, D]`: the noise.
     """
     channels = torch.arange(num_channels, device=positions.device)
-    keys = _splitmix64(_splitmix64(seeds[:, None]) ^ positions)[..., None]
+    keys = _splitmix64(_splitmix64(seeds) ^ positions)[..., None]
     bits = _splitmix64(keys ^ channels)
     # 23 random bits as a number strictly between -1 and 1, exact in fp32
     uniform = (_shift_right(bits, 41).to(torch.float32) + 0.5) / 2**22 - 1.0

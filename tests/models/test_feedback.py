@@ -254,11 +254,15 @@ def test_an_offset_of_all_positions_changes_rounding_only():
 
 def test_the_offset_is_drawn_in_training_only():
     model = make_feedback(random_position_offset=500)
-    input_ids = random_ids(1, 3 * BLOCK_SIZE)
-    with torch.no_grad():
-        assert len({model(input_ids).logits.sum().item() for _ in range(8)}) == 1
-        model.train()
-        assert len({model(input_ids).logits.sum().item() for _ in range(8)}) > 2
+    plain = make_feedback()
+    differ = []
+    for seed in range(20):
+        input_ids = random_ids(1, 3 * BLOCK_SIZE, seed)
+        with torch.no_grad():
+            assert torch.equal(model.eval()(input_ids).logits, plain(input_ids).logits)
+            differ.append(not torch.equal(model.train()(input_ids, use_cache=False).logits, plain(input_ids).logits))
+    # about half of the texts, by their tokens
+    assert 5 <= sum(differ) <= 15
 
 
 @pytest.mark.parametrize("name", ["num_memory_segments", "feedback_length", "random_position_offset"])

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from hf_loop.models.state_noise import example_seeds, truncated_normal
+from hf_loop.models.state_noise import example_seeds, positions_in_example, random_integers, truncated_normal
 
 from .looped_variants import tiny_looped
 from .model_tester import random_ids
 
 
 def noise(seeds, positions, num_channels=16, std=1.0):
-    seeds, positions = torch.tensor(seeds), torch.tensor(positions)
+    seeds, positions = torch.tensor(seeds)[:, None], torch.tensor(positions)
     return truncated_normal(seeds, positions, num_channels, std, torch.float32)
 
 
@@ -51,9 +51,10 @@ def test_examples_differ_in_training_and_nothing_touches_the_global_generator():
     assert torch.equal(before, torch.get_rng_state())
 
     encoded, positions = torch.zeros(2, 6, 64), torch.arange(6)[None]
-    rows = model.model.make_initial_state(encoded, positions, input_ids)
+    seeds = example_seeds(input_ids, positions)
+    rows = model.model.make_initial_state(encoded, positions, seeds)
     assert not torch.equal(rows[0], rows[1])
-    assert torch.equal(rows, model.model.make_initial_state(encoded, positions, input_ids))
+    assert torch.equal(rows, model.model.make_initial_state(encoded, positions, seeds))
     rows = model.model.make_initial_state(encoded, positions, None)
     assert torch.equal(rows[0], rows[1])
     same = input_ids[:1].repeat(2, 1)
@@ -66,5 +67,25 @@ def test_examples_differ_in_training_and_nothing_touches_the_global_generator():
 
 
 def test_example_seeds_follow_the_tokens_and_their_order():
-    seeds = example_seeds(torch.tensor([[3, 4, 5], [3, 4, 5], [4, 3, 5]]))
-    assert seeds[0] == seeds[1] != seeds[2]
+    seeds = example_seeds(torch.tensor([[3, 4, 5], [3, 4, 5], [4, 3, 5]]), torch.arange(3)[None])
+    assert seeds[0, 0] == seeds[1, 0] != seeds[2, 0]
+
+
+def test_example_seeds_follow_neither_padding_nor_other_documents_of_the_row():
+    alone = example_seeds(torch.tensor([[3, 4, 5]]), torch.arange(3)[None])[0, 0]
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
+    padded = torch.tensor([[0, 9, 3, 4, 5], [3, 4, 5, 9, 0]])
+    assert (example_seeds(padded, positions_in_example(mask, 5), mask) == alone).all()
+    packed = torch.tensor([[7, 8, 3, 4, 5, 6]])
+    seeds = example_seeds(packed, torch.tensor([[0, 1, 0, 1, 2, 0]]))
+    assert (seeds[0, 2:5] == alone).all()
+    assert len(set(seeds[0].tolist())) == 3
+
+
+def test_random_integers_are_zero_half_of_the_time_and_uniform_otherwise():
+    drawn = random_integers(torch.arange(4000)[:, None], 9)[:, 0]
+    counts = drawn.bincount(minlength=10)
+    assert len(counts) == 10
+    assert abs(counts[0] - 2200) < 150
+    assert (counts[1:] - 200).abs().max() < 60
+    assert (random_integers(torch.arange(50), 0) == 0).all()
