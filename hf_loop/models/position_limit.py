@@ -35,8 +35,8 @@ def check_length(model: Any, backbone: Any, num_tokens: int, cache: Cache | None
     limit = backbone.num_positions
     if limit is None or torch.compiler.is_compiling():
         return
-    if cache is not None:
-        # a static cache counts on the device
+    # a paged cache does not count, and a static cache counts on the device
+    if isinstance(cache, Cache):
         num_seen = cache.get_seq_length()
         num_tokens += num_seen if isinstance(num_seen, int) else 0
     if num_tokens <= limit or model in _warned:

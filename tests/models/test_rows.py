@@ -1,4 +1,4 @@
-"""In training, a row of a batch gives the loss and the gradient that it gives alone, whatever pads it or is beside it."""
+"""In training, a row of a batch gives the loss and the gradient that it gives alone, whatever is beside it."""
 
 import pytest
 import torch
