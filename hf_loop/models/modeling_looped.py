@@ -147,6 +147,7 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
         run_call = forward_pass.run_call
         encoded = run_calls(forward_pass.hidden_states, run_call, schedule.prelude_calls())
         noise: Any = ()
+        # CODEPATH: Huginn starts from noise, Ouro and others do not
         if self.config.state_init == "normal":
             noise = self.noise_inputs(inputs, forward_pass.inputs.position_ids, noise_per_example)
         state = self.make_initial_state(encoded, *noise)
