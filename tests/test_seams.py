@@ -1,4 +1,4 @@
-"""Only `models/transformers_seams.py` and `models/module_seams.py` name a private part of another library."""
+"""Only the seams (`models/transformers_seams.py`, `models/module_seams.py`, `trainer/trainer_hooks.py`) name private parts."""
 
 import ast
 import importlib
@@ -13,7 +13,10 @@ import hf_loop
 
 
 PACKAGE = Path(hf_loop.__file__).parent
-SEAMS = [PACKAGE / "models" / name for name in ("transformers_seams.py", "module_seams.py")]
+SEAMS = [
+    PACKAGE / name
+    for name in ("models/transformers_seams.py", "models/module_seams.py", "trainer/trainer_hooks.py")
+]
 
 # what subclasses are meant to set or override, each with what it says
 HOOKS = {

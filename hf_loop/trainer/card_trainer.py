@@ -3,20 +3,20 @@
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import Trainer
 from transformers.utils import logging
 
 from ..models.pretrained_model import RecurrentPreTrainedModel
 from ..published_files import check_published, published_files
+from .checkpoint_trainer import CheckpointTrainer
 from .trainer_seams import uploads_only
 
 
 logger = logging.get_logger(__name__)
 
 
-class CardTrainer(Trainer):
-    """A `Trainer` whose `push_to_hub` uploads what a model needs and the card of its family, with what `Trainer` says
-    of the run."""
+class CardTrainer(CheckpointTrainer):
+    """A [`CheckpointTrainer`] whose `push_to_hub` uploads what a model needs and the card of its family, with what
+    `Trainer` says of the run."""
 
     @property
     def recurrent_model(self) -> RecurrentPreTrainedModel:
@@ -39,8 +39,9 @@ class CardTrainer(Trainer):
             super().create_model_card(*args, **kwargs)
         except Exception as error:
             logger.warning(f"Trainer's model card is not written: {error}")
-        if self.is_world_process_zero():
-            folder = str(self.args.output_dir)
+        folder = str(self.args.output_dir)
+        # any model can be trained, and only ours have cards
+        if self.is_world_process_zero() and isinstance(self.recurrent_model, RecurrentPreTrainedModel):
             self.recurrent_model.write_card(folder, self.hub_model_id or Path(folder).name)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
@@ -48,9 +49,9 @@ class CardTrainer(Trainer):
         with uploads_only(_files_to_upload):
             return super().push_to_hub(*args, **kwargs)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def push_checkpoint(self, checkpoint: Path) -> None:
         with uploads_only(_files_to_upload):
-            super()._push_from_checkpoint(checkpoint_folder)
+            super().push_checkpoint(checkpoint)
 
 
 def _files_to_upload(folder: str) -> list[str]:

@@ -1,16 +1,14 @@
 """Deep supervision: `transformers.Trainer` for puzzle models that work in segments."""
 
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import EvalPrediction, TrainerState, TrainingArguments
 
 from ..models.checks import check_positive_int
 from ..models.puzzle_loss import IGNORE_INDEX, puzzle_loss
@@ -20,8 +18,8 @@ from .arguments import SafeTrainingArguments
 from .card_trainer import CardTrainer
 from .ema import WeightAveraging
 from .optimizer import undecayed_parameter_names
-from .persistent_rows import PersistentRows, fewest_segments
-from .tensor_state import checkpoint_folder
+from .persistent_rows import PersistentRows, fewest_segments, file_name
+from .tensor_state import CheckpointCallback
 
 
 @dataclass
@@ -106,18 +104,12 @@ class DeepSupervisionTrainer(CardTrainer):
         if self.args.ema_decay > 0:
             self.add_callback(WeightAveraging(self.args.ema_decay))
 
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Run `Trainer.train` from the rows of the checkpoint to resume from."""
-        folder = resume_from_checkpoint
-        if folder is True:
-            folder = get_last_checkpoint(str(self.args.output_dir))
+    def begin_attempt(self) -> None:
+        super().begin_attempt()
         self._rows.micro_batches = {}
         self._counted_step = -1
-        for callback in self._averages():
-            callback.checkpoint = folder or None
-        if folder:
-            self._rows.load(Path(folder), self.args.process_index, self.args.device)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.checkpoint is not None:
+            self._rows.load(self.checkpoint, self.args.process_index, self.args.device)
 
     def get_train_dataloader(self) -> DataLoader:
         """Make the data loader of `Trainer`, without a last batch that is not full."""
@@ -143,13 +135,6 @@ class DeepSupervisionTrainer(CardTrainer):
         outputs = model(**rows, carry=carry)
         self._rows.keep(index, rows, outputs.carry, self._halted(outputs, index))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Run `Trainer.evaluate`, of the averaged weights where there are any."""
-        with ExitStack() as stack:
-            for callback in self._averages():
-                stack.enter_context(callback.averaged(cast(nn.Module, self.model)))
-            return super().evaluate(*args, **kwargs)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -192,9 +177,6 @@ class DeepSupervisionTrainer(CardTrainer):
         exempt = undecayed_parameter_names(model)
         return [name for name in super().get_decay_parameter_names(model) if name not in exempt]
 
-    def _averages(self) -> list[WeightAveraging]:
-        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, WeightAveraging)]
-
     def _count_micro_batch(self) -> int:
         """The index of the micro-batch that is under way, from 0 in every step."""
         if self._counted_step != self.state.global_step:
@@ -215,17 +197,21 @@ class DeepSupervisionTrainer(CardTrainer):
         return done & (steps >= torch.from_numpy(fewest).to(steps))
 
 
-class _RowsKeeper(TrainerCallback):
+class _RowsKeeper(CheckpointCallback):
     """Writes the rows under way into every checkpoint."""
 
     def __init__(self, rows: PersistentRows) -> None:
         self.rows = rows
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def write(self, folder: Path, args: TrainingArguments, state: TrainerState) -> None:
         if not args.save_only_model:
-            folder = checkpoint_folder(args, state)
-            folder.mkdir(parents=True, exist_ok=True)
             self.rows.save(folder, args.process_index)
+
+    def fault_of(self, folder: Path, args: TrainingArguments) -> str | None:
+        name = file_name(args.process_index)
+        if (folder / name).is_file():
+            return None
+        return f"it has no {name}: it was written by another trainer or by fewer processes"
 
 
 def puzzle_metrics(prediction: EvalPrediction) -> dict[str, float]:

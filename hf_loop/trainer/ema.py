@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from ..files import read_safetensors
 from .tensor_state import TensorStateCallback
 
 
@@ -27,10 +28,11 @@ class WeightAveraging(TensorStateCallback):
     trainer = Trainer(model, args, train_dataset=rows, callbacks=[WeightAveraging(0.999)])
     ```
 
-    Training itself goes on with the weights. The average is written beside every checkpoint, in
-    `averaged_weights.safetensors`, and a resumed run repeats the uninterrupted one. Evaluation in the middle of
-    training uses the average with [`DeepSupervisionTrainer`]; the stock `Trainer` has no place before an evaluation
-    where a callback could put it in.
+    Training itself goes on with the weights. A checkpoint holds both: the weights, which `from_pretrained` loads and a
+    resumed run goes on with, and their average in `averaged_weights.safetensors`. Evaluation in the middle of training
+    uses the average with the trainers of this library; so with `load_best_model_at_end` they end with the average of
+    the checkpoint whose average was best, as HRM and TRM choose what they publish. The stock `Trainer` has no place
+    before an evaluation where a callback could put the average in.
 
     Args:
         decay (`float`): the highest decay, from 0 to below 1.
@@ -39,8 +41,8 @@ class WeightAveraging(TensorStateCallback):
 
     Raises:
         ValueError: if the decay is out of range. When training begins, if weights are split over processes, the best
-            checkpoint is to be loaded at the end (its weights would be overwritten), or the average of the checkpoint
-            to resume from is not found.
+            checkpoint is to be loaded at the end by the stock `Trainer`, which has measured the weights and not their
+            average, or the average of the checkpoint to resume from is not found.
     """
 
     file_name = FILE_NAME
@@ -53,6 +55,8 @@ class WeightAveraging(TensorStateCallback):
         self.decay = decay
         # by name; None before and after training
         self.average: dict[str, torch.Tensor] | None = None
+        # whether the trainer evaluates the average: `CheckpointTrainer` does, and says so
+        self.is_evaluated = False
         self._run = ""
         self._is_in_place = False
 
@@ -95,8 +99,11 @@ class WeightAveraging(TensorStateCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        if args.load_best_model_at_end:
-            raise ValueError("load_best_model_at_end=True and weight averaging both decide on the weights at the end")
+        if args.load_best_model_at_end and not self.is_evaluated:
+            raise ValueError(
+                "load_best_model_at_end=True and weight averaging both decide on the weights at the end; train with "
+                "LoopTrainer, DeepSupervisionTrainer or CardTrainer, which measure the average"
+            )
         if any(hasattr(parameter, "device_mesh") for _, parameter in _trained(model)):
             raise ValueError("weight averaging needs whole weights in every process: launch with ddp.yaml")
         if proof := self.saved_proof(state):
@@ -107,6 +114,20 @@ class WeightAveraging(TensorStateCallback):
             self._run = uuid.uuid4().hex
             self.average = {name: parameter.detach().float().clone() for name, parameter in _trained(model)}
         self.enter(state)
+
+    def take_best(self, checkpoint: Path) -> None:
+        """Take the average of a checkpoint of this run, which is in the model when training ends.
+
+        Raises:
+            ValueError: if the checkpoint does not have it.
+        """
+        path = checkpoint / self.file_name
+        if not path.is_file():
+            raise ValueError(f"{checkpoint} is the best checkpoint, but has no {self.file_name}")
+        self.average = read_safetensors(path)[0]
+
+    def abandon(self, model: Any) -> None:
+        self.average = None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any

@@ -87,17 +87,8 @@ class PersistentRows:
             save_file(tensors, temporary)
 
     def load(self, folder: Path, rank: int, device: torch.device) -> None:
-        """Read the rows of this process from a checkpoint's folder.
-
-        Raises:
-            ValueError: if they are not there, so that the run cannot be continued as it was.
-        """
+        """Read the rows of this process from a checkpoint's folder."""
         path = folder / file_name(rank)
-        if not path.is_file():
-            raise ValueError(
-                f"{folder} has no {file_name(rank)}: it was written by another trainer or by fewer processes, and its "
-                "run cannot be continued as it was"
-            )
         micro_batches: dict[int, dict[str, torch.Tensor]] = {}
         for full_name, tensor in read_safetensors(path)[0].items():
             index, _, name = full_name.partition(".")

@@ -71,7 +71,6 @@ def run_recipe(recipe: Recipe) -> RunResult:
     num_parameters = model.num_parameters()
     trainer = make_trainer(model, recipe, data)
     if resume:
-        checkpoint = get_last_checkpoint(recipe.output_dir) if resume is True else resume
         # where there is none, the trainer says so
         if checkpoint is not None and Path(checkpoint).is_dir():
             check_resumable(trainer.model, checkpoint)

@@ -124,6 +124,10 @@ class RandomStatePassing(TensorStateCallback):
     ) -> None:
         _detach(find_feedback_model(model))
 
+    def abandon(self, model: Any) -> None:
+        _detach(find_feedback_model(model))
+        self._passed = self._initial = self._ended = None
+
     def _pass_in(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         # what is sampled within a step, as by TRL, is no part of it
         is_step = module.training and torch.is_grad_enabled()

@@ -11,9 +11,36 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import atomic_path, read_safetensors
+from .checkpoints import read_state
 
 
-class TensorStateCallback(TrainerCallback, ExportableState, ABC):
+class CheckpointCallback(TrainerCallback):
+    """A callback that keeps something in checkpoints; [`CheckpointTrainer`] calls its methods.
+
+    Attributes:
+        checkpoint (`str` or `Path`): the folder of the checkpoint that training resumes from.
+    """
+
+    checkpoint: str | Path | None = None
+
+    def write(self, folder: Path, args: TrainingArguments, state: TrainerState) -> None:
+        """Write what is kept into a checkpoint that is not yet in its place; every process does."""
+
+    def fault_of(self, folder: Path, args: TrainingArguments) -> str | None:
+        """Say what this callback lacks in a checkpoint, to go on from it; `None` if nothing."""
+
+    def check(self, folder: Path) -> None:
+        """Refuse a checkpoint of another run.
+
+        Raises:
+            ValueError: if the run cannot go on from it.
+        """
+
+    def abandon(self, model: Any) -> None:
+        """Forget the run under way, which ended with an error."""
+
+
+class TensorStateCallback(CheckpointCallback, ExportableState, ABC):
     """A callback whose tensors are written beside every checkpoint and found again when a run resumes.
 
     The state of the trainer, which is part of the checkpoint, keeps what proves that a file belongs to it: a file of
@@ -31,6 +58,7 @@ class TensorStateCallback(TrainerCallback, ExportableState, ABC):
 
     def __init__(self, checkpoint: str | Path | None = None) -> None:
         self.checkpoint = checkpoint
+        self._written_step: int | None = None
 
     @abstractmethod
     def tensors_to_save(self) -> dict[str, torch.Tensor] | None:
@@ -98,11 +126,28 @@ class TensorStateCallback(TrainerCallback, ExportableState, ABC):
         that resumes from a checkpoint without this callback.
         """
         _callback_states(state)[type(self).__name__] = self.state()
+        self._written_step = None
+
+    def fault_of(self, folder: Path, args: TrainingArguments) -> str | None:
+        state = read_state(folder)
+        proof = self.saved_proof(state)
+        if not proof:
+            return None
+        if not (folder / self.file_name).is_file():
+            return f"it has no {self.file_name}"
+        belongs = self.belongs(*read_safetensors(folder / self.file_name), proof, state.global_step)
+        return None if belongs else f"{self.file_name} is of another run or step"
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # the stock `Trainer` has no earlier moment
         folder = checkpoint_folder(args, state)
+        if self._written_step != state.global_step and folder.is_dir():
+            self.write(folder, args, state)
+
+    def write(self, folder: Path, args: TrainingArguments, state: TrainerState) -> None:
+        self._written_step = state.global_step
         tensors = self.tensors_to_save()
-        if tensors is None or not args.should_save or not folder.is_dir():
+        if tensors is None or not args.should_save:
             return
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         with atomic_path(folder / self.file_name) as temporary:

@@ -85,6 +85,10 @@ class LoopTrainer(CardTrainer):
             raise ValueError("the depth of a step depends on the length of the run, known once train() has begun")
         return self._depth_schedule.depth_at(step, self.state.max_steps)
 
+    def begin_attempt(self) -> None:
+        super().begin_attempt()
+        self._depths_since_log.clear()
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
@@ -141,8 +145,6 @@ class LoopTrainer(CardTrainer):
         """Log as `Trainer`, with `mean_loops` beside the training loss."""
         if "loss" in logs and self._depths_since_log:
             logs["mean_loops"] = sum(self._depths_since_log.values()) / len(self._depths_since_log)
-            self._depths_since_log.clear()
-        if "train_loss" in logs:  # the last entry of a run: steps that were not logged do not count in the next
             self._depths_since_log.clear()
         super().log(logs, start_time)
 
