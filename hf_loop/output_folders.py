@@ -116,6 +116,10 @@ def whole_folder(output_dir: Path) -> Generator[Path]:
     """
     from .models.files import scratch_path, write_errors_named
 
+    if SCRATCH_NAME.fullmatch(output_dir.name):
+        # part of what another `with` block writes whole
+        yield output_dir
+        return
     with folder_lock(output_dir), write_errors_named(output_dir):
         target = output_dir.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)

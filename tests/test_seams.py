@@ -1,4 +1,4 @@
-"""Only the seams (`models/transformers_seams.py`, `models/module_seams.py`, `trainer/trainer_hooks.py`) name private parts."""
+"""Only the files of `SEAMS` name a private part of another library."""
 
 import ast
 import importlib
@@ -14,8 +14,7 @@ import hf_loop
 
 PACKAGE = Path(hf_loop.__file__).parent
 SEAMS = [
-    PACKAGE / name
-    for name in ("models/transformers_seams.py", "models/module_seams.py", "trainer/trainer_hooks.py")
+    PACKAGE / name for name in ("models/transformers_seams.py", "models/module_seams.py", "trainer/trainer_hooks.py")
 ]
 
 # what subclasses are meant to set or override, each with what it says

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -18,13 +19,16 @@ from ..loading import check_resumable, load_pretrained
 from ..models.files import write_errors_named
 from ..output_folders import finish_folder, folder_lock, remove, whole_folder
 from .attempts import RunStart
-from .checkpoints import changed_fields, checkpoints_in, drop_old, fault_of
+from .checkpoints import changed_fields, checkpoints_in, describe_changes, drop_old, fault_of
 from .ema import WeightAveraging
 from .tensor_state import CheckpointCallback
 from .trainer_hooks import TrainerHooks
 
 
 logger = logging.get_logger(__name__)
+
+# of an optimizer's groups of parameters
+OPTIMIZER_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps", "momentum")
 
 
 class CheckpointTrainer(TrainerHooks):
@@ -34,8 +38,8 @@ class CheckpointTrainer(TrainerHooks):
       ([`CheckpointCallback`]). Older ones are dropped afterwards.
     - `train(resume_from_checkpoint=True)` goes on from the newest checkpoint of which every file is there and whole,
       and says which it passes over. It refuses weights or a configuration that are not the model's.
-    - Weights are loaded as `from_pretrained` loads them: `Trainer` leaves out what that converts, such as the experts of
-      a mixture.
+    - Weights are loaded as `from_pretrained` loads them: `Trainer` leaves out what that converts, such as the experts
+      of a mixture.
     - A model is saved whole or not at all, and one process at a time trains into an output folder.
     - Where a callback averages weights ([`WeightAveraging`]), evaluation is of the average, and the best checkpoint is
       the one with the best average, which `load_best_model_at_end` puts into the model.
@@ -58,12 +62,11 @@ class CheckpointTrainer(TrainerHooks):
         """
         with run_lock(str(self.args.output_dir)):
             self.checkpoint = self._find_checkpoint(resume_from_checkpoint or None)
-            for callback in self._keepers():
-                callback.checkpoint = self.checkpoint
-            for average in self._averages():
-                average.is_evaluated = True
             if self.checkpoint is not None:
                 self.check_checkpoint(self.checkpoint)
+            for callback in self._keepers():
+                callback.checkpoint = self.checkpoint
+                callback.in_checkpoint_trainer = True
             try:
                 return super().train(None if self.checkpoint is None else str(self.checkpoint), *args, **kwargs)
             except BaseException:
@@ -71,6 +74,8 @@ class CheckpointTrainer(TrainerHooks):
                 raise
             finally:
                 self._start = None
+                for callback in self._keepers():
+                    callback.in_checkpoint_trainer = False
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Run `Trainer.evaluate`, of the averaged weights where there are any."""
@@ -88,8 +93,8 @@ class CheckpointTrainer(TrainerHooks):
         model: Any = self.accelerator.unwrap_model(self.model)
         if isinstance(model, PreTrainedModel) and (changes := changed_fields(checkpoint, model.config)):
             raise ValueError(
-                f"the model is not the one of {checkpoint}: {'; '.join(changes)}. Give the old values back, or begin a "
-                "new run with the weights of the checkpoint"
+                f"the model is not the one of {checkpoint}: {'; '.join(changes)}. Give the old values back, or begin "
+                "a new run with the weights of the checkpoint"
             )
         if not self.is_fsdp_enabled and not self.is_deepspeed_enabled and isinstance(model, PeftModel):
             check_resumable(model, checkpoint)
@@ -174,12 +179,25 @@ class CheckpointTrainer(TrainerHooks):
             callback.take_best(checkpoint)
 
     def load_optimizer(self, load: Callable[[], None], checkpoint: Path) -> None:
+        given = self._optimizer_settings()
         try:
             load()
         except (ValueError, KeyError, RuntimeError) as error:
             raise ValueError(
                 f"the optimizer's state in {checkpoint} is not of this run's optimizer and parameters: {error}"
             ) from error
+        # torch takes these from the state, so that other values would be ignored
+        for stored, settings in zip(self._optimizer_settings(), given, strict=True):
+            if changes := describe_changes(stored, settings):
+                raise ValueError(
+                    f"the optimizer is not the one of {checkpoint}: {'; '.join(changes)}. Give the old values back, "
+                    "or begin a new run with the weights of the checkpoint"
+                )
+
+    def _optimizer_settings(self) -> list[dict[str, Any]]:
+        groups = [] if self.is_deepspeed_enabled or self.optimizer is None else self.optimizer.param_groups
+        # the scheduler sets `lr`; `initial_lr` is the learning rate that was asked for
+        return [{name: group[name] for name in OPTIMIZER_SETTINGS if name in group} for group in groups]
 
     def _find_checkpoint(self, resume: Any) -> Path | None:
         self._passed_over = []
@@ -242,8 +260,6 @@ def run_lock(folder: str) -> Generator[None]:
     Raises:
         ValueError: in every process, if another run holds it.
     """
-    from accelerate import PartialState
-
     with ExitStack() as stack:
         refusal = None
         if PartialState().is_main_process:

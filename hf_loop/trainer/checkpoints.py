@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import tensor_shapes
 from ..models.files import scratch_path
@@ -151,7 +151,9 @@ def describe_changes(
 
 
 def drop_old(run_dir: Path, limit: int | None, newest: Path, best: str | None, damaged: Collection[Path]) -> None:
-    """Remove the oldest checkpoints over a limit, damaged ones first; the newest and the best stay.
+    """Remove the oldest checkpoints over a limit; the one that was just written and the best one stay.
+
+    Before those go damaged ones, and those of later steps, which an attempt left that the run did not go on from.
 
     A checkpoint is renamed before it is removed, so that a kill leaves none with half of its files.
 
@@ -164,12 +166,14 @@ def drop_old(run_dir: Path, limit: int | None, newest: Path, best: str | None, d
     """
     if limit is None or limit <= 0:
         return
-    found = [Path(folder) for folder in sort_checkpoints(str(run_dir), use_mtime=True)]
-    kept = {newest.resolve()} | ({Path(best).resolve()} if best else set())
-    names = {folder.name for folder in damaged}
+    kept = {newest.name} | ({Path(best).name} if best else set())
+    found = checkpoints_in(run_dir)
+    # those before the newest are of an attempt that the run did not go on from
+    left = {folder.name for folder in [*damaged, *found[: found.index(newest)]]}
     surplus = len(found) - max(limit, len(kept))
-    for folder in sorted(found, key=lambda folder: folder.name not in names):
-        if surplus > 0 and folder.resolve() not in kept:
+    oldest_first = list(reversed(found))
+    for folder in sorted(oldest_first, key=lambda folder: folder.name not in left):
+        if surplus > 0 and folder.name not in kept:
             dropped = scratch_path(folder)
             folder.rename(dropped)
             shutil.rmtree(dropped, ignore_errors=True)

@@ -55,8 +55,6 @@ class WeightAveraging(TensorStateCallback):
         self.decay = decay
         # by name; None before and after training
         self.average: dict[str, torch.Tensor] | None = None
-        # whether the trainer evaluates the average: `CheckpointTrainer` does, and says so
-        self.is_evaluated = False
         self._run = ""
         self._is_in_place = False
 
@@ -99,7 +97,7 @@ class WeightAveraging(TensorStateCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        if args.load_best_model_at_end and not self.is_evaluated:
+        if args.load_best_model_at_end and not self.in_checkpoint_trainer:
             raise ValueError(
                 "load_best_model_at_end=True and weight averaging both decide on the weights at the end; train with "
                 "LoopTrainer, DeepSupervisionTrainer or CardTrainer, which measure the average"

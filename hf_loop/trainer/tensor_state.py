@@ -19,9 +19,11 @@ class CheckpointCallback(TrainerCallback):
 
     Attributes:
         checkpoint (`str` or `Path`): the folder of the checkpoint that training resumes from.
+        in_checkpoint_trainer (`bool`): whether a `CheckpointTrainer` is training, and not the stock `Trainer`.
     """
 
     checkpoint: str | Path | None = None
+    in_checkpoint_trainer = False
 
     def write(self, folder: Path, args: TrainingArguments, state: TrainerState) -> None:
         """Write what is kept into a checkpoint that is not yet in its place; every process does."""
@@ -58,7 +60,6 @@ class TensorStateCallback(CheckpointCallback, ExportableState, ABC):
 
     def __init__(self, checkpoint: str | Path | None = None) -> None:
         self.checkpoint = checkpoint
-        self._written_step: int | None = None
 
     @abstractmethod
     def tensors_to_save(self) -> dict[str, torch.Tensor] | None:
@@ -126,7 +127,6 @@ class TensorStateCallback(CheckpointCallback, ExportableState, ABC):
         that resumes from a checkpoint without this callback.
         """
         _callback_states(state)[type(self).__name__] = self.state()
-        self._written_step = None
 
     def fault_of(self, folder: Path, args: TrainingArguments) -> str | None:
         state = read_state(folder)
@@ -141,11 +141,10 @@ class TensorStateCallback(CheckpointCallback, ExportableState, ABC):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # the stock `Trainer` has no earlier moment
         folder = checkpoint_folder(args, state)
-        if self._written_step != state.global_step and folder.is_dir():
+        if not self.in_checkpoint_trainer and folder.is_dir():
             self.write(folder, args, state)
 
     def write(self, folder: Path, args: TrainingArguments, state: TrainerState) -> None:
-        self._written_step = state.global_step
         tensors = self.tensors_to_save()
         if tensors is None or not args.should_save:
             return

@@ -45,11 +45,11 @@ class TrainerHooks(Trainer):
         load()
 
     def load_best_weights(self, load: Callable[[], None], checkpoint: Path) -> None:
-        """Load the weights of the best checkpoint at the end of training; the arguments are those of `load_weights`."""
+        """Load the weights of the best checkpoint at the end of training, with the arguments of `load_weights`."""
         load()
 
     def load_optimizer(self, load: Callable[[], None], checkpoint: Path) -> None:
-        """Load the states of optimizer and scheduler; the arguments are those of `load_weights`."""
+        """Load the states of optimizer and scheduler, with the arguments of `load_weights`."""
         load()
 
     def push_checkpoint(self, checkpoint: Path) -> None:
@@ -59,6 +59,14 @@ class TrainerHooks(Trainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         self.begin_attempt()
         return super()._inner_training_loop(*args, **kwargs)
+
+    def _run_epoch(self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> None:
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            return
+        # `Trainer` would go one step beyond the last when it resumes from the checkpoint of the last
+        self._load_rng_state(resume_from_checkpoint)
+        self.control.should_training_stop = True
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self.staging_dir is None else str(self.staging_dir)
