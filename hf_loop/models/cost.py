@@ -85,6 +85,9 @@ def work_with_head(model: Any, inputs: Mapping[str, Any]) -> Work:
 
 def num_positions(inputs: Mapping[str, Any]) -> int:
     """Return the number of positions in a batch, padding included, 0 without tokens."""
+    if not isinstance(inputs, Mapping):
+        # the rows that TRL's GRPO trainer is about to sample from
+        return 0
     if inputs.get("input_ids") is not None:
         return inputs["input_ids"].numel()
     embeddings = inputs.get("inputs_embeds")
