@@ -14,33 +14,45 @@
 """Classification heads for sequences and tokens, for the models of any family."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
+from transformers.utils import can_return_tuple
 
 from .transformers_seams import CACHE_NAME
 
 
-def runs_without_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate transformers' `forward` of a classifier so that it makes a cache only if `use_cache` is set.
+def without_cache_and_scaled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate transformers' `forward` of a classifier: a cache is made only if `use_cache` is set, and the loss of a
+    micro-batch is its share of the step's.
 
     A classified text is not continued, and no gradient reaches what a sleep writes to a cache. The cache may be passed
-    under either of its names, as in other models.
+    under either of its names, as in other models. transformers averages over each micro-batch, and `Trainer` adds the
+    averages up.
     """
+    names = list(inspect.signature(forward).parameters)[1:-1]
 
     @functools.wraps(forward)
+    @can_return_tuple
     def wrapper(self, *args, **kwargs):
-        names = [name for name in ("cache", "past_key_values") if name in kwargs]
-        caches = [cache for cache in map(kwargs.pop, names) if cache is not None]
+        kwargs = {**dict(zip(names, args)), **kwargs}
+        caches = [kwargs.pop(name) for name in ("cache", "past_key_values") if name in kwargs]
+        caches = [cache for cache in caches if cache is not None]
         if len(caches) > 1:
             raise ValueError("`cache` and `past_key_values` are two names of one argument: pass only one of them")
         if caches:
             kwargs[CACHE_NAME] = caches[0]
-        elif len(args) < 4 and kwargs.get("use_cache") is None:
+        elif kwargs.get("use_cache") is None:
             kwargs["use_cache"] = False
-        return forward(self, *args, **kwargs)
+        labels, num_items = kwargs.pop("labels", None), kwargs.pop("num_items_in_batch", None)
+        outputs = forward(self, **kwargs, return_dict=True)
+        if labels is None:
+            return outputs
+        return type(outputs)(loss=self.label_loss(outputs.logits, labels, num_items), **outputs)
 
     return wrapper
 
@@ -61,7 +73,17 @@ class SequenceClassifier(GenericForSequenceClassification):
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         cast(Any, self).post_init()
 
-    forward = runs_without_cache(GenericForSequenceClassification.forward)
+    forward = without_cache_and_scaled(GenericForSequenceClassification.forward)
+
+    def label_loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> Any:
+        """Compute the loss of logits `[B, C]`, averaged over `num_items` labels, by default those given."""
+        model: Any = self
+        arguments = {"logits": logits, "labels": labels, "pooled_logits": logits, "config": model.config}
+        loss = model.loss_function(**arguments, num_items_in_batch=num_items)
+        if num_items is None or model.config.problem_type == "single_label_classification":
+            return loss
+        # transformers averages these two kinds over the micro-batch whatever it is told
+        return loss * labels.numel() / num_items
 
 
 class TokenClassifier(GenericForTokenClassification):
@@ -80,7 +102,12 @@ class TokenClassifier(GenericForTokenClassification):
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         cast(Any, self).post_init()
 
-    forward = runs_without_cache(GenericForTokenClassification.forward)
+    forward = without_cache_and_scaled(GenericForTokenClassification.forward)
+
+    def label_loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> Any:
+        """Compute the loss of logits `[B, T, C]`, averaged over `num_items` labels, by default those given."""
+        model: Any = self
+        return model.loss_function(logits, labels, model.config, num_items_in_batch=num_items)
 
 
 def make_classifiers(model_class: type, base_class: type) -> tuple[Any, Any]:
