@@ -133,7 +133,7 @@ def perplexity_by_block(
 def _mean_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The mean negative log-likelihood `[B]` of targets `[B, n]`."""
     losses = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    return losses.view(targets.shape).mean(-1).double().cpu()
+    return losses.view(targets.shape).mean(-1).cpu().double()
 
 
 def _weighted_mean(losses: list[list[float]], weights: list[int]) -> float:

@@ -194,7 +194,7 @@ def _sample(weight: torch.Tensor) -> torch.Tensor:
     if type(weight) is not torch.Tensor:
         return torch.empty(0)
     values = weight.flatten()
-    return values[:: max(1, len(values) // SAMPLES_PER_WEIGHT)].double()
+    return values[:: max(1, len(values) // SAMPLES_PER_WEIGHT)].cpu().double()
 
 
 def _missing_counts(

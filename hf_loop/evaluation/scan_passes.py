@@ -68,7 +68,7 @@ class ScanPasses:
     @property
     def base_perplexity(self) -> float:
         """Return the perplexity of the model as it is."""
-        return exp_or_infinity(float(torch.cat(self.base_losses).double().mean()))
+        return exp_or_infinity(float(_joined(self.base_losses).mean()))
 
     def measure(self, first: int, last: int, counts: dict[str, list[int]]) -> list[ScanCell]:
         """Measure the cells of one range, whose ends must be among the boundaries.
@@ -86,9 +86,9 @@ class ScanPasses:
                 for num_loops, state in looped(range(first, last + 1), entering, after_one, inputs, loops):
                     state = self._run(range(last + 1, len(self.backbone.layers)), state, inputs)
                     losses.setdefault((update, num_loops), []).append(self._losses(state, batch))
-        base = torch.cat(self.base_losses).double()
+        base = _joined(self.base_losses)
         return [
-            _cell(first, last, num_loops, update, torch.cat(parts).double(), base)
+            _cell(first, last, num_loops, update, _joined(parts), base)
             for (update, num_loops), parts in losses.items()
         ]
 
@@ -158,6 +158,11 @@ def calls_of_head(model: PreTrainedModel) -> int:
 def _backbone(model: PreTrainedModel) -> Backbone:
     decoder: Any = model.base_model
     return Backbone(decoder)
+
+
+def _joined(losses: list[torch.Tensor]) -> torch.Tensor:
+    # float64 only in the main memory: some devices have none
+    return torch.cat(losses).cpu().double()
 
 
 def _cell(first: int, last: int, num_loops: int, update: Any, losses: torch.Tensor, base: torch.Tensor) -> ScanCell:

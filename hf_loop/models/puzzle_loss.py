@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss of puzzle models: that of the cells and that of the halting head."""
 
+import functools
+
 import torch
 from torch import nn
 
@@ -9,12 +11,29 @@ from torch import nn
 IGNORE_INDEX = -100
 
 
+def to_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float64: on its device, or on the CPU if the device has no float64."""
+    return tensor.double() if has_float64(tensor.device.type) else tensor.cpu().double()
+
+
+@functools.cache
+def has_float64(device_type: str) -> bool:
+    """Return whether a kind of device computes in float64; those of Apple and some of Intel do not."""
+    if device_type in ("cpu", "cuda", "meta"):
+        return True
+    try:
+        return bool((torch.ones(1, dtype=torch.float64, device=device_type) + 1).item() == 2)
+    except (TypeError, RuntimeError):
+        return False
+
+
 def stablemax_log_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Compute logarithms of `s(x) / sum(s(x))`, with `s(x) = x + 1` for `x >= 0` and `1 / (1 - x)` below, in float64.
+    """Compute logarithms of `s(x) / sum(s(x))`, with `s(x) = x + 1` for `x >= 0` and `1 / (1 - x)` below, in float64,
+    on the CPU if the device has none.
 
     Unlike that of the exponential, the slope of `s` does not vanish (https://huggingface.co/papers/2501.04697).
     """
-    logits = logits.double()
+    logits = to_float64(logits)
     # `where` computes both branches: clamping keeps infinities out of the gradient
     positive, negative = logits.clamp(min=0), logits.clamp(max=0)
     scores = torch.where(logits >= 0, positive + 1, 1 / (1 - negative))
@@ -32,9 +51,11 @@ def cell_losses(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.
     if kind == "softmax":
         return nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
     log_probabilities = stablemax_log_probabilities(logits)
+    labels = labels.to(log_probabilities.device)
     is_labelled = labels != IGNORE_INDEX
     picked = log_probabilities.gather(-1, torch.where(is_labelled, labels, 0)[..., None])[..., 0]
-    return torch.where(is_labelled, -picked, 0)
+    losses = torch.where(is_labelled, -picked, 0)
+    return losses if losses.device == logits.device else losses.float().to(logits.device)
 
 
 def solved_rows(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
