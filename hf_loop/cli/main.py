@@ -5,6 +5,7 @@ import sys
 import typer
 
 from .card import card
+from .chat import chat
 from .check import check
 from .convert import convert
 from .errors import one_line_errors
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command()(quickstart)
 app.command()(train)
 app.command()(generate)
+app.command()(chat)
 app.command()(info)
 app.command()(sweep)
 app.command()(scan)
