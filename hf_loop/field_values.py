@@ -9,6 +9,10 @@ from dataclasses import MISSING, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
+# names that a message lists where none is near the wrong one
+MOST_LISTED = 8
+
+
 def field_types(cls: Any) -> dict[str, Any]:
     """Return the fields of a dataclass that its constructor takes, each with its type.
 
@@ -38,7 +42,8 @@ def check_names(names: Iterable[str], known: Collection[str], where: str, what: 
     for name in names:
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
+            choice = f"; there are {', '.join(known)}" if len(known) <= MOST_LISTED else ""
+            hint = f"; did you mean '{nearest[0]}'?" if nearest else choice
             raise ValueError(f"unknown {what} '{name}' in {where}{hint}")
 
 

@@ -23,6 +23,52 @@ def no_such(kind: str, path: str | os.PathLike) -> str:
     return f"there is no {kind} {os.fspath(path)}" + (f"; did you mean {nearest}?" if nearest is not None else "")
 
 
+def check_file(path: Path, option: str) -> None:
+    """Refuse the name of a file that does not exist.
+
+    Args:
+        path (`Path`): the file.
+        option (`str`): the option that named it, for the message.
+
+    Raises:
+        ValueError: if there is no such file.
+    """
+    if not path.exists():
+        raise ValueError(f"{option}: {no_such('file', path)}")
+    _check_regular(path, option)
+
+
+def check_new_file(path: Path, option: str) -> None:
+    """Refuse the name of a file that could not be written, before the work that would be lost.
+
+    Args:
+        path (`Path`): the file.
+        option (`str`): the option that named it, for the message.
+
+    Raises:
+        ValueError: if its folder does not exist or cannot be written to, or the name is that of a folder or a device.
+    """
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{option}: {no_such('folder', path.parent)}")
+    if path.exists():
+        _check_regular(path, option)
+    if not os.access(path.resolve().parent, os.W_OK):
+        raise ValueError(f"{option}: the folder of {path} cannot be written to")
+
+
+def _check_regular(path: Path, option: str) -> None:
+    if not path.is_file():
+        raise ValueError(f"{option}: {path} is {'a folder' if path.is_dir() else 'no regular file'}; give a file")
+
+
+def name_of(model: str) -> str:
+    """Return the name under which the results of a model are kept: its folder's, its file's, or its repository's."""
+    path = Path(model)
+    if not path.exists():
+        return model
+    return path.resolve().stem if path.is_file() else path.resolve().name
+
+
 def nearest_path(path: str | os.PathLike) -> Path | None:
     """Return the path that exists and differs from `path` in one similar name, or `None`."""
     path = Path(path)

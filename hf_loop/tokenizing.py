@@ -1,8 +1,9 @@
-"""Loads a tokenizer, and says in one line which of its files is damaged."""
+"""Loads a tokenizer, says in one line which of its files is damaged, and holds its tokens to the model."""
 
 import os
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+import torch
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from .files import fault_named, read_json
 from .gguf_files import locate
@@ -40,3 +41,22 @@ def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     if tokenizer is None:
         raise ValueError(f"transformers knows no tokenizer for {name}")
     return tokenizer
+
+
+def check_token_ids(input_ids: torch.Tensor, config: PreTrainedConfig, name: object) -> None:
+    """Refuse tokens that the model does not have: its tokenizer is another model's.
+
+    Args:
+        input_ids (`torch.Tensor`): ids of tokens.
+        config (`PreTrainedConfig`): the configuration of the model.
+        name (`object`): what the message calls the model.
+
+    Raises:
+        ValueError: if one of them is not in the vocabulary.
+    """
+    highest = int(input_ids.max()) if input_ids.numel() else 0
+    if highest >= config.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {name} belongs to another model: it gives the token {highest}, and the vocabulary has "
+            f"{config.vocab_size} (`vocab_size`)"
+        )

@@ -8,7 +8,8 @@ import typer
 
 from ..field_values import parse_field_values
 from ..output_folders import whole_folder
-from .options import FieldValues
+from .options import FieldValues, Quiet
+from .output import spinner
 from .save import check_new_folder, size_on_disk
 
 
@@ -23,6 +24,7 @@ def convert(
     dtype: Annotated[
         str | None, typer.Option(help="Type of the weights, such as bfloat16; by default as they are stored.")
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Convert Huginn, Ouro, looped Nanbeige, Parcae, HRM, TRM, HRM-Text or retrofitted recurrence."""
     overrides = parse_field_values(set_ or [])
@@ -41,7 +43,7 @@ def convert(
     # refuse a wrong type before the weights are read
     torch_dtype = parse_dtype(dtype)
     console = Console()
-    with console.status(f"converting {source}"):
+    with spinner(f"converting {source}", quiet):
         model = convert_checkpoint(source, dtype=torch_dtype, **overrides)
         with whole_folder(output_dir) as folder:
             model.save_pretrained(folder)

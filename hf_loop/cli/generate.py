@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..paths import check_file, check_new_file
 from .load import LayerRange, default_device, load_recurrent_model, load_tokenizer
-from .options import Coda, Core, Prelude, parse_loops
+from .options import Coda, Core, Prelude, Quiet, parse_loops
+from .output import spinner
 
 
 if TYPE_CHECKING:
@@ -41,19 +43,22 @@ def generate(
     prelude: Prelude = None,
     coda: Coda = None,
     core: Core = None,
+    quiet: Quiet = False,
 ) -> None:
     """Continue a prompt at several loop counts, side by side, or with a memory."""
     loop_counts = parse_loops(loops or DEFAULT_LOOPS)
     layers = LayerRange(prelude, coda, core)
-    if memory is not None and not memory.is_file():
-        raise ValueError(f"--memory: there is no file {memory}")
-    if save_memory is not None and not save_memory.absolute().parent.is_dir():
-        raise ValueError(f"--save-memory: there is no folder {save_memory.parent}")
+    if memory is not None:
+        check_file(memory, "--memory")
+    if save_memory is not None:
+        check_new_file(save_memory, "--save-memory")
 
     from rich.console import Console
 
+    from ..tokenizing import check_token_ids
+
     console = Console()
-    with console.status(f"loading {model}"):
+    with spinner(f"loading {model}", quiet):
         tokenizer = load_tokenizer(model)
         # transformers annotates the `self` of generate as a protocol of its own, which no model fits
         language_model: Any = load_recurrent_model(model, layers).to(default_device())
@@ -66,10 +71,11 @@ def generate(
     cache = None if memory is None else language_model.load_memory(memory)
     # with a memory the prompt continues a text, so it gets no start token
     inputs = _encode(tokenizer, prompt, chat, is_start=memory is None)
+    check_token_ids(inputs[0], language_model.config, model)
     sampling = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0, "temperature": temperature or None}
     continuations = {}
     for num_loops in loop_counts if has_loops else [None]:
-        with console.status(f"{num_loops} loops" if num_loops else "reading and writing"):
+        with spinner(f"{num_loops} loops" if num_loops else "reading and writing", quiet):
             tokens, cache_after = _continue(language_model, inputs, cache, seed, num_loops, sampling)
         continuations[num_loops] = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
     if save_memory is not None:

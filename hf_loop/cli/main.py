@@ -1,6 +1,8 @@
 """`hf-loop`: the command line of the library."""
 
+import importlib.metadata
 import sys
+from typing import Annotated
 
 import typer
 
@@ -11,6 +13,7 @@ from .convert import convert
 from .errors import one_line_errors
 from .generate import generate
 from .info import info
+from .output import lasting_output
 from .push import push
 from .quickstart import quickstart
 from .retrofit import retrofit
@@ -25,12 +28,28 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="hf-loop",
-    help="Train, run and measure language models that compute in loops.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and end the command, if it was asked for."""
+    if wanted:
+        typer.echo(f"hf-loop {importlib.metadata.version('hf-loop')}")
+        raise typer.Exit
+
+
+@app.callback()
+def hf_loop(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Train, run and measure language models that compute in loops."""
+
+
 app.command()(quickstart)
 app.command()(train)
 app.command()(generate)
@@ -48,11 +67,15 @@ app.command()(push)
 
 def main() -> None:
     """Run a command as the console script does, with errors as one line (see [`one_line_errors`])."""
-    with one_line_errors():
+    with lasting_output() as output, one_line_errors():
         try:
             code = app(standalone_mode=False)
-        except typer.Abort:
+        except typer.Abort as abort:
+            # typer takes the end of a file that is read for the end of what a person types
+            if isinstance(abort.__cause__, EOFError):
+                raise abort.__cause__ from None
             code = INTERRUPTED
+        output.check()
         # typer turns Ctrl-C into this exit code instead of an exception
         if code == INTERRUPTED:
             print("hf-loop: interrupted", file=sys.stderr)

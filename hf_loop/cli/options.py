@@ -21,6 +21,7 @@ Core = Annotated[
     ),
 ]
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no warnings of other libraries.")]
 FieldValues = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="A field of the configuration; may be repeated."),

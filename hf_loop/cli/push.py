@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ..paths import no_such
+
 
 def push(
     folder: Annotated[Path, typer.Argument(help="A model folder that has its card (see `hf-loop card`).")],
@@ -14,6 +16,8 @@ def push(
     message: Annotated[str, typer.Option(help="The commit's message.")] = "Upload with hf-loop",
 ) -> None:
     """Upload a model folder to the Hub: weights, configuration, tokenizer, code and card, and nothing else in it."""
+    if not folder.is_dir():
+        raise ValueError(no_such("folder", folder))
     for name, reason in (("config.json", "it is not a model folder"), ("README.md", "write it with `hf-loop card`")):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}; {reason}")

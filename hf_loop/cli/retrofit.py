@@ -9,7 +9,8 @@ import typer
 from ..field_values import field_docs, parse_field_values, readable
 from ..output_folders import whole_folder
 from .load import LayerRange, load_config, load_plain_model, load_tokenizer
-from .options import Coda, Core, FieldValues, Prelude
+from .options import Coda, Core, FieldValues, Prelude, Quiet
+from .output import spinner
 from .save import check_new_folder, size_on_disk
 
 
@@ -50,6 +51,7 @@ def retrofit(
             metavar="NAME", is_eager=True, callback=print_fields, help="List what --set takes for a family, and stop."
         ),
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Make a plain checkpoint a recurrent model; train it with `hf-loop train`."""
     # refuses a range that cannot be read under the option's name
@@ -72,7 +74,7 @@ def retrofit(
     check_fields(family, values)
     check_fields(family, values, load_config(model))
     console = Console()
-    with console.status(f"loading {model}"):
+    with spinner(f"loading {model}", quiet):
         tokenizer = load_tokenizer(model)
         recurrent: Any = retrofit_model(load_plain_model(model), family, **values)
     with whole_folder(output_dir) as folder:

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..layer_ranges import parse_layer_range
+from ..output_folders import folder_lock
+from ..paths import check_file, name_of
 from .load import default_device, load_config, load_plain_model, load_tokenizer
-from .options import Loops, parse_loops
+from .options import Loops, Quiet, parse_loops
+from .output import quiet_libraries
 
 
 if TYPE_CHECKING:
@@ -51,15 +54,14 @@ def scan(
             show_default="scans/MODEL",
         ),
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Measure perplexity with each range of layers looped, without training."""
     loop_counts = parse_loops(loops)
     inside = None if layers is None else parse_layer_range(layers, "--layers")
     within = None if inside is None else (inside[0], inside[-1])
-    if not text.is_file():
-        raise ValueError(f"--text: there is no file {text}")
-    path = Path(model)
-    name = (path.resolve().stem if path.suffix == ".gguf" else path.resolve().name) if path.exists() else model
+    check_file(text, "--text")
+    name = name_of(model)
     folder = output_dir or Path("scans") / name.replace("/", "--")
 
     from ..evaluation import LayerScan, layer_ranges, plot_layer_scan, scan_layer_ranges
@@ -67,33 +69,39 @@ def scan(
     from ..evaluation.scan import check_scan_loops, check_scannable, text_settings
     from ..files import write_text
     from ..text_files import read_tokens
+    from ..tokenizing import check_token_ids
 
+    if quiet:
+        quiet_libraries()
     # check everything that needs no weights before they are read
     check_scan_loops(loop_counts)
     torch_device = default_device() if device is None else _parse_device(device)
-    num_layers = check_scannable(load_config(model))
+    config = load_config(model)
+    num_layers = check_scannable(config, model)
     ranges = layer_ranges(num_layers, stride=stride, min_length=min_length, max_length=max_length, within=within)
-    windows = cut_windows(read_tokens(text, load_tokenizer(model), max_tokens), window)
+    input_ids = read_tokens(text, load_tokenizer(model), max_tokens)
+    check_token_ids(input_ids, config, model)
+    windows = cut_windows(input_ids, window)
     file = folder / SCAN_FILE
-    if file.is_file():
-        LayerScan.load(file).check_settings(text_settings(windows, window), file)
-
-    language_model = load_plain_model(model, dtype).to(torch_device)
-    result = scan_layer_ranges(
-        language_model,
-        windows,
-        ranges,
-        loop_counts,
-        updates=("replace", "damped") if update == "both" else (update,),
-        window=window,
-        batch_size=batch_size,
-        path=file,
-        label=name,
-        progress=True,
-    )
+    with folder_lock(folder):
+        if file.is_file():
+            LayerScan.load(file).check_settings(text_settings(windows, window), file)
+        language_model = load_plain_model(model, dtype).to(torch_device)
+        result = scan_layer_ranges(
+            language_model,
+            windows,
+            ranges,
+            loop_counts,
+            updates=("replace", "damped") if update == "both" else (update,),
+            window=window,
+            batch_size=batch_size,
+            path=file,
+            label=name,
+            progress=not quiet,
+        )
+        write_text(folder / "scan.csv", result.to_csv())
+        plot_layer_scan(result, folder / "scan.png")
     _print_best(result)
-    write_text(folder / "scan.csv", result.to_csv())
-    plot_layer_scan(result, folder / "scan.png")
     for written in (SCAN_FILE, "scan.csv", "scan.png"):
         print(folder / written)
 

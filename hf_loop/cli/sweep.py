@@ -2,19 +2,23 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .load import LayerRange, default_device, load_model, load_tokenizer
-from .options import Coda, Core, Loops, Prelude, parse_loops
+from ..field_values import check_names
+from ..output_folders import folder_lock
+from ..paths import check_file, name_of
+from .load import LayerRange, default_device, load_config, load_model, load_tokenizer
+from .options import Coda, Core, Loops, Prelude, Quiet, parse_loops
+from .output import quiet_libraries
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from ..evaluation import LoopCurve, Results
+    from ..evaluation import LoopCurve
 
 
 def sweep(
@@ -39,35 +43,52 @@ def sweep(
     prelude: Prelude = None,
     coda: Coda = None,
     core: Core = None,
+    quiet: Quiet = False,
 ) -> None:
     """Measure accuracy or perplexity over loop counts."""
     loop_counts = parse_loops(loops)
     layers = LayerRange(prelude, coda, core)
     if (text is None) == (task is None):
         raise ValueError("Give one of --text FILE (perplexity) and --task NAME (accuracy)")
-    if text is not None and not text.is_file():
-        raise ValueError(f"--text: there is no file {text}")
-    name = Path(model).resolve().name if Path(model).exists() else model
+    if text is not None:
+        check_file(text, "--text")
+    name = name_of(model)
     folder = output_dir or Path("sweeps") / name.replace("/", "--")
 
-    from ..evaluation import Results, accuracy_over_loops, perplexity_over_loops
+    from ..evaluation import Results, accuracy_over_loops, perplexity_over_loops, plot_loop_curves
     from ..evaluation.results import RESULTS_FILE
     from ..text_files import read_tokens
+    from ..tokenizing import check_token_ids
 
-    # read the results first: a damaged file must stop the command before the work, not after it
-    results = Results.load(folder) if (folder / RESULTS_FILE).is_file() else Results()
-    tokenizer = load_tokenizer(model)
-    # do the cheap things that can fail before the weights are read
-    if text is not None:
-        measure = partial(perplexity_over_loops, input_ids=read_tokens(text, tokenizer, max_tokens), window=window)
-    else:
-        dataset = _task_examples(str(task), tokenizer, length, num_examples, seed)
-        measure = partial(accuracy_over_loops, dataset=dataset)
-    language_model = load_model(model, layers).to(default_device())
-    curve = measure(language_model, loops=loop_counts, batch_size=batch_size, label=label or name, progress=True)
-    results.add_curve(curve)
+    if quiet:
+        quiet_libraries()
+    with folder_lock(folder):
+        # read the results first: a damaged file must stop the command before the work, not after it
+        results = Results.load(folder) if (folder / RESULTS_FILE).is_file() else Results()
+        tokenizer = load_tokenizer(model)
+        # do the cheap things that can fail before the weights are read
+        if text is not None:
+            input_ids = read_tokens(text, tokenizer, max_tokens)
+            check_token_ids(input_ids, load_config(model), model)
+            measure = partial(perplexity_over_loops, input_ids=input_ids, window=window)
+        else:
+            dataset = _task_examples(str(task), tokenizer, length, num_examples, seed)
+            measure = partial(accuracy_over_loops, dataset=dataset)
+        language_model = load_model(model, layers).to(default_device())
+        options: dict[str, Any] = {"batch_size": batch_size, "label": label or name, "progress": not quiet}
+        curve: Any = None
+        for num_loops in loop_counts:
+            part = measure(language_model, loops=[num_loops], **options)
+            curve = part if curve is None else curve.joined(part)
+            results.add_curve(curve)
+            folder.mkdir(parents=True, exist_ok=True)
+            # what was measured is not lost with what follows
+            file = results.save(folder)
+        figure = folder / f"{curve.metric}_over_loops.png"
+        plot_loop_curves(results.curves_of(curve.metric), figure)
     _print_curve(curve)
-    _write(results, curve, folder)
+    print(file)
+    print(figure)
 
 
 def _task_examples(
@@ -76,8 +97,7 @@ def _task_examples(
     from .. import tasks
 
     generators = {"shell_game": tasks.shell_game, "coin_flips": tasks.coin_flips}
-    if task not in generators:
-        raise ValueError(f"--task: there is no task {task!r}; there are {', '.join(generators)}")
+    check_names([task], generators, "--task", "task")
     sizes = {} if length is None else {"num_swaps" if task == "shell_game" else "num_moves": length}
     splits, task_tokenizer = generators[task](1, num_examples, **sizes, seed=seed)
     # another vocabulary would give a number without an error, and the number would mean nothing
@@ -89,8 +109,6 @@ def _task_examples(
 def _print_curve(curve: "LoopCurve") -> None:
     from rich.console import Console
     from rich.table import Table
-
-    from ..evaluation import safe_range
 
     columns = {curve.metric: curve.values}
     if curve.sequence_accuracy is not None:
@@ -105,15 +123,15 @@ def _print_curve(curve: "LoopCurve") -> None:
         table.add_row(str(count), *(f"{value:.4f}" if value < 1e4 else f"{value:.3g}" for value in values))
     console.print(table)
     if curve.trained_loops is not None:
+        console.print(f"trained depth {curve.trained_loops:g}, {_safe_range(curve)}")
+
+
+def _safe_range(curve: "LoopCurve") -> str:
+    from ..evaluation import safe_range
+
+    try:
         low, high = safe_range(curve)
-        console.print(f"trained depth {curve.trained_loops:g}, safe range {low} to {high} loops")
-
-
-def _write(results: "Results", curve: "LoopCurve", folder: Path) -> None:
-    from ..evaluation import plot_loop_curves
-
-    folder.mkdir(parents=True, exist_ok=True)
-    figure = folder / f"{curve.metric}_over_loops.png"
-    plot_loop_curves(results.curves_of(curve.metric), figure)
-    print(results.save(folder))
-    print(figure)
+    except ValueError as error:
+        # the value at the trained depth is no finite number
+        return f"no safe range: {error}"
+    return f"safe range {low} to {high} loops"

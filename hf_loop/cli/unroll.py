@@ -7,6 +7,8 @@ import typer
 
 from ..output_folders import whole_folder
 from .load import load_model, load_tokenizer
+from .options import Quiet
+from .output import spinner
 from .save import check_new_folder, size_on_disk
 
 
@@ -16,6 +18,7 @@ def unroll(
     num_loops: Annotated[
         int | None, typer.Option(min=1, help="Loops to write out.", show_default="the model's own")
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write a looped model's loops out as a plain checkpoint that any engine serves."""
     check_new_folder(output_dir)
@@ -25,7 +28,7 @@ def unroll(
     from ..retrofitting import unroll as unroll_model
 
     console = Console()
-    with console.status(f"loading {model}"):
+    with spinner(f"loading {model}", quiet):
         tokenizer = load_tokenizer(model)
         looped = load_model(model)
         unrolled = unroll_model(looped, num_loops)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ..field_values import build
@@ -91,6 +91,16 @@ class LoopCurve:
         if num_loops not in self.num_loops:
             raise ValueError(f"num_loops={num_loops} was not measured; measured: {self.num_loops}")
         return self.values[self.num_loops.index(num_loops)]
+
+    def joined(self, other: "LoopCurve") -> "LoopCurve":
+        """Return a curve with the loop counts of both, where `other` is the same measurement at other counts."""
+        rows = [(count, curve, index) for curve in (self, other) for index, count in enumerate(curve.num_loops)]
+        rows.sort(key=lambda row: row[0])
+        lists = {
+            name: None if getattr(self, name) is None else [getattr(curve, name)[index] for _, curve, index in rows]
+            for name in ("num_loops", *MEASURED)
+        }
+        return replace(self, **lists)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the curve as lists and numbers. What is not finite becomes `None`, since JSON has no word for it."""

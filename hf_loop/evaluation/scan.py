@@ -134,8 +134,12 @@ def scan_layer_ranges(
     return scan
 
 
-def check_scannable(config: PreTrainedConfig) -> int:
+def check_scannable(config: PreTrainedConfig, name: str = "the model") -> int:
     """Check by its configuration that a model can be scanned, and return its number of layers.
+
+    Args:
+        config (`PreTrainedConfig`): the configuration.
+        name (`str`, *optional*): what the message calls the model.
 
     Raises:
         ValueError: if the model is recurrent already or its architecture is not supported.
@@ -143,7 +147,7 @@ def check_scannable(config: PreTrainedConfig) -> int:
     family: Any = family_of(config)
     if family is not None:
         hint = "; sweep it instead" if family.causal is not None and config.has_loops else ""
-        raise ValueError(f"model must be a plain checkpoint, and {config.model_type} is recurrent already{hint}")
+        raise ValueError(f"a scan needs a plain checkpoint, and {name} is a {family.name} model already{hint}")
     backbone_spec(config)
     return config.num_hidden_layers
 

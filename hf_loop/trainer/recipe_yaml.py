@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..field_values import parse_value
 from ..files import read_text
+from ..paths import nearest_path
 from ..published_files import TOKEN
 
 
@@ -35,7 +36,8 @@ def read_sections(path: Path, overrides: Iterable[str], debug: bool) -> tuple[di
             read, or there is nothing to apply for `debug`.
     """
     if not path.is_file():
-        raise ValueError("no such recipe")
+        nearest = nearest_path(path)
+        raise ValueError("no such recipe" + (f"; did you mean {nearest}?" if nearest is not None else ""))
     text = read_text(path)
     try:
         config = OmegaConf.load(StringIO(text))

@@ -131,7 +131,7 @@ def test_a_wrong_option_is_one_line(arguments, message, hf_loop, plain_folder):
 
 
 def test_a_folder_that_is_damaged_or_missing_is_named(hf_loop, looped_folder, tmp_path):
-    assert "There is no folder ./no/such" in hf_loop("info", "./no/such")[2]
+    assert "there is no folder ./no/such" in hf_loop("info", "./no/such")[2]
     config = json.loads((looped_folder / "config.json").read_text())
     (looped_folder / "config.json").write_text(json.dumps(config | {"architectures": ["NoSuchModel"]}))
     code, _, error = hf_loop("info", looped_folder)

@@ -1,3 +1,4 @@
+import importlib.metadata
 import subprocess
 import sys
 import textwrap
@@ -127,3 +128,56 @@ def test_an_interruption_is_not_a_traceback(capsys, monkeypatch):
         main()
     assert stop.value.code == 130
     assert capsys.readouterr().err == "hf-loop: interrupted\n"
+
+
+def test_the_version_is_printed(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["hf-loop", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"hf-loop {importlib.metadata.version('hf-loop')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        (["swep", "model"], "'sweep'"),
+        (["sweep", "model", "--lops", "2"], "--loops"),
+        (["scan", "model", "--text", "here/txet.txt"], "here/text.txt"),
+        (["generate", "./hree/model", "prompt"], "here/model"),
+        (["generate", "here/model", "prompt", "--memory", "here/txt.txt"], "here/text.txt"),
+        (["generate", "here/model", "prompt", "--save-memory", "hree/memory"], "here"),
+        (["retrofit", "here/modl/", "new"], "here/model"),
+        (["convert", "here/modl/", "new"], "here/model"),
+        (["card", "hree/model"], "here/model"),
+        (["push", "hree/model", "me/model"], "here/model"),
+        (["train", "here/recipee.yaml"], "here/recipe.yaml"),
+    ],
+)
+def test_the_nearest_name_is_suggested(arguments, nearest, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    for name in ("text.txt", "recipe.yaml"):
+        (tmp_path / "here" / name).touch()
+    monkeypatch.setattr(sys, "argv", ["hf-loop", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    errors = capsys.readouterr().err
+    assert (stop.value.code, errors.count("\n")) == (2, 1)
+    assert nearest in errors
+
+
+def test_completion_is_offered_and_needs_no_torch():
+    result = run(
+        """
+        import os, sys, sysconfig
+        sys.argv = [sysconfig.get_path("scripts") + "/hf-loop"]
+        os.environ |= {"_HF_LOOP_COMPLETE": "complete_bash", "COMP_WORDS": "hf-loop sw", "COMP_CWORD": "1"}
+        from hf_loop.cli.main import main
+        try:
+            main()
+        finally:
+            assert "torch" not in sys.modules
+        """
+    )
+    assert result.stdout.split() == ["sweep"], result.stderr

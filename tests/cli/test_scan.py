@@ -109,7 +109,7 @@ def test_looped_models_and_encoders_are_refused_before_the_weights(
     tokenizer.save_pretrained(tmp_path / "encoder")
     monkeypatch.setattr("hf_loop.cli.scan.load_plain_model", None)
     for folder, message in (
-        (looped_folder, "looped_lm is recurrent already; sweep it instead"),
+        (looped_folder, "is a looped model already; sweep it instead"),
         (tmp_path / "encoder", "'bert' cannot be opened: its base model has no"),
     ):
         code, _, err = hf_loop("scan", folder, "--text", text_file)

@@ -231,7 +231,7 @@ def test_bad_input_gets_a_clear_error(model, arguments, message):
 
 
 def test_models_that_cannot_be_scanned_are_refused(model):
-    with pytest.raises(ValueError, match="looped_lm is recurrent already; sweep it instead"):
+    with pytest.raises(ValueError, match="is a looped model already; sweep it instead"):
         scan_layer_ranges(retrofit(plain_model()), TOKENS, [(1, 2)], [2])
     with pytest.raises(ValueError, match="LlamaModel has none"):
         scan_layer_ranges(LlamaModel(model.config), TOKENS, [(1, 2)], [2])
