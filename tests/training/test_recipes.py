@@ -43,6 +43,18 @@ def test_recipe_is_valid_without_its_debug_variant(path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_killed_run_of_a_recipe_loses_little(path):
+    args = load_recipe(path, ["training.bf16=false", "training.use_cpu=true"]).training
+    assert args.save_strategy == "steps" and args.save_total_limit == 2
+    data, training = (yaml.safe_load(path.read_text())[name] for name in ("data", "training"))
+    rows = data.get("num_train_rows", 0) * training.get("num_train_epochs", 1)
+    steps = training.get("max_steps") or rows // training["per_device_train_batch_size"]
+    # of text nobody knows the number of rows before it is read
+    assert args.save_steps <= (steps / 2 if steps else 100)
+    assert load_recipe(path, debug=True).training.save_strategy == "no"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_debug_variant_runs_two_steps(path, tmp_path):
     output_dir = tmp_path / "run"
     recipe = load_recipe(path, [f"training.output_dir={output_dir}", "training.disable_tqdm=true"], debug=True)
