@@ -11,6 +11,7 @@ from .chat import chat
 from .check import check
 from .convert import convert
 from .errors import one_line_errors
+from .eval import eval_
 from .generate import generate
 from .info import info
 from .output import lasting_output
@@ -56,6 +57,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(info)
 app.command()(sweep)
+app.command("eval")(eval_)
 app.command()(scan)
 app.command()(retrofit)
 app.command()(unroll)

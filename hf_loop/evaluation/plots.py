@@ -52,7 +52,7 @@ def plot_loop_curves(
     # room for the legend, two entries to a line
     figure = new_figure(6.4, 4.0 + 0.2 * len(curves))
     axes = figure.add_subplot()
-    _draw_safe_range(axes, curves[0], tolerance)
+    _draw_safe_range(axes, curves[0], tolerance, f" of {curves[0].label}" if len(curves) > 1 else "")
     marked: set[float] = set()
     for index, curve in enumerate(curves):
         style = style_of(index)
@@ -66,19 +66,21 @@ def plot_loop_curves(
                 linewidth=1,
                 label=f"trained depth {curve.trained_loops:g}",
             )
-    if curves[0].guessing is not None:
-        mark_guessing(axes, curves[0].guessing)
+    # of several tasks, each of which can be guessed otherwise, no line says which is its own
+    guessing = curves[0].guessing
+    if guessing is not None and all(curve.guessing in (None, guessing) for curve in curves):
+        mark_guessing(axes, guessing)
     _label_axes(axes, curves, title)
     legend_below(figure)
     save_figure(figure, path)
 
 
-def _draw_safe_range(axes: "Axes", curve: LoopCurve, tolerance: float | None) -> None:
+def _draw_safe_range(axes: "Axes", curve: LoopCurve, tolerance: float | None, owner: str) -> None:
     if not has_safe_range(curve):
         return
     low, high = safe_range(curve, tolerance)
     # a little wider than the counts themselves, so that a range of one count can be seen
-    axes.axvspan(low / 1.04, high * 1.04, color="0.92", zorder=0, label=f"safe range: {low} to {high}")
+    axes.axvspan(low / 1.04, high * 1.04, color="0.92", zorder=0, label=f"safe range{owner}: {low} to {high}")
 
 
 def _label_axes(axes: "Axes", curves: Sequence[LoopCurve], title: str | None) -> None:

@@ -16,6 +16,7 @@ COMMANDS = (
     "generate",
     "info",
     "sweep",
+    "eval",
     "scan",
     "retrofit",
     "unroll",
