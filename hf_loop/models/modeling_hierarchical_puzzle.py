@@ -40,10 +40,12 @@ from .modeling_hierarchical import HierarchicalPreTrainedModel, HierarchicalStac
 from .modeling_hrm import truncated_normal_
 from .modeling_recurrent import make_head
 from .position_limit import check_length
-from .puzzle_loss import puzzle_loss
+from .puzzle_embeddings import GrowingPuzzleTable
+from .puzzle_inputs import check_puzzles
+from .puzzle_loss import IGNORE_INDEX, puzzle_loss
 from .puzzle_outputs import HierarchicalCarry, HierarchicalPuzzleOutput, HierarchicalSegmentOutput
 from .schedules import HierarchicalDepth
-from .transformers_seams import capture_outputs, merge_with_config_defaults
+from .transformers_seams import capture_outputs, create_bidirectional_mask, merge_with_config_defaults
 
 
 # initial bias of the halting head: it starts by predicting that no puzzle is solved
@@ -51,7 +53,7 @@ HALT_BIAS = -5.0
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
-class HierarchicalPuzzleModel(HierarchicalStacks):
+class HierarchicalPuzzleModel(GrowingPuzzleTable, HierarchicalStacks):
     """The model of one segment, without heads.
 
     Args:
@@ -67,7 +69,6 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
     refused_keywords = {
         **dict.fromkeys(ENGINE_KEYWORDS, "puzzles are solved by `solve`, not token by token"),
         "position_ids": "the position of a cell is fixed",
-        "attention_mask": "all cells attend to each other, so drop it",
     }
 
     def __init__(self, config: HierarchicalPuzzleConfig):
@@ -118,12 +119,29 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
         high = torch.where(is_new, initial[0], carry.high.to(encoded))
         return high, None if initial[1] is None else torch.where(is_new, initial[1], carry.low.to(encoded))
 
+    def make_mask(self, backbone: Backbone, encoded: torch.Tensor, attention_mask: torch.Tensor | None) -> Any:
+        """Make the mask under which all positions `[B, T, D]` see each other, but not the padding.
+
+        Raises:
+            ValueError: if the layers cannot leave positions out, or a puzzle is not padded at its end.
+        """
+        if attention_mask is None:
+            return None
+        # CODEPATH: TRM's mixer of a fixed length reads all positions
+        if getattr(self.config.backbone_config, "token_mixer", None) == "mlp":
+            raise ValueError("`attention_mask` must be None with `token_mixer='mlp'`, which mixes all positions")
+        if (attention_mask.diff(dim=1) > 0).any():
+            raise ValueError("`attention_mask` must be 0 at the end of a puzzle only, where its padding belongs")
+        mask = nn.functional.pad(attention_mask, (self.config.num_puzzle_tokens, 0), value=1)
+        return create_bidirectional_mask(config=backbone.config, inputs_embeds=encoded, attention_mask=mask)
+
     @merge_with_config_defaults
     @capture_outputs
     @auto_docstring
     def forward(
         self,
         input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
         puzzle_ids: torch.Tensor | None = None,
         carry: Any = None,
         num_loops: int | None = None,
@@ -131,6 +149,8 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
         **kwargs,
     ) -> HierarchicalSegmentOutput:
         r"""
+        attention_mask (`torch.Tensor` of shape `(batch_size, cells)`, *optional*):
+            0 at the padding that follows the cells of a smaller puzzle.
         puzzle_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Index of each puzzle's embedding, by default 0.
         carry (`HierarchicalCarry`, *optional*):
@@ -141,9 +161,13 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
             Number of last slow cycles that gradient may reach, by default as `config.gradient` allows.
 
         Raises:
-            ValueError: if a number of loops is not a positive integer, or the carry does not fit the batch.
+            ValueError: if a number of loops is not a positive integer, a cell or an id is not in its table, the carry
+                does not fit the batch, or the mask is not one of padding at the end.
         """
         check_keywords(self, kwargs)
+        if input_ids.device.type == "cpu":
+            # on other devices `solve` asks: here it would wait for the device
+            check_puzzles(self.config, input_ids, puzzle_ids)
         depth = self.depth_arguments(num_loops=num_loops, num_backprop_loops=num_backprop_loops)
         backbone = Backbone(self)
         encoded = self.embed_puzzle(backbone.embed(input_ids), puzzle_ids)
@@ -153,18 +177,22 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
         # every position sees all others: without a mask, attention would be causal by default
         kwargs |= {"is_causal": False} | backbone.layer_arguments(encoded)
         kwargs.pop("use_cache", None)
-        inputs = LayerInputs(positions, backbone.rotate(encoded, positions), None, None, False, kwargs)
+        mask = self.make_mask(backbone, encoded, attention_mask)
+        inputs = LayerInputs(positions, backbone.rotate(encoded, positions), mask, None, False, kwargs)
 
         states = self.start_states(encoded, carry)
         schedule: HierarchicalDepth = backbone.depth
         run_call = functools.partial(backbone.run_call, inputs=inputs)
         high, low = schedule.run_cycles(states, encoded, run_call, **depth)
-        start = states[0].detach()
+        start, change = states[0].detach(), high.detach() - states[0].detach()
+        if attention_mask is not None:
+            is_cell = nn.functional.pad(attention_mask, (self.config.num_puzzle_tokens, 0), value=1)[..., None] != 0
+            start, change = start * is_cell, change * is_cell
         steps = torch.zeros(len(encoded), dtype=torch.long, device=encoded.device) if carry is None else carry.steps
         return HierarchicalSegmentOutput(
             last_hidden_state=schedule.finish(high),
             carry=HierarchicalCarry(high=high.detach(), steps=steps + 1, low=None if low is None else low.detach()),
-            change=(high.detach() - start).flatten(1).norm(dim=1) / start.flatten(1).norm(dim=1).clamp(min=1e-12),
+            change=change.flatten(1).norm(dim=1) / start.flatten(1).norm(dim=1).clamp(min=1e-12),
         )
 
     def count_work(self, inputs: Mapping[str, Any]) -> Work:
@@ -174,7 +202,7 @@ class HierarchicalPuzzleModel(HierarchicalStacks):
 
 
 # trf-ignore: TRF057 as above
-class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
+class HierarchicalForPuzzle(GrowingPuzzleTable, HierarchicalPreTrainedModel, PuzzleSolvingMixin):
     """The puzzle model with a head that predicts every cell, and a halting head.
 
     Args:
@@ -225,6 +253,7 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
         labels: torch.Tensor | None = None,
         num_segments: int = 1,
         carry: Any = None,
+        attention_mask: torch.Tensor | None = None,
         puzzle_ids: torch.Tensor | None = None,
         num_loops: int | None = None,
         num_backprop_loops: int | None = None,
@@ -239,6 +268,8 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
             Number of segments. Gradient reaches only the last one.
         carry (`HierarchicalCarry`, *optional*):
             The states that the first segment starts from, by default the initial states.
+        attention_mask (`torch.Tensor` of shape `(batch_size, cells)`, *optional*):
+            0 at the padding that follows the cells of a smaller puzzle; labels there do not count.
         puzzle_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Index of each puzzle's embedding, by default 0.
         num_loops (`int`, *optional*):
@@ -251,16 +282,12 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
             Number of labelled cells in all batches of a training step, set by `Trainer`.
 
         Raises:
-            ValueError: if a count is not a positive integer, the carry does not fit the batch, or `attention_mask` is
-                given.
+            ValueError: if a count is not a positive integer, or [`HierarchicalPuzzleModel`] raises it.
         """
         num_segments = check_positive_int("num_segments", num_segments)
-        if kwargs.pop("attention_mask", None) is not None:
-            raise ValueError(
-                "`attention_mask` must be None for a puzzle model: all cells attend to each other, so drop it"
-            )
         options = {
             "input_ids": input_ids,
+            "attention_mask": attention_mask,
             "puzzle_ids": puzzle_ids,
             "num_loops": self.config.num_loops if num_loops is None else num_loops,
             "num_backprop_loops": num_backprop_loops,
@@ -279,6 +306,8 @@ class HierarchicalForPuzzle(HierarchicalPreTrainedModel, PuzzleSolvingMixin):
 
         loss = None
         if labels is not None:
+            if attention_mask is not None:
+                labels = labels.masked_fill(attention_mask == 0, IGNORE_INDEX)
             loss = puzzle_loss(
                 logits,
                 labels,

@@ -57,6 +57,12 @@ def example_seeds(
     return torch.zeros_like(hashes).scatter_add(1, number, hashes).gather(1, number)
 
 
+def trajectory_seeds(seeds: torch.Tensor, num_trajectories: int, seed: int) -> torch.Tensor:
+    """Compute a seed for every trajectory `[B, N]` of examples with `seeds` `[B, 1]`, given the seed of the run."""
+    of_run = _splitmix64(torch.tensor(seed, device=seeds.device))
+    return _splitmix64(_splitmix64(seeds ^ of_run) ^ torch.arange(num_trajectories, device=seeds.device))
+
+
 def random_integers(seeds: torch.Tensor, most: int) -> torch.Tensor:
     """Draw an integer for every seed: 0 half of the time, else uniformly from 0 to `most`."""
     bits = _splitmix64(seeds)

@@ -31,7 +31,12 @@ from transformers import (
 )
 from transformers.cache_utils import CacheLayerMixin
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_masks_for_generate, sliding_window_overlay
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    create_bidirectional_mask,
+    create_masks_for_generate,
+    sliding_window_overlay,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -337,6 +342,7 @@ __all__ = [
     "captured_load_report",
     "causal_model_class",
     "choose_attention_function",
+    "create_bidirectional_mask",
     "create_masks_for_generate",
     "is_scored_by_trl",
     "keep_logits",

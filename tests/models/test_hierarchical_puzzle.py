@@ -202,7 +202,7 @@ def test_bad_calls_are_refused():
     model = tiny_puzzle_model("trm, mlp")
     with pytest.raises(ValueError, match="`num_segments` must be an integer of at least 1, got 0"):
         model(PUZZLES, num_segments=0)
-    with pytest.raises(ValueError, match="`attention_mask` must be None"):
+    with pytest.raises(ValueError, match="`attention_mask` must be None with `token_mixer='mlp'`"):
         model(PUZZLES, attention_mask=torch.ones_like(PUZZLES))
     with pytest.raises(ValueError, match="exactly `max_position_embeddings` .12. positions, got 11"):
         model(puzzles(num_cells=8))
@@ -250,7 +250,7 @@ def test_after_the_last_segment_going_on_is_worth_what_halting_is():
     model = tiny_puzzle_model("hrm", max_segments=2).train()
     outputs = model(PUZZLES, labels=ANSWERS, num_segments=2)
     halt = model(PUZZLES, carry=outputs.carry).halt_logits[:, 0]
-    options = {"input_ids": PUZZLES, "num_loops": 2, "puzzle_ids": None}
+    options = {"input_ids": PUZZLES, "num_loops": 2, "puzzle_ids": None, "attention_mask": None}
     torch.testing.assert_close(model.continue_targets(outputs.carry, options), halt.sigmoid())
     model.eval()
     assert model.continue_targets(outputs.carry, options) is None
