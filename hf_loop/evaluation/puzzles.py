@@ -100,7 +100,13 @@ class HaltingQuality:
 
 
 def record_segments(
-    model: Any, input_ids: torch.Tensor, labels: torch.Tensor, num_segments: int, *, batch_size: int = 256
+    model: Any,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    num_segments: int,
+    *,
+    batch_size: int = 256,
+    attention_mask: torch.Tensor | None = None,
 ) -> SegmentRecord:
     """Run `num_segments` segments on every puzzle and record the answers after each.
 
@@ -109,6 +115,8 @@ def record_segments(
         input_ids, labels (`torch.LongTensor` of shape `[N, T]`): puzzles and answers; -100 is not scored.
         num_segments (`int`): segments to run, which may be more than in training.
         batch_size (`int`): rows in one forward pass.
+        attention_mask (`torch.Tensor` of shape `[N, T]`, *optional*): 0 at the padding of smaller puzzles, see
+            [`~models.puzzle_inputs.pad_puzzles`].
 
     Raises:
         ValueError: if a number is no positive integer, or there are no rows.
@@ -119,27 +127,32 @@ def record_segments(
         raise ValueError("input_ids is empty; there is nothing to measure")
     parts = []
     with evaluation_mode(model):
-        for ids, answers in zip(input_ids.split(batch_size), labels.split(batch_size)):
-            parts.append(_record(model, ids.to(model.device), answers.to(model.device), num_segments))
+        for start in range(0, len(input_ids), batch_size):
+            rows = slice(start, start + batch_size)
+            inputs = {"input_ids": input_ids[rows].to(model.device)}
+            if attention_mask is not None:
+                inputs["attention_mask"] = attention_mask[rows].to(model.device)
+            parts.append(_record(model, inputs, labels[rows].to(model.device), num_segments))
     columns = {name: [part[name] for part in parts] for name in parts[0]}
     confidence = None if columns["confidence"][0] is None else torch.cat(columns.pop("confidence"))
     columns.pop("confidence", None)
     return SegmentRecord(**{name: torch.cat(tensors) for name, tensors in columns.items()}, confidence=confidence)
 
 
-def _record(model: Any, ids: torch.Tensor, answers: torch.Tensor, num_segments: int) -> dict[str, Any]:
+def _record(model: Any, inputs: dict[str, torch.Tensor], answers: torch.Tensor, num_segments: int) -> dict[str, Any]:
     is_labelled = answers != IGNORE_INDEX
+    is_cell = inputs.get("attention_mask", torch.ones_like(answers)) != 0
     columns: dict[str, list[torch.Tensor]] = {"solved": [], "cells": [], "changed": [], "halts": []}
     confidences: list[torch.Tensor] = []
     carry, before = None, None
     for _ in range(num_segments):
-        outputs = model(ids, carry=carry)
+        outputs = model(**inputs, carry=carry)
         carry, tokens = outputs.carry, outputs.logits.argmax(-1)
         is_right = (tokens == answers) & is_labelled
         columns["solved"].append((is_right | ~is_labelled).all(1))
         columns["cells"].append(is_right.sum(1) / is_labelled.sum(1).clamp(min=1))
-        ones = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-        columns["changed"].append(ones if before is None else (tokens != before).any(1))
+        ones = torch.ones(len(answers), dtype=torch.bool, device=answers.device)
+        columns["changed"].append(ones if before is None else ((tokens != before) & is_cell).any(1))
         columns["halts"].append(ones & model.halts(outputs.halt_logits))
         if hasattr(model, "halt_head"):
             confidences.append(outputs.halt_logits[:, 0].sigmoid())

@@ -19,6 +19,7 @@ from .card_trainer import CardTrainer
 from .ema import WeightAveraging
 from .optimizer import undecayed_parameter_names
 from .persistent_rows import PersistentRows, fewest_segments, file_name
+from .puzzle_batches import PuzzleCollator
 from .tensor_state import CheckpointCallback
 
 
@@ -70,6 +71,9 @@ class DeepSupervisionTrainer(CardTrainer):
     `exact_accuracy`, the share of rows with every labelled cell right, then `cell_accuracy` and `mean_segments`; with
     `args.ema_decay`, of the averaged weights.
 
+    Puzzles may be of several sizes: without a `data_collator`, smaller ones are padded, and their padding changes
+    nothing.
+
     The rows under way are written beside every checkpoint, a file for each process: a resumed run repeats the
     uninterrupted one if neither batch nor processes change.
 
@@ -85,8 +89,8 @@ class DeepSupervisionTrainer(CardTrainer):
     # our loss is the mean of a micro-batch
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: Any = None, args: Any = None, data_collator: Any = None, *rest: Any, **kwargs: Any):
+        super().__init__(model, args, data_collator or PuzzleCollator(), *rest, **kwargs)
         if not isinstance(self.args, DeepSupervisionArguments):
             raise ValueError(f"args must be DeepSupervisionArguments, got {type(self.args).__name__}")
         if not hasattr(self.model, "solve"):
@@ -147,6 +151,7 @@ class DeepSupervisionTrainer(CardTrainer):
             solution = solver.solve(
                 inputs["input_ids"],
                 puzzle_ids=inputs.get("puzzle_ids"),
+                attention_mask=inputs.get("attention_mask"),
                 num_segments=self.args.eval_segments,
                 halt=self.args.eval_halts,
             )

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch.nn.functional import pad
 
 from ..files import atomic_path, read_safetensors
 from ..models import HierarchicalCarry
+from .puzzle_batches import widen
 
 
 # keeps these draws apart from others that are made from the seed and the step
@@ -51,6 +53,7 @@ class PersistentRows:
         micro_batch = self.micro_batches.get(index)
         if micro_batch is None:
             return fresh, None
+        fresh, micro_batch = _of_one_size(fresh, micro_batch)
         shapes, expected = (
             {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in rows.items()}
             for rows in (fresh, micro_batch.rows)
@@ -94,6 +97,18 @@ class PersistentRows:
             index, _, name = full_name.partition(".")
             micro_batches.setdefault(int(index), {})[name] = tensor.to(device)
         self.micro_batches = {index: _as_micro_batch(named) for index, named in micro_batches.items()}
+
+
+def _of_one_size(fresh: dict[str, torch.Tensor], under_way: MicroBatch) -> tuple[dict[str, torch.Tensor], MicroBatch]:
+    """Pad new rows and those under way to the cells of the largest puzzle among them."""
+    batches = (fresh, under_way.rows)
+    lengths = [batch["input_ids"].shape[1] for batch in batches]
+    if lengths[0] == lengths[1] and not any("attention_mask" in batch for batch in batches):
+        return fresh, under_way
+    fresh, rows = (widen(batch, max(lengths)) for batch in batches)
+    missing = max(lengths) - lengths[1]
+    carry = under_way.carry.map(lambda state: pad(state, (0, 0, 0, missing)) if state.ndim == 3 else state)
+    return fresh, MicroBatch(rows, carry, under_way.halted)
 
 
 def _as_micro_batch(named: dict[str, torch.Tensor]) -> MicroBatch:

@@ -5,6 +5,7 @@ import torch
 
 from hf_loop.evaluation import failure_checks, halting_quality, record_segments, segment_accuracy, with_one_blank
 from hf_loop.evaluation.puzzles import SegmentRecord
+from hf_loop.models.puzzle_inputs import pad_puzzles
 
 from ..models.puzzle_variants import puzzles, tiny_puzzle_model
 
@@ -120,3 +121,17 @@ def test_one_blank_is_left_out():
         assert (puzzle != answer).sum() == 1
     with pytest.raises(ValueError, match="no row has a cell with the token 99"):
         with_one_blank(inputs, labels, blank=99)
+
+
+def test_puzzles_of_several_sizes_are_measured_as_alone():
+    model = tiny_puzzle_model("trm", low_cycles=2).double()
+    rows = [puzzles(1, seed, size)[0] for seed, size in enumerate((4, 9))]
+    answers = [model.solve(row, num_segments=2).tokens for row in rows]
+    cells, mask = pad_puzzles(rows)
+    labels, _ = pad_puzzles(answers, -100)
+    made = record_segments(model, cells, labels, 2, attention_mask=mask)
+    assert made.solved[:, 1].all()
+    for index, (row, answer) in enumerate(zip(rows, answers)):
+        alone = record_segments(model, row[None], answer[None], 2)
+        assert torch.equal(made.changed[index], alone.changed[0])
+        torch.testing.assert_close(made.cells[index], alone.cells[0])

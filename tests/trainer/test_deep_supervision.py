@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModelForMaskedLM, TrainingArguments
 
 from hf_loop import DeepSupervisionArguments, DeepSupervisionTrainer
 from hf_loop.trainer.persistent_rows import fewest_segments
 
 from .tiny import tiny_model
-from .tiny_puzzles import logged, puzzle_model, puzzle_rows, puzzle_trainer, train
+from .tiny_puzzles import CELLS, logged, puzzle_model, puzzle_rows, puzzle_trainer, train
 
 
 ROOT = Path(__file__).parents[2]
@@ -238,3 +239,44 @@ def test_bad_arguments_are_refused(tmp_path):
         DeepSupervisionTrainer(puzzle_model(), TrainingArguments(str(tmp_path), use_cpu=True))
     with pytest.raises(ValueError, match="model must be a puzzle model"):
         DeepSupervisionTrainer(tiny_model(), DeepSupervisionArguments(str(tmp_path), use_cpu=True))
+
+
+def rows_of_two_sizes(padded: bool):
+    """Every other puzzle has three cells of five; `padded` writes the rows out as a batch of one size has them."""
+    rows = []
+    for number, row in enumerate(puzzle_rows()):
+        length = CELLS if number % 2 else 3
+        missing = CELLS - length if padded else 0
+        rows.append(
+            {
+                "input_ids": row["input_ids"][:length] + [0] * missing,
+                "labels": row["labels"][:length] + [-100] * missing,
+            }
+        )
+        if padded:
+            rows[-1]["attention_mask"] = [1] * length + [0] * missing
+    return Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize("preset", ["trm", "hrm"])
+def test_puzzles_of_several_sizes(preset, tmp_path):
+    losses, weights, metrics = [], [], []
+    for padded, batch_size in ((False, 8), (True, 8), (False, 2)):
+        trainer = puzzle_trainer(
+            tmp_path,
+            puzzle_model(preset),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=8 // batch_size,
+            per_device_eval_batch_size=3,
+            exploration=0.5,
+        )
+        trainer.train_dataset = rows_of_two_sizes(padded)
+        trainer.eval_dataset = trainer.train_dataset.select(range(10))
+        trainer.train()
+        losses.append(logged(trainer))
+        weights.append(trainer.model)
+        metrics.append({name: trainer.evaluate()[name] for name in ("eval_exact_accuracy", "eval_cell_accuracy")})
+    for other in (1, 2):
+        assert losses[other] == pytest.approx(losses[0], rel=1e-4)
+        assert_equal_weights(weights[other], weights[0], rtol=1e-3, atol=1e-4)
+        assert metrics[other] == metrics[0]
