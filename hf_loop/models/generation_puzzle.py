@@ -34,7 +34,8 @@ class PuzzleSolution:
 
     def first(self) -> "PuzzleSolution":
         """Return the solution of the first puzzle, without a batch dimension."""
-        return PuzzleSolution(*(None if value is None else value[0] for value in vars(self).values()))
+        values: list[Any] = [None if value is None else value[0] for value in vars(self).values()]
+        return PuzzleSolution(*values)
 
 
 class PuzzleSolvingMixin:
@@ -55,13 +56,13 @@ class PuzzleSolvingMixin:
         self,
         input_ids: torch.Tensor,
         puzzle_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
         num_segments: int | None = None,
         halt: bool = False,
         num_trajectories: int = 1,
         latent_noise: float = 0.0,
         seed: int = 0,
         num_loops: int | None = None,
+        attention_mask: torch.Tensor | None = None,
         blank_token_id: int | None = None,
     ) -> PuzzleSolution:
         """Run segments and return the solutions.
@@ -73,8 +74,6 @@ class PuzzleSolvingMixin:
         Args:
             input_ids (`torch.LongTensor` of shape `[B, T]` or `[T]`): the puzzles, or a single one.
             puzzle_ids (`torch.LongTensor` of shape `[B]`, *optional*): index of each puzzle's embedding, by default 0.
-            attention_mask (`torch.Tensor` of shape `[B, T]`, *optional*): 0 at the padding that follows the cells of a
-                smaller puzzle; answers there are 0.
             num_segments (`int`, *optional*): largest number of segments, by default `config.max_segments`.
             halt (`bool`, *optional*, defaults to `False`): whether to read a puzzle when it halts, instead of after
                 the last segment.
@@ -82,6 +81,8 @@ class PuzzleSolvingMixin:
             latent_noise (`float`, *optional*, defaults to 0.0): standard deviation of the noise.
             seed (`int`, *optional*, defaults to 0): seed of the noise, which follows from it and the puzzle alone.
             num_loops (`int`, *optional*): number of slow cycles in a segment, by default `config.num_loops`.
+            attention_mask (`torch.Tensor` of shape `[B, T]`, *optional*): 0 at the padding that follows the cells of a
+                smaller puzzle; answers there are 0.
             blank_token_id (`int`, *optional*): token of the cells to fill in. All others are given, and `kept` of the
                 solution tells whether the answer leaves them as they are.
 
@@ -100,10 +101,9 @@ class PuzzleSolvingMixin:
         self.check_trajectories(num_trajectories, latent_noise, halt)
         is_single = input_ids.ndim == 1
         if is_single:
-            input_ids, puzzle_ids, attention_mask = (
-                None if tensor is None else tensor.reshape(1, -1) for tensor in (input_ids, puzzle_ids, attention_mask)
-            )
-            puzzle_ids = None if puzzle_ids is None else puzzle_ids[0]
+            input_ids = input_ids[None]
+            puzzle_ids = None if puzzle_ids is None else puzzle_ids.reshape(1)
+            attention_mask = None if attention_mask is None else attention_mask.reshape(1, -1)
         check_puzzles(self.config, input_ids, puzzle_ids)
         puzzles = input_ids
         generators = self.generators(input_ids, attention_mask, num_trajectories, seed) if latent_noise else []
@@ -127,12 +127,10 @@ class PuzzleSolvingMixin:
                     break
         if num_trajectories > 1:
             solution = choose(solution, len(puzzles))
-        if attention_mask is not None:
-            solution.tokens = solution.tokens.masked_fill(attention_mask == 0, 0)
+        is_cell = torch.ones_like(puzzles, dtype=torch.bool) if attention_mask is None else attention_mask != 0
+        solution.tokens = solution.tokens.masked_fill(~is_cell, 0)
         if blank_token_id is not None:
-            is_given = puzzles != blank_token_id
-            if attention_mask is not None:
-                is_given = is_given & (attention_mask != 0)
+            is_given = is_cell & (puzzles != blank_token_id)
             solution.kept = ((solution.tokens == puzzles) | ~is_given).all(1)
         return solution.first() if is_single else solution
 

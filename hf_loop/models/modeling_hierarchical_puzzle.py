@@ -36,11 +36,11 @@ from .family import Family
 from .family_checks import check_both_directions
 from .generation_puzzle import PuzzleSolvingMixin
 from .keyword_checks import ENGINE_KEYWORDS, check_keywords
-from .modeling_hierarchical import HierarchicalPreTrainedModel, HierarchicalStacks, describe_cycles
+from .modeling_hierarchical import HierarchicalStacks, describe_cycles
 from .modeling_hrm import truncated_normal_
 from .modeling_recurrent import make_head
 from .position_limit import check_length
-from .puzzle_embeddings import GrowingPuzzleTable
+from .puzzle_embeddings import HierarchicalPuzzlePreTrainedModel
 from .puzzle_inputs import check_puzzles
 from .puzzle_loss import IGNORE_INDEX, puzzle_loss
 from .puzzle_outputs import HierarchicalCarry, HierarchicalPuzzleOutput, HierarchicalSegmentOutput
@@ -53,7 +53,7 @@ HALT_BIAS = -5.0
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
-class HierarchicalPuzzleModel(GrowingPuzzleTable, HierarchicalStacks):
+class HierarchicalPuzzleModel(HierarchicalPuzzlePreTrainedModel, HierarchicalStacks):
     """The model of one segment, without heads.
 
     Args:
@@ -63,9 +63,7 @@ class HierarchicalPuzzleModel(GrowingPuzzleTable, HierarchicalStacks):
         ValueError: if the backbone's layers cannot attend in both directions.
     """
 
-    config_class = HierarchicalPuzzleConfig
     special_specs = TWO_STACK_BACKBONES | PUZZLE_BACKBONES
-    no_prompt_learning = "its positions are the cells of a puzzle"
     refused_keywords = {
         **dict.fromkeys(ENGINE_KEYWORDS, "puzzles are solved by `solve`, not token by token"),
         "position_ids": "the position of a cell is fixed",
@@ -141,16 +139,14 @@ class HierarchicalPuzzleModel(GrowingPuzzleTable, HierarchicalStacks):
     def forward(
         self,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
         puzzle_ids: torch.Tensor | None = None,
         carry: Any = None,
         num_loops: int | None = None,
         num_backprop_loops: int | None = None,
+        attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> HierarchicalSegmentOutput:
         r"""
-        attention_mask (`torch.Tensor` of shape `(batch_size, cells)`, *optional*):
-            0 at the padding that follows the cells of a smaller puzzle.
         puzzle_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Index of each puzzle's embedding, by default 0.
         carry (`HierarchicalCarry`, *optional*):
@@ -159,6 +155,8 @@ class HierarchicalPuzzleModel(GrowingPuzzleTable, HierarchicalStacks):
             Number of slow cycles, by default `config.num_loops`.
         num_backprop_loops (`int`, *optional*):
             Number of last slow cycles that gradient may reach, by default as `config.gradient` allows.
+        attention_mask (`torch.Tensor` of shape `(batch_size, cells)`, *optional*):
+            0 at the padding that follows the cells of a smaller puzzle.
 
         Raises:
             ValueError: if a number of loops is not a positive integer, a cell or an id is not in its table, the carry
@@ -202,7 +200,7 @@ class HierarchicalPuzzleModel(GrowingPuzzleTable, HierarchicalStacks):
 
 
 # trf-ignore: TRF057 as above
-class HierarchicalForPuzzle(GrowingPuzzleTable, HierarchicalPreTrainedModel, PuzzleSolvingMixin):
+class HierarchicalForPuzzle(HierarchicalPuzzlePreTrainedModel, PuzzleSolvingMixin):
     """The puzzle model with a head that predicts every cell, and a halting head.
 
     Args:
@@ -219,8 +217,6 @@ class HierarchicalForPuzzle(GrowingPuzzleTable, HierarchicalPreTrainedModel, Puz
     ```
     """
 
-    config_class = HierarchicalPuzzleConfig
-    no_prompt_learning = HierarchicalPuzzleModel.no_prompt_learning
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
@@ -253,12 +249,12 @@ class HierarchicalForPuzzle(GrowingPuzzleTable, HierarchicalPreTrainedModel, Puz
         labels: torch.Tensor | None = None,
         num_segments: int = 1,
         carry: Any = None,
-        attention_mask: torch.Tensor | None = None,
         puzzle_ids: torch.Tensor | None = None,
         num_loops: int | None = None,
         num_backprop_loops: int | None = None,
         output_segments: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
+        attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> HierarchicalPuzzleOutput:
         r"""
@@ -268,8 +264,6 @@ class HierarchicalForPuzzle(GrowingPuzzleTable, HierarchicalPreTrainedModel, Puz
             Number of segments. Gradient reaches only the last one.
         carry (`HierarchicalCarry`, *optional*):
             The states that the first segment starts from, by default the initial states.
-        attention_mask (`torch.Tensor` of shape `(batch_size, cells)`, *optional*):
-            0 at the padding that follows the cells of a smaller puzzle; labels there do not count.
         puzzle_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Index of each puzzle's embedding, by default 0.
         num_loops (`int`, *optional*):
@@ -280,6 +274,8 @@ class HierarchicalForPuzzle(GrowingPuzzleTable, HierarchicalPreTrainedModel, Puz
             Whether to return the logits after every segment.
         num_items_in_batch (`int`, *optional*):
             Number of labelled cells in all batches of a training step, set by `Trainer`.
+        attention_mask (`torch.Tensor` of shape `(batch_size, cells)`, *optional*):
+            0 at the padding that follows the cells of a smaller puzzle; labels there do not count.
 
         Raises:
             ValueError: if a count is not a positive integer, or [`HierarchicalPuzzleModel`] raises it.

@@ -9,14 +9,20 @@ import torch
 from torch import nn
 
 from .checks import check_positive_int
+from .configuration_hierarchical import HierarchicalPuzzleConfig
+from .modeling_hierarchical import HierarchicalPreTrainedModel
 
 
 # arguments of `from_pretrained` that say where the configuration is
 _LOCATION = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
-class GrowingPuzzleTable:
-    """Mixin of puzzle models: `from_pretrained(folder, num_puzzles=n)` adds rows to the table that was saved."""
+# trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
+class HierarchicalPuzzlePreTrainedModel(HierarchicalPreTrainedModel):
+    """Base class of puzzle models: `from_pretrained(folder, num_puzzles=n)` adds rows to the table that was saved."""
+
+    config_class = HierarchicalPuzzleConfig
+    no_prompt_learning = "its positions are the cells of a puzzle"
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -25,13 +31,14 @@ class GrowingPuzzleTable:
         Raises:
             ValueError: if `num_puzzles` is below that of the checkpoint.
         """
-        load = super().from_pretrained  # ty: ignore[unresolved-attribute]
+        load: Any = super().from_pretrained
         wanted = kwargs.get("num_puzzles") if config is None else getattr(config, "num_puzzles", None)
         stored = None
         if wanted is not None and pretrained_model_name_or_path is not None:
             location = {name: kwargs[name] for name in _LOCATION if name in kwargs}
-            config_class: Any = cls.config_class  # ty: ignore[unresolved-attribute]
-            stored = config_class.get_config_dict(pretrained_model_name_or_path, **location)[0].get("num_puzzles")
+            stored = HierarchicalPuzzleConfig.get_config_dict(pretrained_model_name_or_path, **location)[0].get(
+                "num_puzzles"
+            )
         # CODEPATH: a model of a single task has no embedding of the task
         if not stored or wanted == stored:
             return load(pretrained_model_name_or_path, *args, config=config, **kwargs)
@@ -69,4 +76,4 @@ class GrowingPuzzleTable:
         model.config.num_puzzles = num_puzzles
 
 
-__all__ = ["GrowingPuzzleTable"]
+__all__ = ["HierarchicalPuzzlePreTrainedModel"]
