@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import register
+from .puzzles import measure_puzzles
 
 
 def train(
@@ -19,6 +20,9 @@ def train(
         bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Run the recipe's tiny debug variant.")] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write the model card afterwards; measure a puzzle model for it.")
+    ] = False,
 ) -> None:
     """Train the model of a recipe and save it."""
     from ..trainer.recipe import load_recipe
@@ -27,6 +31,9 @@ def train(
     if resume:
         overrides.append("training.resume_from_checkpoint=true")
     checked = load_recipe(recipe, overrides, debug)
+    is_puzzle = checked.model.family == "puzzle"
+    if card and is_puzzle and not checked.data.num_eval_rows:
+        raise ValueError(f"--card: data.num_eval_rows of {recipe} is 0, so there are no test puzzles to measure")
 
     from accelerate import PartialState
 
@@ -41,7 +48,17 @@ def train(
                 evaluation += f", {name.replace('_', ' ')} {result.eval_metrics[f'eval_{name}']:.4f}"
         print(f"{result.num_parameters:,} parameters, training loss {result.train_loss:.4f}{evaluation}")
         print(result.output_dir)
+        if card:
+            _write_card(Path(result.output_dir), is_puzzle)
     # gloo's threads live as long as a model that uses the process group. A process that ends while they run may abort,
     # and a finished run would look like a failed one
     gc.collect()
     PartialState().destroy_process_group()
+
+
+def _write_card(folder: Path, is_puzzle: bool) -> None:
+    from ..evaluation.hub_card import write_card
+
+    if is_puzzle:
+        measure_puzzles(folder)
+    print(write_card(folder))

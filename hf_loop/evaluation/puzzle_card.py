@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCardData
+from tqdm.auto import tqdm
 
 from ..files import read_json, write_text
 from ..models import family_of
@@ -15,7 +16,14 @@ from ..weight_files import count_stored_parameters
 from .card_template import CARD_FILE, FIGURES_FOLDER, render_card
 from .model_card import family_config
 from .puzzle_plots import plot_puzzle_results
-from .puzzles import failure_checks, halting_quality, record_segments, segment_accuracy, with_one_blank
+from .puzzles import (
+    SegmentRecord,
+    failure_checks,
+    halting_quality,
+    record_segments,
+    segment_accuracy,
+    with_one_blank,
+)
 from .results import package_versions
 
 
@@ -27,7 +35,13 @@ DIFFICULTIES = ("blanks", "dead_ends", "length", "rating")
 
 
 def measure_puzzles(
-    model: Any, rows: Dataset, *, blank: int | None = None, segments: Sequence[int] = SEGMENTS, batch_size: int = 256
+    model: Any,
+    rows: Dataset,
+    *,
+    blank: int | None = None,
+    segments: Sequence[int] = SEGMENTS,
+    batch_size: int = 256,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Run all measurements of [`~hf_loop.evaluation.puzzles`] on test puzzles.
 
@@ -38,6 +52,7 @@ def measure_puzzles(
             that out.
         segments (`Sequence[int]`): numbers of segments after which answers are scored.
         batch_size (`int`): rows in one forward pass.
+        progress (`bool`): whether to show a progress bar.
 
     Returns:
         `dict[str, Any]`: `accuracy` (by number of segments, exact accuracy and cell accuracy), `failures`,
@@ -47,7 +62,7 @@ def measure_puzzles(
     max_segments = model.config.max_segments
     input_ids, labels = torch.tensor(rows["input_ids"]), torch.tensor(rows["labels"])
     longest = max(*segments, max_segments)
-    record = record_segments(model, input_ids, labels, longest, batch_size=batch_size)
+    record = _record(model, input_ids, labels, longest, batch_size, "puzzles" if progress else None)
     halting = {}
     if model.config.halting != "none":
         for name in [name for name in DIFFICULTIES if name in rows.column_names]:
@@ -55,7 +70,7 @@ def measure_puzzles(
     one_blank = None
     if blank is not None:
         easy = with_one_blank(input_ids, labels, blank)
-        easy_record = record_segments(model, *easy, max_segments, batch_size=batch_size)
+        easy_record = _record(model, *easy, max_segments, batch_size, "one blank" if progress else None)
         one_blank = segment_accuracy(easy_record, [max_segments])[max_segments][0]
     measured = {
         "num_rows": len(rows),
@@ -66,6 +81,22 @@ def measure_puzzles(
     }
     # a fresh measurement must equal one read from a file: JSON turns tuples into lists
     return json.loads(json.dumps(measured))
+
+
+def _record(
+    model: Any, input_ids: torch.Tensor, labels: torch.Tensor, num_segments: int, batch_size: int, bar: str | None
+) -> SegmentRecord:
+    """Record the segments of all puzzles, with a progress bar of this name."""
+    batches = list(zip(input_ids.split(batch_size), labels.split(batch_size), strict=True))
+    records = [
+        record_segments(model, *batch, num_segments, batch_size=batch_size)
+        for batch in tqdm(batches, desc=bar, disable=bar is None)
+    ]
+    joined: dict[str, Any] = {}
+    for name in vars(records[0]):
+        parts = [getattr(record, name) for record in records]
+        joined[name] = None if parts[0] is None else torch.cat(parts)
+    return SegmentRecord(**joined)
 
 
 def write_puzzle_card(

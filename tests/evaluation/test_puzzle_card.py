@@ -1,9 +1,7 @@
 """The card of a puzzle model states what was measured."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
@@ -13,13 +11,8 @@ from hf_loop import HierarchicalForPuzzle, HierarchicalPuzzleConfig
 from hf_loop.evaluation import measure_puzzles, write_puzzle_card
 from hf_loop.evaluation.hub_card import write_card, write_card_before_push
 from hf_loop.tasks import sudoku
-from hf_loop.trainer.recipe import load_recipe
-from hf_loop.trainer.run import run_recipe
 
 from ..models.puzzle_variants import tiny_puzzle_model
-
-
-RECIPES = Path(__file__).parents[2] / "training" / "recipes" / "hierarchical"
 
 
 @pytest.mark.parametrize("preset", ["trm", "plain"])
@@ -87,16 +80,3 @@ def test_other_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds \['HierarchicalPuzzleModel'\], and no puzzle model"):
         write_puzzle_card(tmp_path, {}, data="none")
     assert not (tmp_path / "puzzle_results.json").exists()
-
-
-def test_the_script_measures_the_run_of_a_recipe(tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "run"
-    run_recipe(load_recipe(RECIPES / "sudoku_4x4.yaml", [f"training.output_dir={folder}"], debug=True))
-    spec = importlib.util.spec_from_file_location("evaluate", RECIPES / "evaluate.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    monkeypatch.setattr("sys.argv", ["evaluate.py", str(folder), "--segments", "1", "2", "--test-rows", "5"])
-    script.main()
-    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(printed) == {"1", "2"}
-    assert "On 5 puzzles: task sudoku (size 4, num_puzzles 4)" in (folder / "README.md").read_text()
