@@ -9,6 +9,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -18,6 +20,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from hf_loop.cli import quickstart
+from hf_loop.cli.main import main
 from hf_loop.trainer.recipe import load_recipe
 from hf_loop.trainer.run import run_recipe
 
@@ -127,8 +131,12 @@ def in_child(function: Callable[[], object], log: Path, patience: float | None =
             with log.open("w") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
+                # pytest has streams of its own there
+                sys.stdout = sys.stderr = file
                 function()
             code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
         except BaseException:
             with log.open("a") as file:
                 traceback.print_exc(file=file)
@@ -142,7 +150,7 @@ def in_child(function: Callable[[], object], log: Path, patience: float | None =
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """From a kind to the outcome of a run that nothing interrupts, its changes of the file system, and its seconds."""
+    """From a kind to a run that nothing interrupts: its outcome, changes of the file system, seconds and bytes."""
     runs: dict[str, tuple] = {}
 
     def make(kind: str) -> tuple:
@@ -159,7 +167,8 @@ def whole(tmp_path_factory):
             start = time.monotonic()
             code = in_child(counting, folder / "log")
             assert code == 0, (folder / "log").read_text()
-            runs[kind] = outcome(folder / "run"), int(counted.read_text()), time.monotonic() - start
+            size = sum(path.stat().st_size for path in (folder / "run").rglob("*"))
+            runs[kind] = outcome(folder / "run"), int(counted.read_text()), time.monotonic() - start, size
         return runs[kind]
 
     return make
@@ -191,7 +200,7 @@ def kill_and_resume(kind: str, folder: Path, expected: tuple, moments: int, seco
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(kind, whole, tmp_path):
-    expected, moments, seconds = whole(kind)
+    expected, moments, seconds, _ = whole(kind)
     for seed in range(2):
         (tmp_path / str(seed)).mkdir()
         kill_and_resume(kind, tmp_path / str(seed) / "run", expected, moments, seconds, seed)
@@ -201,5 +210,97 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(kind, whole, tmp_path):
 @pytest.mark.parametrize("seed", range(2, 20))
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_at_twenty_moments_goes_on_as_if_it_had_not_been(kind, seed, whole, tmp_path):
-    expected, moments, seconds = whole(kind)
+    expected, moments, seconds, _ = whole(kind)
     kill_and_resume(kind, tmp_path / "run", expected, moments, seconds, seed)
+
+
+def start_quickstart(folder: Path) -> None:
+    quickstart.NUM_TEST_GAMES = 8
+    quickstart.quickstart(folder, seed=1, steps=2)
+
+
+@pytest.fixture(scope="module")
+def whole_quickstart(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quickstart")
+
+    def counting() -> None:
+        moments = Moments()
+        moments.watch()
+        start_quickstart(folder / "run")
+        (folder / "count").write_text(str(moments.count))
+
+    start = time.monotonic()
+    assert in_child(counting, folder / "log") == 0, (folder / "log").read_text()
+    return folder / "run", int((folder / "count").read_text()), time.monotonic() - start
+
+
+SEEDS = [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 20))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_killed_quickstart_is_started_again(seed, is_there, whole_quickstart, tmp_path):
+    expected, moments, seconds = whole_quickstart
+    # a card is named after its folder
+    folder, log = tmp_path / "run", tmp_path / "log"
+    if is_there:
+        folder.mkdir()
+    draw = random.Random(seed)
+    # the end, where everything is written, has most of the moments
+    fatal = draw.randint(1, moments)
+
+    def dying() -> None:
+        Moments(fatal).watch()
+        start_quickstart(folder)
+
+    patience = draw.uniform(0.1, 1) * seconds if seed % 2 else None
+    code = in_child((lambda: start_quickstart(folder)) if seed % 2 else dying, log, patience)
+    assert code in (0, -signal.SIGKILL), log.read_text()
+    assert in_child(lambda: start_quickstart(folder), log) == 0, log.read_text()
+    for name in ("model.safetensors", "results.json", "config.json", "README.md"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+    assert sorted(os.listdir(tmp_path)) == ["log", "run"]
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(expected))
+    assert "training" not in os.listdir(folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 30 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", place], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", ["looped", "feedback", "puzzle, averaged weights"])
+def test_a_run_goes_on_after_the_disk_was_full(kind, seed, whole, small_disk, tmp_path):
+    expected, _, _, size = whole(kind)
+    log, folder = tmp_path / "log", small_disk / "run"
+    name, overrides = KINDS[kind]
+    options = [f"--set={option}" for option in (*TRAINING, f"training.output_dir={folder}", *overrides)]
+    arguments = ["hf-loop", "train", str(RECIPES / f"{name}.yaml"), "--debug", *options]
+
+    def command(*more: str) -> None:
+        sys.argv = [*arguments, *more]
+        main()
+
+    # less is left than a run leaves in the end
+    left = random.Random(f"{kind} {seed}").randint(0, size)
+    ballast = small_disk / "ballast"
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, (30 << 20) - left)
+    code = in_child(command, log)
+    assert code == 2, log.read_text()
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith("hf-loop: error: ") and "No space left on device" in last and str(folder) in last
+    ballast.unlink()
+    has_checkpoint = folder.is_dir() and any(folder.glob("checkpoint-*"))
+    assert in_child(lambda: command(*["--resume"] * has_checkpoint), log) == 0, log.read_text()
+    assert outcome(folder) == expected
+    assert not [path.name for path in small_disk.rglob(".*")]

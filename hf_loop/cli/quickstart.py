@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..output_folders import whole_folder
+from ..output_folders import folder_lock, whole_folder
 from .save import check_new_folder
 
 
@@ -38,12 +38,14 @@ def quickstart(
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each model.")] = 1500,
 ) -> None:
     """Train a small looped model beside one of fixed depth and see it answer better with more loops."""
-    check_new_folder(output_dir)
+    command = f"hf-loop quickstart --seed {seed} --steps {steps}"
+    is_finished = holds_results(output_dir, command)
+    if not is_finished:
+        check_new_folder(output_dir)
 
     import torch
     from rich.console import Console
 
-    from ..evaluation import accuracy_over_loops
     from ..tasks import shell_game
 
     # a second thread gains nothing on a model this small, and costs much where the cores are shared
@@ -52,23 +54,57 @@ def quickstart(
     splits, tokenizer = shell_game(steps * BATCH_SIZE, NUM_TEST_GAMES, NUM_SWAPS, curriculum=0.25, seed=seed)
     example = splits["test"][0]
     console.print(f"The task: where is the ball?  {example['prompt']}  ->  {example['answer']}", markup=False)
+    if not is_finished:
+        # from the start, so that a second quickstart into the folder is refused before it has trained
+        with whole_folder(output_dir) as folder:
+            train_and_save(console, folder, splits, tokenizer, seed, command, name=output_dir.resolve().name)
+    print_accuracy(console, output_dir)
+    ask_again(console, output_dir, splits["test"].select(range(3)))
+    console.print(f"Next: hf-loop generate {output_dir} {example['prompt']!r} --loops 1,2,4,6,12", markup=False)
 
-    console.print(f"Training the looped model: one layer, 4 to 8 loops, {steps} steps")
+
+def holds_results(output_dir: Path, command: str) -> bool:
+    """Whether a folder holds what a command has made: its quickstart was interrupted after everything was saved."""
+    if not output_dir.is_dir():
+        return False
+    # the lock moves in what a killed quickstart had finished
+    with folder_lock(output_dir):
+        if not all((output_dir / name).is_file() for name in ("config.json", "results.json")):
+            return False
+
+    from ..evaluation import Results
+
+    return Results.load(output_dir).command == command
+
+
+def train_and_save(
+    console: "Console",
+    folder: Path,
+    splits: "DatasetDict",
+    tokenizer: "PreTrainedTokenizerBase",
+    seed: int,
+    command: str,
+    name: str,
+) -> None:
+    """Train both models, measure them, and write the model folder."""
+    import shutil
+
+    from ..evaluation import accuracy_over_loops
+
+    scratch = folder / "training"
+    num_steps = len(splits["train"]) // BATCH_SIZE
+    console.print(f"Training the looped model: one layer, 4 to 8 loops, {num_steps} steps")
     # draw the depth of each step: a model trained at one depth is worse at others
     sampled_depth = {"loop_sampling": "uniform", "min_loops": 4, "max_loops": 8}
-    looped_model = train(build_model(tokenizer, NUM_LOOPS, seed), splits, tokenizer, seed, **sampled_depth)
-    console.print(f"Training the fixed-depth model: the same layer, once, {steps} steps")
-    fixed_model = train(build_model(tokenizer, 1, seed), splits, tokenizer, seed, loop_sampling="fixed")
-
+    looped_model = train(build_model(tokenizer, NUM_LOOPS, seed), splits, tokenizer, seed, scratch, **sampled_depth)
+    console.print(f"Training the fixed-depth model: the same layer, once, {num_steps} steps")
+    fixed_model = train(build_model(tokenizer, 1, seed), splits, tokenizer, seed, scratch, loop_sampling="fixed")
+    shutil.rmtree(scratch)
     curves = [
         accuracy_over_loops(model, splits["test"], LOOPS, batch_size=256, label=label, progress=True)
         for label, model in (("looped", looped_model), ("fixed depth", fixed_model))
     ]
-    print_accuracy(console, curves)
-    with whole_folder(output_dir) as folder:
-        save(folder, looped_model, tokenizer, curves, splits["test"], seed, steps, name=output_dir.resolve().name)
-    ask_again(console, output_dir, splits["test"].select(range(3)))
-    console.print(f"Next: hf-loop generate {output_dir} {example['prompt']!r} --loops 1,2,4,6,12", markup=False)
+    save(folder, looped_model, tokenizer, curves, splits["test"], seed, command, name)
 
 
 def build_model(tokenizer: "PreTrainedTokenizerBase", num_loops: int, seed: int) -> "LoopedForCausalLM":
@@ -98,45 +134,47 @@ def train(
     splits: "DatasetDict",
     tokenizer: "PreTrainedTokenizerBase",
     seed: int,
+    scratch: Path,
     **depth: Any,
 ) -> "LoopedForCausalLM":
     """Train on every training game once, in order, at the depths that `depth` describes."""
-    from tempfile import TemporaryDirectory
-
     from transformers import DataCollatorForSeq2Seq
 
     from ..trainer import LoopTrainer, LoopTrainingArguments
 
     steps = len(splits["train"]) // BATCH_SIZE
-    with TemporaryDirectory() as scratch:
-        args = LoopTrainingArguments(
-            output_dir=scratch,
-            per_device_train_batch_size=BATCH_SIZE,
-            num_train_epochs=1,
-            # the games come with the short ones first
-            train_sampling_strategy="sequential",
-            learning_rate=3e-3,
-            # keep the rate high until the last third: this task is then learned sooner than with linear decay
-            lr_scheduler_type="warmup_stable_decay",
-            lr_scheduler_kwargs={"num_decay_steps": steps * 3 // 10},
-            warmup_steps=steps // 30,
-            weight_decay=0.01,
-            logging_steps=100,
-            save_strategy="no",
-            # Trainer warns about it where there is no accelerator, and these batches are small
-            dataloader_pin_memory=False,
-            seed=seed,
-            **depth,
-        )
-        # pads the labels as well as the inputs, where games of two lengths meet in one batch
-        collator = DataCollatorForSeq2Seq(tokenizer)
-        LoopTrainer(model=model, args=args, train_dataset=splits["train"], data_collator=collator).train()
+    args = LoopTrainingArguments(
+        output_dir=str(scratch),
+        per_device_train_batch_size=BATCH_SIZE,
+        num_train_epochs=1,
+        # the games come with the short ones first
+        train_sampling_strategy="sequential",
+        learning_rate=3e-3,
+        # keep the rate high until the last third: this task is then learned sooner than with linear decay
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": steps * 3 // 10},
+        warmup_steps=steps // 30,
+        weight_decay=0.01,
+        logging_steps=100,
+        save_strategy="no",
+        # Trainer warns about it where there is no accelerator, and these batches are small
+        dataloader_pin_memory=False,
+        seed=seed,
+        **depth,
+    )
+    # pads the labels as well as the inputs, where games of two lengths meet in one batch
+    collator = DataCollatorForSeq2Seq(tokenizer)
+    LoopTrainer(model=model, args=args, train_dataset=splits["train"], data_collator=collator).train()
     return model.eval()
 
 
-def print_accuracy(console: "Console", curves: "list[LoopCurve]") -> None:
+def print_accuracy(console: "Console", output_dir: Path) -> None:
     """Print the share of right answers at each loop count, one column for each curve."""
     from rich.table import Table
+
+    from ..evaluation import Results
+
+    curves = Results.load(output_dir).curves
 
     table = Table(title=f"right answers of {NUM_TEST_GAMES} test games (guessing: 33 %)")
     table.add_column("loops", justify="right")
@@ -154,7 +192,7 @@ def save(
     curves: "list[LoopCurve]",
     test_games: "Dataset",
     seed: int,
-    steps: int,
+    command: str,
     name: str,
 ) -> None:
     """Write the model folder: weights, configuration, tokenizer, `results.json`, card and figure."""
@@ -176,7 +214,7 @@ def save(
     tokenizer.save_pretrained(folder)
     Results(
         curves=curves,
-        command=f"hf-loop quickstart --seed {seed} --steps {steps}",
+        command=command,
         seed=seed,
         loop_sampling="uniform from 4 to 8",
         prompt=test_games[0]["prompt"],

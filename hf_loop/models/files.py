@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,10 @@ from .offloading import weight_values
 def scratch_path(target: Path) -> Path:
     """Return a new path beside `target`, to write to before it is renamed to `target`: `.{name}-{random}.tmp`."""
     return target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
+
+
+# in the messages of safetensors' writer, and of torch's writer of zip archives
+WRITER_ERRORS = ("I/O error", "PytorchStreamWriter", "inline_container.cc", "iostream error")
 
 
 @contextmanager
@@ -83,9 +88,20 @@ def write_errors_named(path: str | os.PathLike) -> Generator[None]:
         message = str(error)
         if "No space left on device" in message:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        if "PytorchStreamWriter" in message or "I/O error" in message:
-            raise OSError(f"{path} cannot be written: {message.split('. ')[0]}") from error
+        if any(text in message for text in WRITER_ERRORS):
+            raise OSError(f"{path} cannot be written: {_why(path) or message.split('. ')[0]}") from error
         raise
+
+
+def _why(path: str | os.PathLike) -> str | None:
+    """Try what the writer does not tell: whether the disk under a file or folder is full."""
+    folder = next(parent for parent in Path(path).absolute().parents if parent.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))
+    except OSError as error:
+        return os.strerror(error.errno or errno.EIO)
+    return None
 
 
 def write_through(path: Path) -> None:
