@@ -303,7 +303,8 @@ def make_backbone(
         classes (`Mapping`, *optional*): classes of recurrent models by model type, used before `AutoModel`'s.
 
     Raises:
-        ValueError: if the architecture does not pass the check, or asks for a router loss.
+        ValueError: if the architecture does not pass the check, asks for a router loss, or no model can be made of the
+            configuration.
     """
     if getattr(config, "output_router_logits", False):
         raise ValueError(
@@ -314,7 +315,14 @@ def make_backbone(
         model_class = (classes or {}).get(config.model_type)
         return AutoModel.from_config(config) if model_class is None else make_model(model_class, config)
     spec = backbone_spec(config) if spec is None else spec
-    model = AutoModel.from_config(config) if spec.model_class is None else make_model(spec.model_class, config)
+    try:
+        model = AutoModel.from_config(config) if spec.model_class is None else make_model(spec.model_class, config)
+    except ImportError:
+        raise
+    except Exception as error:  # the classes of transformers fail in many ways on values that they do not expect
+        raise ValueError(
+            f"`backbone_config` makes no {config.model_type} model: {type(error).__name__}: {error}"
+        ) from error
     missing = missing_parts(model, spec)
     if missing:
         raise ValueError(f"`backbone_config.model_type` {config.model_type!r} has no {', '.join(missing)}")

@@ -15,7 +15,7 @@
 
 from typing import Any, ClassVar, Literal, Self
 
-from .checks import check_positive_int, strict
+from .checks import check_num_calls, check_positive_int, strict
 from .configuration_recurrent import RecurrentConfig
 from .hierarchical_presets import preset_fields
 from .schedules import HierarchicalDepth
@@ -124,7 +124,7 @@ class HierarchicalConfig(RecurrentConfig):
             # a configuration saved without a model names no class: puzzle models have other values in these fields
             differs = any(config_dict[name] != fields[name].default for name in puzzle_fields)
             classes = config_dict.get("architectures") or []
-            if any("Puzzle" in name for name in classes) or (differs and not classes):
+            if any("Puzzle" in str(name) for name in classes) or (differs and not classes):
                 return HierarchicalPuzzleConfig.from_dict(config_dict, **kwargs)
             config_dict = {name: value for name, value in config_dict.items() if name not in puzzle_fields}
         # the model type in the file would replace that of the class
@@ -134,6 +134,9 @@ class HierarchicalConfig(RecurrentConfig):
         if key == "low_cycles":
             check_positive_int(key, value)
         super().__setattr__(key, value)
+
+    def check_depth(self) -> None:
+        check_num_calls(self.num_loops, self.num_calls * self.num_stack_layers)
 
     def validate_architecture(self):
         """Refuse layers that cannot be split into two stacks, and schedules that lose the input or its gradient."""

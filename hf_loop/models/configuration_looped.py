@@ -15,7 +15,7 @@
 
 from typing import Any, Literal
 
-from .checks import check_positive_int, strict
+from .checks import check_num_calls, check_positive_int, strict
 from .configuration_recurrent import RecurrentConfig
 from .schedules import LoopedDepth
 
@@ -116,16 +116,17 @@ class LoopedConfig(RecurrentConfig):
             check_positive_int(key, value)
         super().__setattr__(key, value)
 
-    def validate_architecture(self):
-        """Refuse layer counts that leave no core, and schedules that lose the input."""
-        for name in ("num_prelude_layers", "num_coda_layers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
+    def check_depth(self) -> None:
         if self.num_core_layers < 1:
             raise ValueError(
                 f"`num_prelude_layers` ({self.num_prelude_layers}) and `num_coda_layers` ({self.num_coda_layers}) "
                 f"leave no core layer: the backbone has {self.backbone_config.num_hidden_layers} layers"
             )
+        check_num_calls(self.num_loops, self.num_core_layers)
+
+    def validate_architecture(self):
+        """Refuse layer counts that leave no core, and schedules that lose the input."""
+        self.check_depth()
         if self.state_std is not None and self.state_std < 0:
             raise ValueError(f"`state_std` must not be negative, got {self.state_std}")
         if self.coda_norm and self.num_coda_layers == 0:

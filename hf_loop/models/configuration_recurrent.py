@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .checks import check_positive_int, plain_count, strict
+from .checks import check_positive_int, check_values, make_config, plain_count, strict
 from .configuration_hrm import HrmBackboneConfig
 from .configuration_huginn import HuginnBackboneConfig
 from .configuration_parcae import ParcaeBackboneConfig
@@ -116,13 +116,15 @@ class RecurrentConfig(PreTrainedConfig):
             fields = dict(self.backbone_config or {})
             fields |= {name: plain_count(name, kwargs.pop(name)) for name in BACKBONE_FIELDS if name in kwargs}
             model_type = fields.pop("model_type", "llama")
-            config_class = self.backbone_config_classes.get(model_type)
-            if config_class is None and model_type not in CONFIG_MAPPING:
+            if model_type not in (*self.backbone_config_classes, *CONFIG_MAPPING):
                 raise ValueError(f"`backbone_config.model_type` {model_type!r} is not a transformers model type")
-            config_class = config_class or CONFIG_MAPPING[model_type]
+            config_class = self.backbone_config_classes.get(model_type) or CONFIG_MAPPING[model_type]
             check_backbone_fields(config_class, fields, self)
-            self.backbone_config = config_class(**fields)
+            self.backbone_config = make_config(config_class, fields, "backbone_config")
+        check_values(vars(self.backbone_config), type(self.backbone_config), "backbone_config.")
+        check_values(vars(self) | kwargs, type(self))
         self._check_nesting()
+        self.check_depth()
         check_fields(self, kwargs, BACKBONE_FIELDS)
         for name in COPIED_FIELDS:
             if getattr(self, name) is None:
@@ -192,6 +194,13 @@ class RecurrentConfig(PreTrainedConfig):
         if kind_of(self.backbone_config) is not None:
             return self.backbone_config.depth(model, norm)
         return Depth(self.decoder_config.num_hidden_layers, norm)
+
+    def check_depth(self) -> None:
+        """Refuse layers that cannot be split as the schedule says, and layer calls that are too many to list.
+
+        Raises:
+            ValueError: if they are.
+        """
 
     def calls(self, **depth: Any) -> list[Call]:
         """List the layer calls of one pass over tokens.

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig
 
-from .checks import LOOPS_ELSEWHERE, nearest
+from .checks import LOOPS_ELSEWHERE, make_config, nearest
 
 
 # names that callers and files give besides the fields of a configuration class, with the reasons
@@ -85,7 +85,8 @@ def check_backbone_fields(
     unknown = [name for name in given if not _is_known(config_class, name)]
     if unknown:
         # a class may also set attributes that are not fields
-        attributes = vars(config_class(**{name: value for name, value in given.items() if name not in unknown}))
+        known = {name: value for name, value in given.items() if name not in unknown}
+        attributes = vars(make_config(config_class, known, "backbone_config"))
         for name in unknown:
             if name not in attributes:
                 fields = (*own_fields(config_class), *own_fields(type(outer)))

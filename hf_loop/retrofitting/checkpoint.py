@@ -2,6 +2,8 @@
 
 import os
 import re
+from fnmatch import fnmatch
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import torch
 import yaml
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerFast
 
 from ..files import read_json, read_safetensors, read_text, read_torch_file
@@ -17,10 +21,24 @@ from ..weight_files import shard_files
 
 
 CONFIG_FILE = "config.json"
-# beside the state dicts of HRM and TRM, which are named `checkpoint` or by their step
+# beside the state dicts of HRM and TRM, which their code names by the step; people rename them
 PUZZLE_CONFIG_FILE = "all_config.yaml"
-PUZZLE_PATTERNS = ["checkpoint", "step_*", "model.pt*"]
 PUZZLE_WEIGHT_FILE = re.compile(r"checkpoint|step_(\d+)(\.pth?)?|model\.pth?")
+# what else lies beside them: code, documents, logs, and predictions as large as the weights
+NO_PUZZLE_WEIGHTS = (
+    "*.py",
+    "*.yaml",
+    "*.yml",
+    "*.json",
+    "*.jsonl",
+    "*.md",
+    "*.txt",
+    "*.log",
+    "*.csv",
+    "*.png",
+    "*preds*",
+)
+NO_PUZZLE_WEIGHTS += (".*", "*.npy", "*.zip", "LICENSE*")
 # the first of these that a folder has holds its weights; each may be split into shards that an index lists
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pt")
 TOKENIZER_PATTERNS = (
@@ -44,9 +62,11 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     file = find_config(path)
     if file.name == CONFIG_FILE:
         return read_json(file)
+    text = read_text(file)
     try:
-        config = yaml.safe_load(read_text(file))
-    except (yaml.YAMLError, RecursionError) as error:
+        # as in recipes: `1e-05` is a number, which it is not in YAML 1.1
+        config: Any = OmegaConf.to_container(OmegaConf.load(StringIO(text)), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, RecursionError) as error:
         raise ValueError(f"{file} is not YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{file} must hold a mapping, got {config!r:.40}")
@@ -81,7 +101,7 @@ def locate(path: str | os.PathLike) -> Path:
         return found
     folder = Path(snapshot_download(str(path), allow_patterns=["*.json", PUZZLE_CONFIG_FILE, *TOKENIZER_PATTERNS]))
     if (folder / PUZZLE_CONFIG_FILE).is_file():
-        return Path(snapshot_download(str(path), allow_patterns=PUZZLE_PATTERNS, ignore_patterns="*preds*"))
+        return Path(snapshot_download(str(path), ignore_patterns=[*NO_PUZZLE_WEIGHTS, "*/*"]))
     for name in WEIGHT_FILES:
         stem, suffix = name.rsplit(".", 1)
         folder = Path(snapshot_download(str(path), allow_patterns=[name, f"{stem}-*-of-*.{suffix}"]))
@@ -95,6 +115,7 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises:
         OSError: there are none, or a shard is missing; the message names it.
+        ValueError: beside an `all_config.yaml`, which of several files holds them is not clear.
     """
     for name in WEIGHT_FILES:
         index = folder / f"{name}.index.json"
@@ -103,12 +124,19 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
     if (folder / PUZZLE_CONFIG_FILE).is_file():
-        matches = [PUZZLE_WEIGHT_FILE.fullmatch(path.name) for path in folder.iterdir() if path.is_file()]
-        found = [match for match in matches if match is not None]
-        if found:
+        names = sorted(path.name for path in folder.iterdir() if path.is_file())
+        names = [name for name in names if not any(fnmatch(name, pattern) for pattern in NO_PUZZLE_WEIGHTS)]
+        named = [match for match in map(PUZZLE_WEIGHT_FILE.fullmatch, names) if match is not None]
+        if named:
             # of several steps the last
-            last = max(found, key=lambda match: (int(match[1] or -1), match[0]))
+            last = max(named, key=lambda match: (int(match[1] or -1), match[0]))
             return [folder / last[0]]
+        if len(names) > 1:
+            raise ValueError(
+                f"{folder} must hold one file of weights beside {PUZZLE_CONFIG_FILE}, got {', '.join(names)}"
+            )
+        if names:
+            return [folder / names[0]]
     raise OSError(f"{folder} holds no weights ({', '.join(WEIGHT_FILES)})")
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from ..files import fault_named
 from ..gguf_files import is_gguf
 from ..loading import check_shapes, load_pretrained
 from ..models import FAMILIES
 from ..models.transformers_seams import make_model
-from .checkpoint import locate, read_config, read_tensors, tokenizer_token_ids
+from .checkpoint import find_config, locate, read_config, read_tensors, tokenizer_token_ids
 from .converters import CONVERTERS
 
 
@@ -48,12 +49,15 @@ def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **conf
     source["tensor_names"] = frozenset(tensors)
     source["tensor_shapes"] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     source["tokenizer_token_ids"] = tokenizer_token_ids(folder)
-    try:
-        config = converter.convert_config(source)
-    except KeyError as error:
-        raise ValueError(f"the config.json of {path} lacks {error}") from error
+    # settings of another type than the published ones have fail in the middle of an expression
+    with fault_named(find_config(path)):
+        try:
+            config = converter.convert_config(source)
+        except KeyError as error:
+            raise ValueError(f"it lacks {error}") from error
     override_fields(config, config_overrides)
-    state_dict = converter.convert_state_dict(source, tensors)
+    with fault_named(path):
+        state_dict = converter.convert_state_dict(source, tensors)
     if tensors:
         raise ValueError(f"{path} has {len(tensors)} tensors that are not known: {', '.join(sorted(tensors))}")
     model = load_converted(config, state_dict, dtype, getattr(converter, "MODEL_CLASS", None))

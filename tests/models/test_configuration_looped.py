@@ -63,7 +63,7 @@ def test_a_configuration_survives_the_round_trip(tmp_path):
     ("fields", "message"),
     [
         ({"num_prelude_layers": 2, "num_coda_layers": 2}, "leave no core layer: the backbone has 4"),
-        ({"num_prelude_layers": -1}, "`num_prelude_layers` must not be negative, got -1"),
+        ({"num_prelude_layers": -1}, "`num_prelude_layers` must be from 0 to 4096, got -1"),
         ({"injection": "gate"}, "injection.*gate"),
         ({"state_init": "ones"}, "state_init.*ones"),
         ({"state_init": "zeros"}, "needs an injection"),

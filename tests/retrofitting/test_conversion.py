@@ -184,7 +184,7 @@ def test_what_is_no_looped_checkpoint_is_told_where_to_go(tmp_path):
     with pytest.raises(ValueError, match="model type 'spiral', which no converter knows; there are huginn, "):
         convert(write_checkpoint(tmp_path / "spiral", config | {"model_type": "spiral"}, tensors))
     without = {name: value for name, value in config.items() if name != "n_heads"}
-    with pytest.raises(ValueError, match="the config.json of .* lacks 'n_heads'"):
+    with pytest.raises(ValueError, match=r"config\.json: it lacks 'n_heads'"):
         convert(write_checkpoint(tmp_path / "without", without, tensors))
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from transformers import AutoModelForMaskedLM
 
 from hf_loop import HierarchicalForPuzzle, convert
@@ -203,6 +204,47 @@ def test_of_several_steps_the_last_is_taken(tmp_path):
         write(tmp_path, TRM, tensors, f"step_{step}")
     (tmp_path / "step_20000_all_preds.0").write_bytes(b"no weights")
     assert convert(tmp_path).halt_head.bias.item() == 10_000
+
+
+@pytest.mark.parametrize("name", ["trm_sudoku.pth", "weights", "ema.bin", "best.safetensors"])
+def test_the_only_file_of_weights_may_have_any_name(tmp_path, name):
+    tensors = make_tensors(TRM)
+    write(tmp_path, TRM, {}, "checkpoint")
+    (tmp_path / "checkpoint").unlink()
+    if name.endswith("safetensors"):
+        save_file(tensors, tmp_path / name)
+    else:
+        torch.save(tensors, tmp_path / name)
+    for other in ("trm.py", "losses.py", "README.md", "step_5_all_preds.0", ".gitattributes", "train.log"):
+        (tmp_path / other).touch()
+    bias = convert(tmp_path).halt_head.bias
+    assert torch.equal(bias, tensors["_orig_mod.model.inner.q_head.bias"][:1])
+    torch.save(tensors, tmp_path / "another")
+    with pytest.raises(ValueError, match=f"must hold one file of weights beside all_config.yaml, got another, {name}"):
+        convert(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["1e-05", "1E-5", "0.00001", "1.0e-05", "+1e-5"])
+def test_numbers_are_numbers_as_the_published_code_reads_them(tmp_path, number):
+    write(tmp_path, TRM, make_tensors(TRM))
+    file = tmp_path / "all_config.yaml"
+    text = file.read_text().replace("arch:", f"arch:\n  rms_norm_eps: {number}\n  rope_theta: 1e4", 1)
+    file.write_text(text + "note: ${not.here}\n")
+    config = convert(tmp_path).config
+    assert config.backbone_config.rms_norm_eps == 1e-5
+    assert config.backbone_config.rope_parameters["rope_theta"] == 1e4
+
+
+@pytest.mark.parametrize("value", ["many", None, [2], {"a": 1}, -1, 0, 2.5, True, 10**9])
+@pytest.mark.parametrize(
+    "name", ["L_layers", "H_cycles", "num_heads", "hidden_size", "puzzle_emb_len", "halt_max_steps"]
+)
+def test_settings_of_another_type_are_one_line_that_names_the_folder(tmp_path, name, value):
+    folder = write(tmp_path, TRM | {name: value}, make_tensors(TRM))
+    try:
+        convert(folder)
+    except ValueError as error:
+        assert str(folder) in str(error) or name in str(error) or "`" in str(error)
 
 
 def test_weights_are_read_without_running_code(tmp_path):
