@@ -19,6 +19,7 @@ from .push import push
 from .quickstart import quickstart
 from .retrofit import retrofit
 from .scan import scan
+from .solve import solve
 from .sweep import sweep
 from .train import train
 from .unroll import unroll
@@ -55,6 +56,7 @@ app.command()(quickstart)
 app.command()(train)
 app.command()(generate)
 app.command()(chat)
+app.command()(solve)
 app.command()(info)
 app.command()(sweep)
 app.command("eval")(eval_)
