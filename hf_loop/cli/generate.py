@@ -78,12 +78,15 @@ def generate(
         with spinner(f"{num_loops} loops" if num_loops else "reading and writing", quiet):
             tokens, cache_after = _continue(language_model, inputs, cache, seed, num_loops, sampling)
         continuations[num_loops] = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-    if save_memory is not None:
-        language_model.save_memory(cache_after, save_memory)
-    if has_loops:
-        console.print(_side_by_side(continuations, console.width))
-    else:
-        console.print(continuations[None], markup=False, highlight=False, soft_wrap=True)
+    try:
+        if save_memory is not None:
+            language_model.save_memory(cache_after, save_memory)
+    finally:
+        # also where the disk is full: the text is a result of its own
+        if has_loops:
+            console.print(_side_by_side(continuations, console.width))
+        else:
+            console.print(continuations[None], markup=False, highlight=False, soft_wrap=True)
 
 
 def _continue(

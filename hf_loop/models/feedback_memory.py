@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .feedback_plan import BlockPlan
+from .memory_checks import State, check_present, check_states
 from .transformers_seams import CacheLayerMixin
 
 
@@ -191,6 +192,35 @@ class FeedbackCacheLayer(CacheLayerMixin):
             state["has_feedback"] = torch.tensor(self.has_feedback)
             state["keys_are_stale"] = torch.tensor(self.keys_are_stale)
         return {name: tensor for name, tensor in state.items() if tensor is not None}
+
+    @staticmethod
+    def check_memory(states: list[State], witness: list[State], config: Any) -> None:
+        """Refuse the tensors of a memory file that this model would not have saved.
+
+        Args:
+            states (`list[dict]`): the tensors of every cache slot.
+            witness (`list[dict]`): those of the model's own memory of one token.
+            config (`FeedbackConfig`): configuration of the model.
+
+        Raises:
+            ValueError: names the first tensor that does not fit.
+        """
+        length, width = config.feedback_length, config.hidden_size
+        for own in witness if config.feedback_source == "layer" else witness[:1]:
+            # one token has no memory yet
+            own.setdefault("feedback", own["keys"].new_empty(1, length, width))
+        check_states(states, witness)
+        for name in ("num_tokens", "has_feedback", "keys_are_stale", "keys", "values"):
+            check_present(states, witness, name, None)
+        if states[0]["has_feedback"].any():
+            check_present(states, witness, "feedback", None)
+        # the ring buffer has the same size everywhere, and every token that it must still hold
+        size, needed = states[0]["keys"].shape[2], int(states[0]["num_tokens"].max())
+        limit = config.num_memory_segments
+        if limit is not None:
+            needed = min(needed, (limit + 1) * config.block_size)
+        for name in ("keys", "values"):
+            check_present(states, witness, name, max(size, length + needed))
 
     def load_memory_state(self, state: dict[str, torch.Tensor]) -> None:
         """Restore a [`~FeedbackCacheLayer.memory_state`]; columns of input are counted from 0 again."""

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
 from .files import atomic_path, digest_config, digest_weights
+from .memory_checks import content_digest, split_states
 
 
 FORMAT, FORMAT_VERSION = "hf_loop.memory", "1"
@@ -66,7 +67,8 @@ class MemoryMixin:
         if not tensors:
             raise ValueError("`cache` holds no memory yet: pass it to `forward` or `generate` first")
         metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "fingerprint": self.fingerprint()}
-        metadata["model_type"] = self.config.model_type
+        metadata |= {"model_type": self.config.model_type, "content": content_digest(tensors)}
+        metadata["num_slots"] = str(len(layers))
         target = Path(path)
         if not target.absolute().parent.is_dir():
             raise ValueError(f"`path` must be in a folder that exists, got {str(path)!r}")
@@ -107,17 +109,34 @@ class MemoryMixin:
                     f"`path` must be a memory file of this model, got {str(path)!r}: its {name} is "
                     f"{metadata.get(name)!r}, must be {value!r}"
                 )
-        num_slots = 1 + max(int(name.split(".")[1]) for name in tensors)
-        config = self.config
-        if config.has_loops and num_slots != config.num_hidden_layers:
-            # saved with another number of loops than the model's own
-            config = config.with_num_loops(config.loops_of(num_slots))
-        cache = DynamicCache(config=config)
-        layers: Any = cache.layers
-        for index, layer in enumerate(layers):
-            prefix = f"layers.{index}."
-            state = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+        try:
+            states = split_states(tensors)
+            # files of earlier versions have neither entry
+            num_slots = metadata.get("num_slots", str(len(states)))
+            if not num_slots.isdecimal() or len(num_slots) > len(str(len(states))) + 3:
+                raise ValueError(f"its num_slots is {num_slots!r}")
+            witness = self._memory_of_one_token(int(num_slots))
+            own = [layer.memory_state() for layer in witness.layers]
+            type(witness.layers[0]).check_memory(states, own, self.config)
+            if metadata.get("content", content := content_digest(tensors)) != content:
+                raise ValueError("its tensors are not those that were saved")
+        except ValueError as error:
+            raise ValueError(f"`path` must be a memory file of this model, got {str(path)!r}: {error}") from error
+        for layer, state in zip(witness.layers, states):
+            layer.reset()
             layer.load_memory_state(state)
+        return witness
+
+    @torch.no_grad()
+    def _memory_of_one_token(self: Any, num_slots: int) -> Any:
+        """Return the memory of a text of one token, with the number of loops that makes `num_slots` cache slots."""
+        loops = {}
+        if self.config.has_loops and num_slots != self.config.num_hidden_layers:
+            loops["num_loops"] = self.config.loops_of(num_slots)
+        was_training = self.training
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        cache = self.eval()(input_ids=token, use_cache=True, **loops).cache
+        self.train(was_training)
         return cache
 
     def fingerprint(self: Any) -> str:

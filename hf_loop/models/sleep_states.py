@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .memory_checks import State, check_present, check_states
 from .transformers_seams import CacheLayerMixin
 
 
@@ -329,6 +330,30 @@ class SleepWindowLayer(_SleepCacheLayer):
         """Return the tensors to save, by name. After loading, columns count from 0 again, and positions go on."""
         memory: dict[str, Any] = {name: torch.tensor(numbers) for name, numbers in self._numbers().items()}
         return memory if self.hidden_states is None else memory | {"hidden_states": self.hidden_states}
+
+    @staticmethod
+    def check_memory(states: list[State], witness: list[State], config: Any) -> None:
+        """Refuse the tensors of a memory file that this model would not have saved.
+
+        Args:
+            states (`list[dict]`): the tensors of every cache slot.
+            witness (`list[dict]`): those of the model's own memory of one token.
+            config (`SleepConfig`): configuration of the model.
+
+        Raises:
+            ValueError: names the first tensor that does not fit.
+        """
+        check_states(states, witness)
+        for name in ("filled", "kept", "seen", "recurrent"):
+            check_present(states, witness, name, None)
+        filled, kept = states[0]["filled"], states[0]["kept"]
+        check_present(states, witness, "hidden_states", int(filled.max()))
+        for name in ("keys", "values"):
+            check_present(states, witness, name, int((kept + filled).max()))
+        if filled.any():
+            check_present(states, witness, "conv", None)
+        if int(filled.max()) >= config.sleep_window or (kept + filled > states[0]["seen"]).any():
+            raise ValueError(f"layers.0.filled {filled.tolist()} does not fit windows of {config.sleep_window} tokens")
 
     def load_memory_state(self, memory: dict[str, torch.Tensor]) -> None:
         """Restore a `memory_state`."""
