@@ -17,8 +17,10 @@ def no_such(kind: str, path: str | os.PathLike) -> str:
 
     Args:
         kind (`str`): `"file"` or `"folder"`.
-        path (`str` or `os.PathLike`): what does not exist.
+        path (`str` or `os.PathLike`): what does not exist, or is of the other kind.
     """
+    if os.path.exists(path):
+        return f"{os.fspath(path)} is {'a folder' if os.path.isdir(path) else 'a file'}, give a {kind}"
     nearest = nearest_path(path)
     return f"there is no {kind} {os.fspath(path)}" + (f"; did you mean {nearest}?" if nearest is not None else "")
 

@@ -75,3 +75,8 @@ def test_the_nearest_path_differs_in_one_name(models, path, nearest):
     found = nearest_path(path)
     assert (None if found is None else str(found)) == nearest
     assert no_such("file", path) == f"there is no file {path}" + (f"; did you mean {nearest}?" if nearest else "")
+
+
+def test_what_is_of_the_other_kind_is_not_called_missing(models):
+    assert no_such("folder", "my_model/text.txt") == "my_model/text.txt is a file, give a folder"
+    assert no_such("file", "my_model") == "my_model is a folder, give a file"
