@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from ..models.backbone import Backbone, LayerInputs, compute_logits
+from ..models.position_limit import check_length
 from ..models.schedules import Call
 from .perplexity import exp_or_infinity
 from .scan_results import ScanCell
@@ -96,6 +97,7 @@ class ScanPasses:
         inputs_embeds = self.backbone.embed(batch.to(self.device))
         if batch.shape not in self.inputs:
             position_ids = torch.arange(batch.shape[1], device=self.device)[None]
+            check_length(self.backbone.model, self.backbone, batch.shape[1], None, position_ids)
             self.inputs[batch.shape] = self.backbone.prepare(inputs_embeds, None, position_ids, None, False)
         state = self.backbone.enter(inputs_embeds, self.inputs[batch.shape].position_ids)
         states = {}

@@ -4,9 +4,10 @@ import logging
 
 import pytest
 import torch
-from transformers import BloomConfig
+from transformers import AutoModelForCausalLM, BloomConfig
 
 from hf_loop import FeedbackConfig, FeedbackForCausalLM, LoopedConfig, LoopedForCausalLM, SleepConfig, SleepForCausalLM
+from hf_loop.evaluation import scan_layer_ranges
 from hf_loop.models.backbone_specs import SUPPORTED_BACKBONES
 
 from .composed_variants import make_composed
@@ -92,6 +93,17 @@ def test_generation_warns_when_it_passes_the_limit(warnings):
     short_looped().generate(random_ids(1, 10), max_new_tokens=10, **options)
     assert len(warnings()) == 1
     assert f"{LIMIT + 1} tokens" in warnings()[0]
+
+
+def test_windows_of_a_scan_are_checked(warnings):
+    for model_type in ("gpt2", "llama"):
+        model = AutoModelForCausalLM.from_config(short_backbone(model_type)).eval()
+        if model_type == "gpt2":
+            with pytest.raises(ValueError, match=f"{LIMIT + 4} tokens, more than the {LIMIT} positions"):
+                scan_layer_ranges(model, random_ids(1, 2 * LIMIT + 8), [(1, 1)], window=LIMIT + 4)
+        else:
+            scan_layer_ranges(model, random_ids(1, 2 * LIMIT + 8), [(1, 1)], window=LIMIT + 4)
+    assert len(warnings()) == 1
 
 
 @torch.no_grad()

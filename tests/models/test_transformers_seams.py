@@ -306,3 +306,10 @@ def test_the_stock_trainer_asks_the_model_for_its_operations():
     plain = LlamaForCausalLM(tiny_backbone("llama"))
     count = Trainer.floating_point_ops(SimpleNamespace(model=plain), {"input_ids": torch.ones(2, 3)})
     assert count == 6 * 6 * plain.num_parameters(exclude_embeddings=True)
+
+
+def test_a_bidirectional_mask_hides_padding_alone():
+    config = LlamaConfig(hidden_size=8, num_attention_heads=1, attn_implementation="sdpa")
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    seen = seams.create_bidirectional_mask(config=config, inputs_embeds=torch.zeros(2, 3, 8), attention_mask=mask)
+    assert torch.equal(seen.expand(2, 1, 3, 3)[:, 0], mask.bool()[:, None].expand(2, 3, 3))
