@@ -146,7 +146,7 @@ def make_config(config_class: Any, fields: dict[str, Any], where: str) -> Any:
         return config_class(**fields)
     except ValueError:
         raise
-    except StrictDataclassError as error:
+    except (StrictDataclassError, TypeError) as error:
         raise ValueError(f"`{where}`: {error.__cause__ or error}") from error
     except Exception as error:  # the classes of transformers fail in many ways on values that they do not expect
         raise ValueError(f"`{where}` of a {config_class.model_type}: {type(error).__name__}: {error}") from error

@@ -3,14 +3,14 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..field_values import check_names
-from ..gguf_files import locate
+from ..files import fault_named
 from ..tasks import (
     associative_recall,
     coin_flips,
@@ -24,6 +24,7 @@ from ..tasks import (
     successor,
     sudoku,
 )
+from ..tokenizing import load_tokenizer
 from .answer_rows import SEGMENT_MARK, WeightedCollator, repeat_segments
 from .packing import pack, stream_blocks
 from .sections import TEXT_TASKS, DataSection
@@ -137,7 +138,7 @@ def _load_tokenizer(data: DataSection, default_tokenizer: str | None) -> PreTrai
         raise ValueError("data.tokenizer must be given when the model is not pretrained ('bytes' needs no files)")
     if name == "bytes":
         return byte_tokenizer()
-    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(**locate(name)))
+    return load_tokenizer(name)
 
 
 def _task_data(data: DataSection, default_tokenizer: str | None, seed: int) -> TrainingData:
@@ -150,9 +151,11 @@ def _task_data(data: DataSection, default_tokenizer: str | None, seed: int) -> T
     num_rows = data.num_train_rows, max(1, data.num_eval_rows)
     if data.task in TEXT_TASKS:
         tokenizer = _load_tokenizer(data, default_tokenizer)
-        splits = make_rows(*num_rows, tokenizer, seed=seed, **data.task_options)
+        with fault_named("data.task_options"):
+            splits = make_rows(*num_rows, tokenizer, seed=seed, **data.task_options)
     else:
-        splits, tokenizer = make_rows(*num_rows, seed=seed, **data.task_options)
+        with fault_named("data.task_options"):
+            splits, tokenizer = make_rows(*num_rows, seed=seed, **data.task_options)
     return TrainingData(
         tokenizer,
         splits["train"],

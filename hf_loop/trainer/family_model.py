@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..field_values import check_names, field_types
+from ..files import fault_named
 from ..loading import load_pretrained
 from ..models import family_of
+from ..models.checks import make_config
 from ..models.configuration_recurrent import RecurrentConfig, kind_of
 from ..retrofitting import retrofit
 from ..retrofitting.families import check_fields
@@ -71,7 +72,10 @@ def build_model(
     # in single precision whatever the stored type: small updates vanish in 16-bit weights
     dtype = torch.float32
     if section.pretrained is None:
-        model: Any = record.classes[record.loader](new_config(section, tokenizer, num_cells))
+        config = new_config(section, tokenizer, num_cells)
+        # more memory than there is, among others
+        with fault_named("model"):
+            model: Any = record.classes[record.loader](config)
     elif family_of(decoder_config(section.pretrained)) is record:
         loader = getattr(transformers, record.loader)
         model = load_pretrained(loader, section.pretrained, dtype=dtype, **section.config)
@@ -126,18 +130,17 @@ def new_config(
         from_tokenizer |= {name: getattr(tokenizer, name) for name in names}
     if section.preset is None:
         backbone_config = new_backbone_config(from_tokenizer | (section.backbone or {}))
-        return record.config(backbone_config=backbone_config, **section.config)
+        with fault_named("model.config"):
+            return record.config(backbone_config=backbone_config, **section.config)
     from_preset: Any = getattr(record.config, "from_preset")  # noqa: B009 the section has found it there
     fields = from_tokenizer | section.config
-    try:
+    with fault_named("model.config"):
         if fields.get("token_mixer") == "mlp" and "max_position_embeddings" not in fields:
             # with the preset's own puzzle tokens, which it has without a mixer, too
             others = {name: value for name, value in fields.items() if name != "token_mixer"}
             num_tokens = from_preset(section.preset, **others).num_puzzle_tokens
             fields["max_position_embeddings"] = num_cells + num_tokens
         return from_preset(section.preset, **fields)
-    except (TypeError, StrictDataclassError) as error:
-        raise ValueError(f"model.config: {error.__cause__ or error}") from error
 
 
 def new_backbone_config(backbone: dict[str, Any]) -> PreTrainedConfig:
@@ -157,7 +160,4 @@ def new_backbone_config(backbone: dict[str, Any]) -> PreTrainedConfig:
     # those of transformers keep unknown fields as plain attributes: a misspelt one would silently mean the default
     if not issubclass(config_class, RecurrentConfig):
         check_names(fields, [*field_types(config_class), *config_class.attribute_map], "model.backbone")
-    try:
-        return config_class(**fields)
-    except (TypeError, StrictDataclassError) as error:
-        raise ValueError(f"model.backbone: {error.__cause__ or error}") from error
+    return make_config(config_class, fields, "model.backbone")

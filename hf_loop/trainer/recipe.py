@@ -15,6 +15,7 @@ from ..field_values import check_names, check_types, field_types, fits
 from ..models import FAMILIES
 from .arguments import LoopTrainingArguments, SafeTrainingArguments
 from .deep_supervision import DeepSupervisionArguments
+from .ranges import check_ranges
 from .recipe_yaml import read_sections
 from .sections import PUZZLE_TASKS, DataSection, ModelSection, check_model_keys
 
@@ -126,6 +127,8 @@ def _build_section(name: str, section_class: type[Any], sections: dict[str, Any]
     if "resume_from_checkpoint" in types:
         types["resume_from_checkpoint"] = bool | str | None
     values = check_types({key: _word(value, types[key]) for key, value in values.items()}, types, name + ".{}")
+    if name == "training":
+        check_ranges(name, values)
     try:
         return section_class(**values)
     except ValueError as error:

@@ -7,19 +7,13 @@ from ..field_values import check_names, check_types, field_types
 from ..models import FAMILIES, Family
 from ..models.hierarchical_presets import PRESETS
 from ..retrofitting.families import retrofit_fields
+from .ranges import check_ranges
 
 
 # tasks of text, which take the tokenizer of the model
 TEXT_TASKS = ("passkey_text",)
 # tasks whose rows are puzzles with an answer in every cell, for models that work in segments
 PUZZLE_TASKS = ("sudoku", "maze", "puzzle_csv")
-LOWEST_VALUES = {
-    "num_train_rows": 1,
-    "block_size": 2,
-    "num_eval_rows": 0,
-    "repeated_segment": 0,
-    "repeated_segment_weight": 0,
-}
 
 
 @dataclass
@@ -67,8 +61,7 @@ class ModelSection:
                 f"got {self.preset!r}"
             )
         self._check_config()
-        if self.lora_rank < 0:
-            raise ValueError(f"model.lora_rank must not be negative, got {self.lora_rank}")
+        check_ranges("model", vars(self))
         if self.lora_rank and self.family != "feedback":
             raise ValueError(f"model.lora_rank is for model.family=feedback, got {self.lora_rank} and {self.family}")
         for name in ("lora_alpha", "lora_target_modules"):
@@ -174,9 +167,7 @@ class DataSection:
 
     def __post_init__(self) -> None:
         _require_one_of("data", self, ("task", "files", "dataset"))
-        for name, low in LOWEST_VALUES.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"data.{name} must be at least {low}, got {getattr(self, name)}")
+        check_ranges("data", vars(self))
         if self.task is not None and self.task not in TEXT_TASKS and self.tokenizer is not None:
             raise ValueError(f"data.tokenizer cannot be chosen for a task, got {self.tokenizer!r}")
         if self.task is not None and self.streaming:

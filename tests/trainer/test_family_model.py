@@ -37,7 +37,7 @@ def test_a_new_model_over_another_family(make_recipe, tmp_path):
     config = AutoModelForCausalLM.from_pretrained(tmp_path / "run").config
     assert (config.model_type, config.backbone_config.model_type) == ("feedback_lm", "looped_lm")
     assert (config.num_loops, config.vocab_size, config.hidden_size) == (3, 257, 16)
-    with pytest.raises(ValueError, match="model.backbone: LoopedConfig has no field `num_lops`; did you mean"):
+    with pytest.raises(ValueError, match="`model.backbone`: LoopedConfig has no field `num_lops`; did you mean"):
         run_recipe(make_recipe(f"training.output_dir={tmp_path / 'new'}", backbone={**LOOPED, "num_lops": 3}))
 
 

@@ -140,7 +140,7 @@ def test_a_pretrained_model_gets_a_memory_and_a_feedback_model_goes_on(tmp_path)
         ("model.config.vocab_size=4", "unknown key 'vocab_size' in model.config"),
         ("model.num_loops=4", "unknown key 'num_loops' in section 'model'"),
         ("model.config.num_loops=4", "unknown key 'num_loops' in model.config"),
-        ("model.lora_rank=-1", "model.lora_rank must not be negative, got -1"),
+        ("model.lora_rank=-1", "model.lora_rank must be at least 0 and at most 65536, got -1"),
         ("model.lora_alpha=8", "model.lora_alpha needs model.lora_rank of at least 1, got 8"),
         ("training.loop_sampling=fixed", "unknown key 'loop_sampling' in section 'training'"),
         ("data.answer_column=a", "data.answer_column is for text that is packed before training, got 'a'"),

@@ -55,7 +55,7 @@ def test_the_presets_own_puzzle_tokens_count(tmp_path):
             "model.config.low_cicles=2",
             "has no field `low_cicles`; did you mean `low_cycles`",
         ),
-        ("model.config.low_cycles=0", "`low_cycles` must be an integer of at least 1, got 0"),
+        ("model.config.low_cycles=0", "`low_cycles` must be from 1 to 4096, got 0"),
         ("model.pretrained=somewhere", "give exactly one of model.backbone, model.preset, model.pretrained"),
         ("model.config.vocab_size=3", "must hold the tokenizer's 6 tokens, got vocab_size=3"),
         ("data.task=shell_game", "model.family=puzzle and the tasks sudoku, maze, puzzle_csv go together"),
