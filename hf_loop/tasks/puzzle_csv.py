@@ -19,13 +19,13 @@ from .counts import plain_counts
 from .grids import check_counts, grid_row, grid_tokenizer, in_turn
 from .maze import MAZE_CHARACTERS, START, WALL, turned
 from .sudoku import seen, sudoku_characters
-from .sudoku_boards import is_solved, signature
+from .sudoku_boards import BOXES, is_solved, signature
 
 
-# what the cells of each kind may hold
-CELLS = {"sudoku": sudoku_characters(9), "maze": MAZE_CHARACTERS}
+# what the cells of each kind may hold; those of other grids hold what their files do
+CELLS = {"sudoku": sudoku_characters(9), "maze": MAZE_CHARACTERS, "grid": ""}
 # of the rows that are made, by which those of an older version are not taken from the cache
-VERSION = 1
+VERSION = 2
 
 
 @plain_counts
@@ -34,7 +34,7 @@ def puzzle_csv(
     num_test: int,
     train_file: str,
     test_file: str,
-    kind: Literal["sudoku", "maze"] = "sudoku",
+    kind: Literal["sudoku", "maze", "grid"] = "sudoku",
     *,
     num_puzzles: int | None = None,
     min_rating: int = 0,
@@ -51,7 +51,9 @@ def puzzle_csv(
         num_train (`int`): training rows.
         num_test (`int`): test rows, drawn from the test file; all of it where it has fewer.
         train_file, test_file (`str` or `os.PathLike`): the files.
-        kind (`str`): whether they hold Sudoku of side 9 or mazes.
+        kind (`str`): whether they hold `"sudoku"` of sides 4, 6 and 9, square mazes (`"maze"`), or other puzzles
+            (`"grid"`): boards of any size and shape, one character a cell, whose answers are not checked and which
+            have no symmetries. Boards of several sizes may be in one file.
         num_puzzles (`int`, *optional*): training puzzles, drawn from the file; the published setting is 1000. `None`
             takes all. Rows beyond their number are these again, seen through random symmetries (of mazes, turned and
             mirrored).
@@ -67,11 +69,12 @@ def puzzle_csv(
     """
     check_counts(num_train=num_train, num_test=num_test, num_puzzles=num_puzzles)
     if kind not in CELLS:
-        raise ValueError(f"kind must be sudoku or maze, got {kind!r}")
+        raise ValueError(f"kind must be sudoku, maze or grid, got {kind!r}")
     files = [Path(file) for file in (train_file, test_file)]
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file}: no such file")
+    characters = CELLS[kind] or _characters(files, min_rating)
     options = {
         "num_train": num_train,
         "num_test": num_test,
@@ -79,6 +82,7 @@ def puzzle_csv(
         "num_puzzles": num_puzzles,
         "min_rating": min_rating,
         "seed": seed,
+        "characters": characters,
         # `datasets` keeps the rows and finds them again by what is here
         "files": tuple((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files),
         "version": VERSION,
@@ -88,7 +92,7 @@ def puzzle_csv(
     except DatasetGenerationError as error:
         raise (error.__cause__ if isinstance(error.__cause__, ValueError) else error) from error
     splits: Any = {"train": rows.select(range(num_train)), "test": rows.select(range(num_train, len(rows)))}
-    return DatasetDict(splits), grid_tokenizer(CELLS[kind])
+    return DatasetDict(splits), grid_tokenizer(characters)
 
 
 def _generate_rows(
@@ -98,6 +102,7 @@ def _generate_rows(
     num_puzzles: int | None,
     min_rating: int,
     seed: int,
+    characters: str,
     files: tuple[tuple[str, int, int], ...],
     version: int,
 ) -> Iterator[dict[str, Any]]:
@@ -113,14 +118,24 @@ def _generate_rows(
     order = list(range(len(test)))
     rng.shuffle(order)
     for turn, row in in_turn(puzzles, num_train):
-        yield grid_row(_seen(row, kind, rng) if turn else row, CELLS[kind])
+        yield grid_row(_seen(row, kind, rng) if turn else row, characters)
     held_back = (row for row in map(test.__getitem__, order) if _alike(row, kind) not in trained_on)
     num_found = 0
     for row in islice(held_back, num_test):
-        yield grid_row(row, CELLS[kind])
+        yield grid_row(row, characters)
         num_found += 1
     if not num_found:
         raise ValueError(f"{files[1][0]} holds no puzzle that is not trained on")
+
+
+def _characters(files: Sequence[Path], min_rating: int) -> str:
+    """Return what the cells of puzzles and answers hold, in order."""
+    found: set[str] = set()
+    for file in files:
+        table = PuzzleTable(str(file), "grid", min_rating).table
+        for name in ("puzzle", "answer"):
+            found.update(*table.column(name).to_pylist())
+    return "".join(sorted(found))
 
 
 class PuzzleTable:
@@ -129,7 +144,7 @@ class PuzzleTable:
 
     Args:
         path (`str`): the file.
-        kind (`str`): `sudoku` or `maze`.
+        kind (`str`): `sudoku`, `maze` or `grid`.
         min_rating (`int`): the rating.
 
     Raises:
@@ -167,28 +182,37 @@ class PuzzleTable:
 
 def _check(row: dict[str, Any], kind: str, place: str) -> None:
     puzzle, answer = row["puzzle"], row["answer"]
-    if len(puzzle) != len(answer) or (kind == "sudoku" and len(puzzle) != 81):
-        cells = "81" if kind == "sudoku" else "equally many"
+    side = math.isqrt(len(puzzle))
+    has_boxes = side in BOXES and side * side == len(puzzle)
+    if not puzzle or len(puzzle) != len(answer) or (kind == "sudoku" and not has_boxes):
+        cells = "16, 36 or 81" if kind == "sudoku" else "equally many"
         raise ValueError(f"{place}: puzzle and answer must have {cells} cells, got {puzzle!r} and {answer!r}")
+    fits = True
     if kind == "sudoku":
-        fits = answer.isdecimal() and is_solved([int(number) for number in answer], 9)
+        fits = answer.isdecimal() and is_solved([int(number) for number in answer], side)
         fits = fits and all(clue in ("0", number) for clue, number in zip(puzzle, answer))
-    else:
-        fits = math.isqrt(len(puzzle)) ** 2 == len(puzzle) and puzzle.count(START) == 1
+    elif kind == "maze":
+        fits = side * side == len(puzzle) and puzzle.count(START) == 1
         fits = fits and all((clue == WALL) == (cell == WALL) for clue, cell in zip(puzzle, answer))
     if not fits:
         raise ValueError(f"{place}: the answer is none to the puzzle: {puzzle} {answer}")
 
 
 def _alike(row: dict[str, Any], kind: str) -> Any:
+    if kind == "grid":
+        return row["answer"]
+    size = math.isqrt(len(row["puzzle"]))
     if kind == "sudoku":
-        return signature(tuple(map(int, row["answer"])), 9)
-    walls, size = [cell == WALL for cell in row["puzzle"]], math.isqrt(len(row["puzzle"]))
+        return size, signature(tuple(map(int, row["answer"])), size)
+    walls = [cell == WALL for cell in row["puzzle"]]
     return bytes(min(turned(walls, size, symmetry) for symmetry in range(8)))
 
 
 def _seen(row: dict[str, Any], kind: str, rng: random.Random) -> dict[str, Any]:
+    size = math.isqrt(len(row["puzzle"]))
     if kind == "sudoku":
-        return seen(row, 9, rng)
-    size, symmetry = math.isqrt(len(row["puzzle"])), rng.randrange(8)
+        return seen(row, size, rng)
+    if kind == "grid":
+        return row
+    symmetry = rng.randrange(8)
     return {**row, **{name: "".join(turned(row[name], size, symmetry)) for name in ("puzzle", "answer")}}

@@ -214,12 +214,37 @@ def test_files_of_maze_hard(tmp_path):
     assert len(tokenizer) == 6
 
 
+def test_files_of_boards_of_several_sizes(tmp_path):
+    rows = [sudoku(2, 2, size)[0] for size in (4, 6)]
+    files = []
+    for name in ("train", "test"):
+        pairs = [(row["puzzle"], row["answer"], 1) for splits in rows for row in splits[name]]
+        files.append(write_csv(tmp_path / f"{name}.csv", pairs))
+    splits, tokenizer = puzzle_csv(12, 9, *files)
+    assert sorted({len(ids) for ids in splits["train"]["input_ids"]}) == [16, 36]
+    assert all(is_solved(numbers(answer), 4 if len(answer) == 16 else 6) for answer in splits["train"]["answer"])
+    assert (len(splits["test"]), len(tokenizer)) == (4, 11)
+
+
+def test_files_of_boards_that_are_neither_square_nor_sudoku(tmp_path):
+    train = write_csv(tmp_path / "train.csv", [("ab?c?d", "abbccd", 0), ("a???", "abab", 0)])
+    test = write_csv(tmp_path / "test.csv", [("??", "dd", 0), ("?b?b", "abab", 0)])
+    splits, tokenizer = puzzle_csv(3, 5, train, test, kind="grid")
+    assert splits["train"]["puzzle"] == ["ab?c?d", "a???", "ab?c?d"]
+    # the other test answer is trained on
+    assert splits["test"]["answer"] == ["dd"]
+    assert tokenizer.get_vocab() == {"<pad>": 0, "?": 1, "a": 2, "b": 3, "c": 4, "d": 5}
+    assert splits["train"]["labels"][1] == [2, 3, 2, 3]
+    with pytest.raises(ValueError, match="line 2: puzzle and answer must have equally many cells, got 'ab' and 'abc'"):
+        puzzle_csv(1, 1, write_csv(tmp_path / "bad.csv", [("ab", "abc", 0)]), test, kind="grid")
+
+
 def test_files_of_another_form_are_refused(tmp_path):
     good = write_csv(tmp_path / "good.csv", [(HARD, "".join(map(str, next(Search(numbers(HARD), 9).solutions()))), 1)])
     for rows, message in (
         ([(HARD, "1" * 81, 1)], "line 2: the answer is none to the puzzle"),
-        ([(HARD, "12", 1)], "line 2: puzzle and answer must have 81 cells, got .* and '12'"),
-        ([("1234", "1234", 1)], "line 2: puzzle and answer must have 81 cells, got '1234'"),
+        ([(HARD, "12", 1)], "line 2: puzzle and answer must have 16, 36 or 81 cells, got .* and '12'"),
+        ([("1234", "1234", 1)], "line 2: puzzle and answer must have 16, 36 or 81 cells, got '1234'"),
         (
             [(HARD, f"12,{HARD}", 1)],
             "bad.csv: every line must be source, puzzle, answer and rating: .*Expected 4 columns",
@@ -231,7 +256,7 @@ def test_files_of_another_form_are_refused(tmp_path):
             puzzle_csv(1, 1, good, write_csv(tmp_path / "bad.csv", rows))
     with pytest.raises(ValueError, match="no such file"):
         puzzle_csv(1, 1, good, "nowhere.csv")
-    with pytest.raises(ValueError, match="kind must be sudoku or maze, got 'chess'"):
+    with pytest.raises(ValueError, match="kind must be sudoku, maze or grid, got 'chess'"):
         puzzle_csv(1, 1, good, good, kind="chess")
     with pytest.raises(ValueError, match="answer is none to the puzzle"):
         puzzle_csv(1, 1, good, good, kind="maze")
