@@ -27,7 +27,10 @@ class CardTrainer(CheckpointTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Count the operations of a step, every parameter as often as it is called, for `total_flos`."""
-        return self.recurrent_model.floating_point_ops(inputs)
+        model = self.recurrent_model
+        # any model can be trained, and only ours count
+        is_ours = isinstance(model, RecurrentPreTrainedModel)
+        return model.floating_point_ops(inputs) if is_ours else super().floating_point_ops(inputs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write `Trainer`'s card, then that of the model's family, with what `Trainer` wrote as a section.
@@ -40,7 +43,6 @@ class CardTrainer(CheckpointTrainer):
         except Exception as error:
             logger.warning(f"Trainer's model card is not written: {error}")
         folder = str(self.args.output_dir)
-        # any model can be trained, and only ours have cards
         if self.is_world_process_zero() and isinstance(self.recurrent_model, RecurrentPreTrainedModel):
             self.recurrent_model.write_card(folder, self.hub_model_id or Path(folder).name)
 

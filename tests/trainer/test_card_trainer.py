@@ -1,7 +1,7 @@
 """Trainers write the card of the model's family, with the run that `Trainer` describes as a section."""
 
 import pytest
-from transformers import Trainer, TrainingArguments
+from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 from hf_loop import DeepSupervisionArguments, DeepSupervisionTrainer, LoopTrainer, LoopTrainingArguments
 from hf_loop.trainer.card_trainer import CardTrainer
@@ -9,7 +9,7 @@ from hf_loop.trainer.card_trainer import CardTrainer
 from ..models.composed_variants import make_composed
 from ..models.feedback_variants import make_feedback
 from ..models.hierarchical_variants import tiny_hierarchical
-from .tiny import tiny_dataset
+from .tiny import tiny_dataset, tiny_model
 from .tiny_puzzles import puzzle_model, puzzle_rows
 
 
@@ -36,6 +36,12 @@ def test_models_without_loops(tmp_path):
     # the stock trainer describes the run alone
     text = write(Trainer, TrainingArguments, make_feedback(), tmp_path / "stock", tiny_dataset(4, length=8))
     assert "block_size" not in text
+
+
+def test_models_of_transformers(tmp_path):
+    model = LlamaForCausalLM(tiny_model().config.backbone_config)
+    text = write(CardTrainer, TrainingArguments, model, tmp_path, tiny_dataset(4, length=8))
+    assert "block_size" not in text and "Training" in text
 
 
 def test_puzzle_models(tmp_path):
