@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -27,8 +28,13 @@ from .trainer_hooks import TrainerHooks
 
 logger = logging.get_logger(__name__)
 
-# of an optimizer's groups of parameters
-OPTIMIZER_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps", "momentum")
+# of an optimizer's groups of parameters, with the arguments of training that set them; `lr` is the scheduler's
+OPTIMIZER_SETTINGS = {
+    "initial_lr": "learning_rate",
+    "weight_decay": "weight_decay",
+    "betas": "(adam_beta1, adam_beta2)",
+    "eps": "adam_epsilon",
+}
 
 
 class CheckpointTrainer(TrainerHooks):
@@ -180,12 +186,7 @@ class CheckpointTrainer(TrainerHooks):
 
     def load_optimizer(self, load: Callable[[], None], checkpoint: Path) -> None:
         given = self._optimizer_settings()
-        try:
-            load()
-        except (ValueError, KeyError, RuntimeError) as error:
-            raise ValueError(
-                f"the optimizer's state in {checkpoint} is not of this run's optimizer and parameters: {error}"
-            ) from error
+        _load_named(load, f"the optimizer's state in {checkpoint} is not of this run's optimizer and parameters")
         # torch takes these from the state, so that other values would be ignored
         for stored, settings in zip(self._optimizer_settings(), given, strict=True):
             if changes := describe_changes(stored, settings):
@@ -194,10 +195,15 @@ class CheckpointTrainer(TrainerHooks):
                     "or begin a new run with the weights of the checkpoint"
                 )
 
+    def load_random_state(self, load: Callable[[], None], checkpoint: Path) -> None:
+        _load_named(load, f"the file rng_state of {checkpoint} does not hold states of random number generators")
+
     def _optimizer_settings(self) -> list[dict[str, Any]]:
         groups = [] if self.is_deepspeed_enabled or self.optimizer is None else self.optimizer.param_groups
-        # the scheduler sets `lr`; `initial_lr` is the learning rate that was asked for
-        return [{name: group[name] for name in OPTIMIZER_SETTINGS if name in group} for group in groups]
+        return [
+            {argument: group[name] for name, argument in OPTIMIZER_SETTINGS.items() if name in group}
+            for group in groups
+        ]
 
     def _find_checkpoint(self, resume: Any) -> Path | None:
         self._passed_over = []
@@ -251,6 +257,14 @@ class CheckpointTrainer(TrainerHooks):
 
     def _averages(self) -> list[WeightAveraging]:
         return [callback for callback in self._keepers() if isinstance(callback, WeightAveraging)]
+
+
+def _load_named(load: Callable[[], None], fault: str) -> None:
+    try:
+        load()
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, UnpicklingError) as error:
+        # torch's message about a file that may run code goes on with how to let it
+        raise ValueError(f"{fault}: {str(error).split('. ')[0]}") from error
 
 
 @contextmanager

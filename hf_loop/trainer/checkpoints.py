@@ -88,13 +88,18 @@ def read_state(checkpoint: Path) -> TrainerState:
     """
     path = checkpoint / TRAINER_STATE_NAME
     try:
-        return TrainerState.load_from_json(str(path))
+        state = TrainerState.load_from_json(str(path))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{TRAINER_STATE_NAME} holds no state of a trainer: {error}") from error
+    if not isinstance(state.global_step, int) or not isinstance(state.stateful_callbacks, dict):
+        raise ValueError(f"{TRAINER_STATE_NAME} holds no state of a trainer")
+    return state
 
 
 def _read_json(path: Path) -> None:
-    json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if path.name in ("config.json", "adapter_config.json") and not isinstance(content, dict):
+        raise ValueError(content)
 
 
 def _read_archive(path: Path) -> None:

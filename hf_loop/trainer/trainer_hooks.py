@@ -52,6 +52,10 @@ class TrainerHooks(Trainer):
         """Load the states of optimizer and scheduler, with the arguments of `load_weights`."""
         load()
 
+    def load_random_state(self, load: Callable[[], None], checkpoint: Path) -> None:
+        """Load the states of random number generators, with the arguments of `load_weights`."""
+        load()
+
     def push_checkpoint(self, checkpoint: Path) -> None:
         """Upload the model of a checkpoint, as `args.hub_strategy` says."""
         super()._push_from_checkpoint(str(checkpoint))
@@ -93,3 +97,7 @@ class TrainerHooks(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             self.load_optimizer(partial(super()._load_optimizer_and_scheduler, checkpoint), Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.load_random_state(partial(super()._load_rng_state, checkpoint), Path(checkpoint))

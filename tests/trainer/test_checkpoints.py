@@ -236,9 +236,9 @@ def test_what_changed_since_the_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match="backbone_config.intermediate_size is 96, was 64"):
         LoopTrainer(model, args, train_dataset=tiny_dataset()).train(resume_from_checkpoint=True)
     for fields, message in (
-        ({"learning_rate": 1e-3}, "initial_lr is 0.001, was 0.01"),
+        ({"learning_rate": 1e-3}, "learning_rate is 0.001, was 0.01"),
         ({"weight_decay": 0.5}, "weight_decay is 0.5, was 0.0"),
-        ({"adam_beta2": 0.9}, r"betas is \(0.9, 0.9\), was \(0.9, 0.999\)"),
+        ({"adam_beta2": 0.9}, r"\(adam_beta1, adam_beta2\) is \(0.9, 0.9\), was \(0.9, 0.999\)"),
         ({"use_muon": True}, "the optimizer's state in .*checkpoint-6 is not of this run's optimizer"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -255,6 +255,39 @@ def test_weights_of_another_model_are_refused(tmp_path):
         ValueError, match="the tensors of .*checkpoint-6 are not those of LoopedForCausalLM: 5 missing"
     ):
         looped(tmp_path / "run").train(resume_from_checkpoint=True)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("echo ran",)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("content", [None, [1, 2], {"state": 1}, Evil()], ids=["none", "list", "dict", "code"])
+def test_files_that_hold_something_else_are_named_and_run_nothing(name, content, tmp_path, capfd):
+    looped(tmp_path / "run", max_steps=2).train()
+    path = tmp_path / "run" / "checkpoint-2" / name
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="(optimizer's state in|file rng_state of) .*checkpoint-2") as error:
+        looped(tmp_path / "run", max_steps=4).train(resume_from_checkpoint=True)
+    assert "weights_only" not in str(error.value)
+    assert "ran" not in capfd.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", "[1, 2]", "config.json is cut off or damaged"),
+        ("trainer_state.json", "null", "trainer_state.json holds no state of a trainer"),
+        ("trainer_state.json", '{"global_step": "2"}', "trainer_state.json holds no state of a trainer"),
+        ("trainer_state.json", '{"global_step": 4, "stateful_callbacks": {}}', "trainer_state.json is of step 4"),
+    ],
+)
+def test_json_that_holds_something_else_is_named(name, text, message, tmp_path):
+    looped(tmp_path / "run", max_steps=2).train()
+    (tmp_path / "run" / "checkpoint-2" / name).write_text(text)
+    with pytest.raises(ValueError, match=f"no checkpoint in .* can be resumed from: .*checkpoint-2: {message}"):
+        looped(tmp_path / "run", max_steps=4).train(resume_from_checkpoint=True)
 
 
 def test_a_run_that_left_a_branch_drops_that_first(tmp_path):
