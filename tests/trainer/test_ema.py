@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
-from hf_loop import WeightAveraging
+from hf_loop import LoopTrainer, WeightAveraging
 from hf_loop.trainer.ema import FILE_NAME
 
+from .tiny import tiny_arguments, tiny_dataset, tiny_model
 from .tiny_puzzles import puzzle_model, puzzle_rows
 
 
@@ -113,3 +114,18 @@ def test_what_does_not_go_together_is_refused(tmp_path):
     args = {"load_best_model_at_end": True, "eval_strategy": "no", "save_strategy": "no"}
     with pytest.raises(ValueError, match="load_best_model_at_end=True and weight averaging both decide"):
         train(tmp_path, WeightAveraging(0.9), **args)
+
+
+def test_our_trainers_measure_the_average(tmp_path):
+    fields = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    rows = tiny_dataset(length=8)
+    args = tiny_arguments(tmp_path, **fields)
+    trainer = LoopTrainer(tiny_model(), args, train_dataset=rows, eval_dataset=rows, callbacks=[WeightAveraging(0.5)])
+    trainer.train()
+    measured = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    for step, expected in measured.items():
+        trainer.model.load_state_dict(load_file(tmp_path / f"checkpoint-{step}" / FILE_NAME), strict=False)
+        assert trainer.evaluate()["eval_loss"] == expected
+        # the weights themselves, which the checkpoint's model has, measure differently
+        trainer.model.load_state_dict(load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors"), strict=False)
+        assert trainer.evaluate()["eval_loss"] != expected

@@ -1,6 +1,9 @@
 """Running recipes: what is saved, where, and what is refused."""
 
 import json
+import logging
+import os
+import shutil
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from hf_loop import retrofit
+from hf_loop.trainer.checkpoint_trainer import run_lock
 from hf_loop.trainer.data import byte_tokenizer
 from hf_loop.trainer.family_model import build_model, check_model
 from hf_loop.trainer.family_trainer import load_teacher
@@ -245,3 +249,54 @@ def test_no_core_is_refused_before_anything_is_written(make_recipe, tmp_path):
     with pytest.raises(ValueError, match="no core layer"):
         run_recipe(make_recipe("model.config.num_prelude_layers=2", "model.config.num_coda_layers=1"))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_second_run_into_a_folder_is_refused(make_recipe, tmp_path):
+    ready, done = os.pipe(), os.pipe()
+    holder = os.fork()
+    if not holder:
+        with run_lock(str(tmp_path / "run")):
+            os.write(ready[1], b"1")
+            os.read(done[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    try:
+        with pytest.raises(ValueError, match="run is in use: another process is writing into it"):
+            run_recipe(make_recipe())
+        assert not (tmp_path / "run").exists()
+    finally:
+        os.write(done[1], b"1")
+        os.waitpid(holder, 0)
+    run_recipe(make_recipe())
+
+
+def test_a_changed_recipe_is_refused_or_named(make_recipe, tmp_path, caplog):
+    run_recipe(make_recipe())
+    resume = "training.resume_from_checkpoint=true"
+    for override, message in (
+        ("data.block_size=8", "data.block_size is 8, was 16"),
+        ("data.num_eval_rows=2", "data.num_eval_rows is 2, was 4"),
+        ("model.config.num_loops=3", "num_loops is 3, was 2"),
+        ("model.backbone.intermediate_size=48", "backbone_config.intermediate_size is 48, was 32"),
+        ("training.learning_rate=1e-3", "learning_rate is 0.001, was 0.01"),
+    ):
+        with pytest.raises(ValueError, match=f"is not the one of .*checkpoint-4: {message}"):
+            run_recipe(make_recipe(resume, override))
+    # what moves, what is logged and how long the run is may change
+    moved = (tmp_path / "text.txt").rename(tmp_path / "moved.txt")
+    caplog.clear()
+    logger = logging.getLogger("transformers")
+    logger.propagate = True
+    with caplog.at_level(logging.WARNING, "transformers"):
+        run_recipe(make_recipe(resume, f"data.files=[{moved}]", "training.max_steps=5", "training.logging_steps=2"))
+    logger.propagate = False
+    assert [record.getMessage() for record in caplog.records if "other arguments" in record.getMessage()] == [
+        f"The run goes on from {tmp_path / 'run'}/checkpoint-4 with other arguments: training.max_steps is 5, was 4"
+    ]
+
+
+def test_the_mean_loss_of_a_resumed_run_is_that_of_all_its_steps(make_recipe, tmp_path):
+    whole = run_recipe(make_recipe())
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    resumed = run_recipe(make_recipe("training.resume_from_checkpoint=true"))
+    assert resumed.train_loss == pytest.approx(whole.train_loss)
