@@ -1,5 +1,6 @@
 """Which layers of a plain decoder run before, in and after the loop. This module imports without torch."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -33,12 +34,25 @@ def parse_layer_range(text: str | int, name: str = "core_layers") -> range:
     Raises:
         ValueError: if the text is not one or two numbers, or they run backwards.
     """
-    first, dash, last = str(text).strip().partition("-")
+    first, dash, last = (part.strip() for part in str(text).partition("-"))
     if not dash:
         last = first
     if not first.isdecimal() or not last.isdecimal() or int(first) > int(last):
-        raise ValueError(f"`{name}` must be FIRST-LAST with FIRST not above LAST, as in 10-19, got {text!r}")
+        raise ValueError(
+            f"`{name}` must be FIRST-LAST with FIRST not above LAST, as in 10-19, both ends included, got {text!r}"
+            f"{_notation_hint(str(text))}"
+        )
     return range(int(first), int(last) + 1)
+
+
+def _notation_hint(text: str) -> str:
+    """Say what a range in the notation of another tool is here, such as `4:8`, `[4, 8)` or `0-3,6-9`."""
+    ends = [int(end) for end in re.findall("[0-9]+", text)]
+    if len(ends) > 2:
+        return "; there is one loop, of layers that follow one another: several blocks cannot loop in one model"
+    if len(ends) == 2 and ends[0] < ends[1] and "-" not in text:
+        return f"; write {ends[0]}-{ends[1] - 1} if the end is left out, as in {ends[0]}:{ends[1]}"
+    return ""
 
 
 def plan_layers(
@@ -83,7 +97,10 @@ def plan_layers(
         return LayerPlan(prelude, core, coda)
     core = parse_layer_range(core_layers)
     if core.stop > num_layers:
-        raise ValueError(f"`core_layers` {core_layers} passes the end: the model has the layers 0 to {num_layers - 1}")
+        raise ValueError(
+            f"`core_layers` {core_layers} passes the end: the model has the layers 0 to {num_layers - 1}, and both "
+            "ends of a range are included"
+        )
     prelude = range(core.start if num_prelude_layers is None else num_prelude_layers)
     coda = range(core.stop if num_coda_layers is None else num_layers - num_coda_layers, num_layers)
     if prelude.stop > core.start:

@@ -21,6 +21,7 @@ from transformers import (
 from .configurations import is_adapter, read_config
 from .gguf_files import is_gguf
 from .loading import architecture_of, check_model_folder, load_pretrained, load_with_faults
+from .models import family_of
 from .models.transformers_seams import attention_function, causal_model_class, choose_attention_function
 
 
@@ -47,7 +48,9 @@ def decoder_config(path: str | os.PathLike, **options: Any) -> PreTrainedConfig:
             taken out.
         OSError: if there is no such checkpoint.
     """
-    return text_config(read_config(path, **options), path)
+    config = text_config(read_config(path, **options), path)
+    _check_causal(config, path)
+    return config
 
 
 def load_decoder(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
@@ -61,8 +64,8 @@ def load_decoder(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
         `PreTrainedModel`: the model, in evaluation mode.
 
     Raises:
-        ValueError: if tensors are missing, unexpected or of another shape, or the checkpoint is composite, and there
-            is no language model that can be taken out.
+        ValueError: if tensors are missing, unexpected or of another shape, the model is no language model, or the
+            checkpoint is composite, and there is no language model that can be taken out.
         OSError: if there is no such checkpoint, or it lacks a file.
     """
     # a GGUF file holds a language model alone
@@ -73,6 +76,10 @@ def load_decoder(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
         return load_pretrained(AutoModelForCausalLM, path, **options)
     config = read_config(path)
     text = text_config(config, path)
+    _check_causal(text, path)
+    family: Any = family_of(text)
+    if family is not None and family.causal is None:
+        raise ValueError(f"{path} is a puzzle model, which fills boards: no language model")
     if text is config:
         return load_pretrained(AutoModelForCausalLM, path, **options)
     whole_class = architecture_of(config)
@@ -89,6 +96,18 @@ def load_decoder(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
         if not (faults["missing_keys"] or faults["mismatched_keys"]):
             return model
     return text_part(load_pretrained(whole_class, path, **options))
+
+
+def _check_causal(config: PreTrainedConfig, name: object) -> None:
+    """Refuse a model that is no language model, but leave those of our own families to whoever asked for one."""
+    if family_of(config) is not None:
+        return
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{name} is a {config.model_type} model, whose decoder needs its encoder: no language model")
+    if causal_model_class(config) is None:
+        raise ValueError(
+            f"{name} is a {config.model_type} model, and transformers has no causal language model of that type"
+        )
 
 
 def text_config(config: PreTrainedConfig, name: object) -> PreTrainedConfig:

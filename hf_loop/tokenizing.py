@@ -5,6 +5,7 @@ import os
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from .configurations import CONFIG_FILE, read_config
 from .files import fault_named, read_json
 from .gguf_files import locate
 from .paths import find_model
@@ -30,6 +31,9 @@ def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
         folder = find_model(name)
         if folder is not None and not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
             raise ValueError(f"{name} holds no tokenizer")
+        if folder is not None and (folder / CONFIG_FILE).is_file():
+            # transformers asks it for the tokenizer's class, and goes on with another one where it is damaged
+            read_config(folder)
     try:
         with fault_named(f"the tokenizer of {name}"):
             tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)

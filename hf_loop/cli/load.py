@@ -98,8 +98,7 @@ def load_recurrent_model(name: str, layers: LayerRange | None = None) -> "PreTra
     config = load_config(name)
     family = family_of(config)
     if family is not None:
-        if family.causal is None:
-            raise ValueError(f"{name} is a puzzle model, which fills boards and continues no text")
+        check_language_model(config, name)
         if layers.is_given:
             raise ValueError(f"{name} is a {family.name} model already; its layer range cannot be chosen")
         model = load_pretrained(AutoModelForCausalLM, name)
@@ -114,6 +113,19 @@ def load_recurrent_model(name: str, layers: LayerRange | None = None) -> "PreTra
         "num_coda_layers": layers.coda,
     }
     return retrofit(base, num_loops=1, **given).eval()
+
+
+def check_language_model(config: "PreTrainedConfig", name: str) -> None:
+    """Refuse a model of a family that solves puzzles.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    from ..models import family_of
+
+    family = family_of(config)
+    if family is not None and family.causal is None:
+        raise ValueError(f"{name} is a puzzle model, which fills boards and continues no text")
 
 
 def load_config(name: str) -> "PreTrainedConfig":

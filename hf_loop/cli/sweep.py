@@ -9,7 +9,7 @@ import typer
 from ..field_values import check_names
 from ..output_folders import folder_lock
 from ..paths import check_file, name_of
-from .load import LayerRange, default_device, load_config, load_model, load_tokenizer
+from .load import LayerRange, check_language_model, default_device, load_config, load_model, load_tokenizer
 from .options import Coda, Core, Loops, Prelude, Quiet, parse_loops
 from .output import quiet_libraries
 
@@ -65,11 +65,13 @@ def sweep(
     with folder_lock(folder):
         # read the results first: a damaged file must stop the command before the work, not after it
         results = Results.load(folder) if (folder / RESULTS_FILE).is_file() else Results()
+        config = load_config(model)
+        check_language_model(config, model)
         tokenizer = load_tokenizer(model)
         # do the cheap things that can fail before the weights are read
         if text is not None:
             input_ids = read_tokens(text, tokenizer, max_tokens)
-            check_token_ids(input_ids, load_config(model), model)
+            check_token_ids(input_ids, config, model)
             measure = partial(perplexity_over_loops, input_ids=input_ids, window=window)
         else:
             dataset = _task_examples(str(task), tokenizer, length, num_examples, seed)

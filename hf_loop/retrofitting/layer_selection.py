@@ -44,6 +44,10 @@ def select_layers(config: PreTrainedConfig, indices: Sequence[int]) -> PreTraine
         # mixtures of experts place dense layers by a period and by a list: the list alone can say any pattern
         dense = [new for new, old in enumerate(indices) if _is_dense(config, old)]
         selected.mlp_only_layers, selected.decoder_sparse_step = dense, 1
+    if getattr(config, "max_window_layers", None) is not None and getattr(config, "layer_types", None) is not None:
+        # readers without `layer_types` take the layers from this one on for those with a sliding window
+        full = [layer_type != "sliding_attention" for layer_type in selected.layer_types]
+        selected.max_window_layers = full.index(False) if False in full else len(full)
     if getattr(config, "first_k_dense_replace", None) is not None:
         selected.first_k_dense_replace = sum(index < selected.first_k_dense_replace for index in indices)
     selected.num_hidden_layers = len(indices)

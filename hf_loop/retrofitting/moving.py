@@ -59,7 +59,8 @@ def check_kind(config: PreTrainedConfig, kinds: Collection[str]) -> None:
         ValueError: names its family.
     """
     if kind_of(config) not in (None, *kinds):
-        raise ValueError(f"`model_or_path` is a {config.model_type.removesuffix('_lm')} model already")
+        hint = ": unroll it first, or start from its original" if config.model_type == "looped_lm" else ""
+        raise ValueError(f"`model_or_path` is a {config.model_type.removesuffix('_lm')} model already{hint}")
 
 
 def _check_weights(base: Any) -> None:

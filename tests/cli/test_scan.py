@@ -73,7 +73,7 @@ def test_the_weights_are_loaded_as_asked(hf_loop, plain_folder, text_file, tmp_p
         (["--loops", "2.5"], "'2.5' is not a loop count"),
         (["--loops", "1,2"], "one loop is the model itself"),
         (["--layers", "2-1"], "`--layers` must be FIRST-LAST"),
-        (["--layers", "1-3"], "(1, 3) does not fit a model whose layers are 0 to 2"),
+        (["--layers", "1-3"], "(1, 3) passes the end: the model has the layers 0 to 2"),
         (["--min-length", "4"], "min_length 4 leaves no range"),
         (["--stride", "0"], "--stride"),
         (["--update", "half"], "--update"),

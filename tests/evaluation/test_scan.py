@@ -208,7 +208,7 @@ def test_progress_says_the_time_and_the_best_range(model, capsys):
     [
         ({"ranges": []}, "ranges is empty"),
         ({"ranges": [(2, 1)]}, r"\(2, 1\) runs backwards"),
-        ({"ranges": [(0, 4)]}, r"\(0, 4\) does not fit a model whose layers are 0 to 3"),
+        ({"ranges": [(0, 4)]}, r"\(0, 4\) passes the end: the model has the layers 0 to 3"),
         ({"ranges": [(-1, 2)]}, r"\(-1, 2\) does not fit"),
         ({"ranges": [(1, 2), (1, 2)]}, "each range once"),
         ({"ranges": [(1.0, 2)]}, "pairs of integers"),

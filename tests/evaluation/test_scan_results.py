@@ -40,7 +40,7 @@ def test_ranges_are_a_grid_of_first_layers_and_lengths():
         ({"min_length": 3, "max_length": 2}, "min_length 3 leaves no range: at most 2"),
         ({"min_length": 3, "within": (4, 5)}, "min_length 3 leaves no range: at most 2"),
         ({"within": (5, 4)}, "runs backwards"),
-        ({"within": (4, 8)}, "does not fit a model whose layers are 0 to 7"),
+        ({"within": (4, 8)}, "passes the end: the model has the layers 0 to 7"),
     ],
 )
 def test_bad_grids_are_refused(options, message):
