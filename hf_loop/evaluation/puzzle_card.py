@@ -12,6 +12,8 @@ from tqdm.auto import tqdm
 
 from ..files import read_json, write_text
 from ..models import family_of
+from ..models.puzzle_inputs import pad_puzzles
+from ..models.puzzle_loss import IGNORE_INDEX
 from ..weight_files import count_stored_parameters
 from .card_template import CARD_FILE, FIGURES_FOLDER, render_card
 from .model_card import family_config
@@ -60,9 +62,10 @@ def measure_puzzles(
         JSON holds them.
     """
     max_segments = model.config.max_segments
-    input_ids, labels = torch.tensor(rows["input_ids"]), torch.tensor(rows["labels"])
+    input_ids, mask = pad_puzzles(rows["input_ids"])
+    labels, _ = pad_puzzles(rows["labels"], IGNORE_INDEX)
     longest = max(*segments, max_segments)
-    record = _record(model, input_ids, labels, longest, batch_size, "puzzles" if progress else None)
+    record = _record(model, input_ids, labels, mask, longest, batch_size, "puzzles" if progress else None)
     halting = {}
     if model.config.halting != "none":
         for name in [name for name in DIFFICULTIES if name in rows.column_names]:
@@ -70,7 +73,8 @@ def measure_puzzles(
     one_blank = None
     if blank is not None:
         easy = with_one_blank(input_ids, labels, blank)
-        easy_record = _record(model, *easy, max_segments, batch_size, "one blank" if progress else None)
+        easy_mask = None if mask is None else mask[(input_ids == blank).any(1)]
+        easy_record = _record(model, *easy, easy_mask, max_segments, batch_size, "one blank" if progress else None)
         one_blank = segment_accuracy(easy_record, [max_segments])[max_segments][0]
     measured = {
         "num_rows": len(rows),
@@ -84,13 +88,20 @@ def measure_puzzles(
 
 
 def _record(
-    model: Any, input_ids: torch.Tensor, labels: torch.Tensor, num_segments: int, batch_size: int, bar: str | None
+    model: Any,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    mask: torch.Tensor | None,
+    num_segments: int,
+    batch_size: int,
+    bar: str | None,
 ) -> SegmentRecord:
     """Record the segments of all puzzles, with a progress bar of this name."""
-    batches = list(zip(input_ids.split(batch_size), labels.split(batch_size), strict=True))
+    masks = [None] * len(input_ids) if mask is None else mask.split(batch_size)
+    batches = list(zip(input_ids.split(batch_size), labels.split(batch_size), masks))
     records = [
-        record_segments(model, *batch, num_segments, batch_size=batch_size)
-        for batch in tqdm(batches, desc=bar, disable=bar is None)
+        record_segments(model, ids, answers, num_segments, batch_size=batch_size, attention_mask=part)
+        for ids, answers, part in tqdm(batches, desc=bar, disable=bar is None)
     ]
     joined: dict[str, Any] = {}
     for name in vars(records[0]):

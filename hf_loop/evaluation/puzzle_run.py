@@ -49,17 +49,19 @@ def measure_puzzle_run(
         )
     recipe = load_recipe(folder / RECIPE_COPY)
     data = recipe.data
-    data.num_train_rows = 1
+    kind = data.task_options.get("kind", "sudoku") if data.task == "puzzle_csv" else data.task
+    # the test puzzles of files are those that are not trained on; tasks make them apart
+    if data.task != "puzzle_csv":
+        data.num_train_rows = 1
     data.num_eval_rows = data.num_eval_rows if num_rows is None else num_rows
     test = load_training_data(data, default_tokenizer=None, seed=recipe.training.seed).eval_dataset
     if test is None:
         raise ValueError(f"data.num_eval_rows in {folder / RECIPE_COPY} is 0: say how many test puzzles to make")
     model: Any = load_pretrained(AutoModelForMaskedLM, folder).to(device)
-    is_maze = data.task == "maze" or data.task_options.get("kind") == "maze"
     results = measure_puzzles(
         model,
         test,
-        blank=None if is_maze else BLANK,
+        blank=BLANK if kind == "sudoku" else None,
         segments=segments,
         batch_size=batch_size,
         progress=progress,

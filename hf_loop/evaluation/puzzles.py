@@ -219,7 +219,8 @@ def with_one_blank(
         raise ValueError(f"no row has a cell with the token {blank}")
     is_blank, answers = is_blank[has_blank], labels[has_blank]
     draws = torch.rand(is_blank.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(~is_blank, -1)
-    return answers.scatter(1, draws.argmax(1, keepdim=True), blank), answers
+    # where there is no answer, smaller puzzles have their padding
+    return answers.scatter(1, draws.argmax(1, keepdim=True), blank).clamp(min=0), answers
 
 
 def halting_quality(record: SegmentRecord, difficulty: Sequence[int], max_segments: int) -> HaltingQuality:

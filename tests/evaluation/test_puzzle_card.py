@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from datasets import concatenate_datasets
 from huggingface_hub import ModelCard
 from transformers import LlamaConfig
 
@@ -34,6 +35,18 @@ def test_measurements_and_card(preset, tmp_path):
     (shown,) = re.findall(r"!\[.*\]\((.+)\)", text)
     assert (tmp_path / shown).read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "puzzle_results.json").read_text())["results"] == results
+
+
+def test_puzzles_of_several_sizes_are_measured():
+    model = tiny_puzzle_model("trm", max_segments=2, vocab_size=8)
+    parts = [sudoku(1, 3, size)[0]["test"] for size in (4, 6)]
+    rows = concatenate_datasets(parts)
+    results = measure_puzzles(model, rows, blank=1, segments=(1, 2), batch_size=4)
+    assert results["num_rows"] == 6
+    alone = [measure_puzzles(model, part, blank=1, segments=(1, 2)) for part in parts]
+    for count in ("1", "2"):
+        expected = sum(part["accuracy"][count][1] for part in alone) / 2
+        assert results["accuracy"][count][1] == pytest.approx(expected, abs=0.02)
 
 
 def test_a_push_takes_the_measurements_of_unchanged_weights_along(tmp_path):
