@@ -144,10 +144,28 @@ def load_config(name: str) -> "PreTrainedConfig":
     from ..weight_files import check_weight_files
 
     register()
-    config = decoder_config(name)
+    try:
+        config = decoder_config(name)
+    except ValueError as error:
+        if _is_published(name):
+            advice = "make it one of hf_loop's with hf-loop convert"
+            raise ValueError(f"{name} is a published looped checkpoint: {advice}") from error
+        raise
     if not is_gguf(name):
         check_weight_files(name)
     return config
+
+
+def _is_published(name: str) -> bool:
+    """Whether a checkpoint is one that hf-loop convert takes."""
+    from ..retrofitting.checkpoint import read_config
+    from ..retrofitting.converters import CONVERTERS
+
+    try:
+        source = read_config(name)
+    except (OSError, ValueError):
+        return False
+    return any(converter.recognizes(source) for converter in CONVERTERS)
 
 
 def load_plain_model(name: str, dtype: str = "auto") -> "PreTrainedModel":

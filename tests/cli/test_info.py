@@ -139,3 +139,13 @@ def test_a_folder_that_is_damaged_or_missing_is_named(hf_loop, looped_folder, tm
     shutil.rmtree(looped_folder)
     looped_folder.mkdir()
     assert "has no config.json" in hf_loop("info", looped_folder)[2]
+
+
+@pytest.mark.parametrize("command", [["info"], ["check"], ["retrofit"]], ids=lambda command: command[0])
+@pytest.mark.parametrize("source", [{"model_type": "ouro"}, {"model_type": "huginn_raven"}], ids=["ouro", "huginn"])
+def test_a_published_looped_checkpoint_is_sent_to_convert(source, command, hf_loop, tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text(json.dumps(source))
+    target = [tmp_path / "new"] if command == ["retrofit"] else []
+    code, _, error = hf_loop(*command, tmp_path / "source", *target)
+    assert code == 2 and "is a published looped checkpoint: make it one of hf_loop's with hf-loop convert" in error
