@@ -3,14 +3,18 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitOperationAdd
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import logging
 
 from .files import read_json, read_text
 
+
+logger = logging.get_logger(__name__)
 
 MODEL_FILES = (
     *("README.md", "LICENSE*", "config.json", "generation_config.json"),
@@ -21,6 +25,8 @@ MODEL_FILES = (
     # the measurements that the card states
     *("results.json", "puzzle_results.json"),
 )
+# the arguments of a run and its recipe, which name files of this machine
+OF_THE_RUN = ("training_args.bin", "recipe.yaml")
 CARD_LINK = re.compile(r"\]\(([^)\s]+)\)|src=[\"']([^\"']+)[\"']")
 # access tokens of the Hub and of other places that models are trained with
 TOKEN = re.compile(r"\b(?:hf_|api_org_|ghp_|github_pat_|sk-|AKIA)[A-Za-z0-9_]{16,}")
@@ -53,17 +59,51 @@ def check_published(folder: str | os.PathLike) -> None:
     Raises:
         ValueError: if they do; the message names the file, and the path, but not the token.
     """
-    for name in published_files(folder):
-        path = Path(folder) / name
-        # the tokens of a vocabulary are no secrets
-        if path.suffix not in (".json", ".md") or name in ("tokenizer.json", "vocab.json"):
-            continue
-        text = read_text(path)
+    for path, text in _texts(folder, published_files(folder)):
         if TOKEN.search(text):
             raise ValueError(f"{path} holds an access token: remove it, and make it invalid where it came from")
-        for value in _strings(read_json(path)) if path.suffix == ".json" else ():
-            if os.path.isabs(value) and os.path.exists(value):
-                raise ValueError(f"{path} names {value!r}, which is on this machine alone: name a repository instead")
+        for value in _local_paths(path):
+            raise ValueError(f"{path} names {value!r}, which is on this machine alone: name a repository instead")
+
+
+def files_to_upload(folder: str | os.PathLike, path_in_repo: str | None = None) -> list[CommitOperationAdd]:
+    """List what a trainer uploads, which cannot refuse anything any more: of paths of this machine the last name.
+
+    Args:
+        folder (`str` or `os.PathLike`): the folder of the model, or a checkpoint.
+        path_in_repo (`str`, *optional*): where a checkpoint goes. It goes whole, without the arguments of the run and
+            its recipe.
+    """
+    folder = Path(folder)
+    names = published_files(folder)
+    if path_in_repo is not None:
+        files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in OF_THE_RUN)
+        names = [path.relative_to(folder).as_posix() for path in files]
+    texts = dict(_texts(folder, names))
+    local = sorted({value for path in texts for value in _local_paths(path)}, key=len, reverse=True)
+    if local:
+        logger.warning(f"Of {', '.join(local)} the last name alone is published: put the name of a repository there.")
+    operations = []
+    for name in names:
+        text = texts.get(folder / name)
+        for value in local if text is not None else ():
+            text = str(text).replace(value, Path(value).name)
+        place = name if path_in_repo is None else f"{path_in_repo}/{name}"
+        operations.append(CommitOperationAdd(place, str(folder / name) if text is None else text.encode()))
+    return operations
+
+
+def _texts(folder: str | os.PathLike, names: Iterable[str]) -> Iterator[tuple[Path, str]]:
+    """Read the files that may name something; the tokens of a vocabulary are no secrets."""
+    for name in names:
+        path = Path(folder) / name
+        if path.suffix in (".json", ".md") and path.name not in ("tokenizer.json", "vocab.json"):
+            yield path, read_text(path)
+
+
+def _local_paths(path: Path) -> list[str]:
+    values = _strings(read_json(path)) if path.suffix == ".json" else ()
+    return [value for value in values if os.path.isabs(value) and os.path.exists(value)]
 
 
 def _code_files(folder: Path) -> Iterator[Path]:

@@ -7,7 +7,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_loop import DeepSupervisionArguments, LoopedConfig, LoopedForCausalLM, LoopTrainingArguments
-from hf_loop.published_files import check_published, published_files
+from hf_loop.published_files import check_published, files_to_upload, published_files
 from hf_loop.trainer.arguments import SafeTrainingArguments
 from hf_loop.trainer.data import byte_tokenizer
 from hf_loop.trainer.recipe import load_recipe
@@ -84,6 +84,26 @@ def test_tokens_and_paths_are_refused_by_the_file_that_has_them(folder, change, 
     assert TOKEN not in str(error.value)
 
 
+def test_a_trainer_publishes_the_last_name_of_a_local_path(tmp_path):
+    base = tmp_path / "private" / "base"
+    base.mkdir(parents=True)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    (folder / "README.md").write_text(f"base_model: {base}\n")
+    (folder / "training_args.bin").write_text(str(base))
+    contents = {file.path_in_repo: file.path_or_fileobj for file in files_to_upload(folder)}
+    assert contents == {
+        "adapter_config.json": b'{"base_model_name_or_path": "base"}',
+        "README.md": b"base_model: base\n",
+    }
+    # a checkpoint goes whole, but for what names files here
+    (folder / "optimizer.pt").touch()
+    (folder / "recipe.yaml").touch()
+    names = {file.path_in_repo for file in files_to_upload(folder, "last-checkpoint")}
+    assert names == {f"last-checkpoint/{name}" for name in ("adapter_config.json", "README.md", "optimizer.pt")}
+
+
 @pytest.mark.parametrize("arguments_class", [SafeTrainingArguments, LoopTrainingArguments, DeepSupervisionArguments])
 def test_saved_arguments_have_no_token(arguments_class, tmp_path):
     arguments = arguments_class(str(tmp_path), hub_token=TOKEN, use_cpu=True)
@@ -157,6 +177,10 @@ for arguments in (["train", "recipe.yaml"], ["card", "run"], ["push", "run", "me
 @pytest.mark.parametrize("family", ["looped", "feedback"])
 def test_what_is_pushed_has_no_token_and_no_path(tmp_path, family):
     text = RECIPE.replace("FAMILY", family).replace("HOME", str(tmp_path)) + "  push_to_hub: true\n"
+    if family == "feedback":
+        # with what a run needs to go on, which names the best checkpoint
+        text = text.replace("every_save", "checkpoint").replace("block_size", "num_eval_rows: 2\n  block_size")
+        text += "  load_best_model_at_end: true\n  eval_strategy: steps\n  eval_steps: 1\n"
     lines = [line for line in text.splitlines() if not line.strip().startswith(("accelerator", "lr_", "run_name"))]
     (tmp_path / "recipe.yaml").write_text("\n".join(lines))
     with HubServer() as hub:

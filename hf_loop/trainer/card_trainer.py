@@ -6,9 +6,9 @@ from typing import Any, cast
 from transformers.utils import logging
 
 from ..models.pretrained_model import RecurrentPreTrainedModel
-from ..published_files import check_published, published_files
+from ..published_files import files_to_upload
 from .checkpoint_trainer import CheckpointTrainer
-from .trainer_seams import uploads_only
+from .trainer_seams import uploads_of
 
 
 logger = logging.get_logger(__name__)
@@ -47,19 +47,11 @@ class CardTrainer(CheckpointTrainer):
             self.recurrent_model.write_card(folder, self.hub_model_id or Path(folder).name)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Upload as `Trainer` does, but only the files that [`published_files`] lists."""
-        with uploads_only(_files_to_upload):
+        """Upload as `Trainer` does, but only the files that [`published_files`] lists, without local paths."""
+        with uploads_of(files_to_upload):
             return super().push_to_hub(*args, **kwargs)
 
     def push_checkpoint(self, checkpoint: Path) -> None:
-        with uploads_only(_files_to_upload):
+        """Upload the model of a checkpoint as `Trainer` does, but only those files."""
+        with uploads_of(files_to_upload):
             super().push_checkpoint(checkpoint)
-
-
-def _files_to_upload(folder: str) -> list[str]:
-    try:
-        check_published(folder)
-    except ValueError as error:
-        # such as the base model of an adapter; a push after a long training is not lost for it
-        logger.warning(f"Pushed all the same: {error}")
-    return published_files(folder)

@@ -3,40 +3,35 @@
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from copy import copy
-from functools import partial
-from glob import escape
 from typing import Any
 
 import transformers.trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from huggingface_hub import CommitOperationAdd
 
 
 @contextmanager
-def uploads_only(files: Callable[[str], list[str]]) -> Generator[None]:
-    """Let `Trainer` upload a list of files of its output folder inside the `with` block, and not the whole folder.
-
-    A checkpoint, which `hub_strategy` may ask for, goes whole, but without the arguments of the run and its recipe:
-    they name paths of this machine.
+def uploads_of(list_files: Callable[[str, str | None], list[CommitOperationAdd]]) -> Generator[None]:
+    """Let `Trainer` upload a list of files inside the `with` block, and not its whole output folder.
 
     Args:
-        files (`Callable`): from a folder to the files to upload.
+        list_files (`Callable`): from a folder, and where it goes in the repository, to the files to upload. A
+            checkpoint, which `hub_strategy` may ask for, has a place of its own there; the model has `None`.
     """
     module: Any = transformers.trainer
     make_api = module.hf_api
 
-    def upload(upload_folder: Callable[..., Any], folder_path: str, **options: Any) -> Any:
-        if options.get("path_in_repo"):
-            options["ignore_patterns"] = [*options.get("ignore_patterns", []), TRAINING_ARGS_NAME, "recipe.yaml"]
-        else:
-            options["allow_patterns"] = [escape(name) for name in files(folder_path)]
-        return upload_folder(folder_path=folder_path, **options)
-
-    def make_limited_api() -> Any:
+    def make_listing_api() -> Any:
         api: Any = copy(make_api())
-        api.upload_folder = partial(upload, api.upload_folder)
+
+        def upload_folder(
+            folder_path: str, path_in_repo: str | None = None, ignore_patterns: Any = None, **options: Any
+        ) -> Any:
+            return api.create_commit(operations=list_files(folder_path, path_in_repo), **options)
+
+        api.upload_folder = upload_folder
         return api
 
-    module.hf_api = make_limited_api
+    module.hf_api = make_listing_api
     try:
         yield
     finally:
