@@ -1,6 +1,7 @@
 """Measuring models over loops, and reporting what was measured."""
 
 from .accuracy import accuracy_over_loops
+from .benchmarks import BenchmarkResult, BenchmarkResults, benchmarks_over_loops
 from .curves import LoopCurve, safe_range
 from .memory import kv_bytes_per_loop, kv_bytes_per_token
 from .model_card import ModelCardFacts, render_model_card, write_model_card
@@ -24,6 +25,8 @@ from .scan_results import LayerScan, ScanCell, layer_ranges
 
 
 __all__ = [
+    "BenchmarkResult",
+    "BenchmarkResults",
     "FailureChecks",
     "HaltingQuality",
     "LayerScan",
@@ -33,6 +36,7 @@ __all__ = [
     "ScanCell",
     "SegmentRecord",
     "accuracy_over_loops",
+    "benchmarks_over_loops",
     "failure_checks",
     "halting_quality",
     "kv_bytes_per_loop",
