@@ -198,16 +198,14 @@ def kill_and_resume(kind: str, folder: Path, expected: tuple, moments: int, seco
     assert len(list(folder.glob("checkpoint-*"))) == 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_run_goes_on_as_if_it_had_not_been(kind, whole, tmp_path):
+@pytest.mark.parametrize(("kind", "seed"), [(kind, seed) for seed, kind in enumerate(KINDS)])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(kind, seed, whole, tmp_path):
     expected, moments, seconds, _ = whole(kind)
-    for seed in range(2):
-        (tmp_path / str(seed)).mkdir()
-        kill_and_resume(kind, tmp_path / str(seed) / "run", expected, moments, seconds, seed)
+    kill_and_resume(kind, tmp_path / "run", expected, moments, seconds, seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 20))
+@pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_at_twenty_moments_goes_on_as_if_it_had_not_been(kind, seed, whole, tmp_path):
     expected, moments, seconds, _ = whole(kind)
@@ -234,7 +232,7 @@ def whole_quickstart(tmp_path_factory):
     return folder / "run", int((folder / "count").read_text()), time.monotonic() - start
 
 
-SEEDS = [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 20))]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
