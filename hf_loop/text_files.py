@@ -9,7 +9,7 @@ import pyarrow
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .files import BYTE_ORDER_MARKS
+from .files import BYTE_ORDER_MARKS, fault_named
 
 
 # characters that are tokenized at once: a fast tokenizer needs far more time and memory for one very long string
@@ -98,9 +98,10 @@ def read_tokens(
     after: list[int] = []
     for piece in text_pieces(path):
         # `verbose` would warn that the text is longer than the context
-        encoded = tokenizer(piece, return_special_tokens_mask=True, verbose=False)
-        first, last = _inner_range(encoded["special_tokens_mask"])
-        ids = encoded["input_ids"]
+        with fault_named(f"the tokenizer of {tokenizer.name_or_path}"):
+            encoded = tokenizer(piece, return_special_tokens_mask=True, verbose=False)
+            first, last = _inner_range(encoded["special_tokens_mask"])
+            ids = encoded["input_ids"]
         tokens += ids[:last] if not tokens else ids[first:last]
         after = ids[last:]
         if max_tokens is not None and len(tokens) >= max_tokens:

@@ -1,5 +1,7 @@
 """`hf-loop generate`: continue one prompt at several loop counts, or with a memory that is kept."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MIN_COLUMN_WIDTH = 18
+SETTINGS_FILE = "generation_config.json"
 
 
 DEFAULT_LOOPS = "1,2,4,8"
@@ -75,7 +78,7 @@ def generate(
     sampling = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0, "temperature": temperature or None}
     continuations = {}
     for num_loops in loop_counts if has_loops else [None]:
-        with spinner(f"{num_loops} loops" if num_loops else "reading and writing", quiet):
+        with spinner(f"{num_loops} loops" if num_loops else "reading and writing", quiet), _settings_named(model):
             tokens, cache_after = _continue(language_model, inputs, cache, seed, num_loops, sampling)
         continuations[num_loops] = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
     try:
@@ -87,6 +90,17 @@ def generate(
             console.print(_side_by_side(continuations, console.width))
         else:
             console.print(continuations[None], markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _settings_named(model: str) -> Generator[None]:
+    """Name the file of settings that `generate` takes as they are and then fails on."""
+    try:
+        yield
+    except (TypeError, AttributeError, KeyError) as error:
+        if not (Path(model) / SETTINGS_FILE).is_file():
+            raise
+        raise ValueError(f"{model}/{SETTINGS_FILE}: {type(error).__name__}: {error}") from error
 
 
 def _continue(
@@ -144,13 +158,17 @@ def _side_by_side(continuations: dict[Any, str], width: int) -> "Table":
 def _encode(
     tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool, is_start: bool
 ) -> "tuple[torch.Tensor, torch.Tensor]":
-    if chat:
-        if tokenizer.chat_template is None:
-            raise ValueError("--chat: this model's tokenizer has no chat template")
-        messages = [{"role": "user", "content": prompt}]
-        prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    # a chat template writes the special tokens itself
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=is_start and not chat)
-    if inputs["input_ids"].shape[1] == 0:
+    from ..files import fault_named
+
+    if chat and tokenizer.chat_template is None:
+        raise ValueError("--chat: this model's tokenizer has no chat template")
+    with fault_named(f"the tokenizer of {tokenizer.name_or_path}"):
+        if chat:
+            messages = [{"role": "user", "content": prompt}]
+            prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        # a chat template writes the special tokens itself
+        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=is_start and not chat)
+        input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
+    if input_ids.shape[1] == 0:
         raise ValueError("The prompt is empty")
-    return inputs["input_ids"], inputs["attention_mask"]
+    return input_ids.long(), attention_mask

@@ -225,7 +225,7 @@ def auto_class_name(config: Any, family: Any) -> str:
         if model_class.__name__ == architecture:
             return auto_class
     known = ", ".join(model_class.__name__ for model_class in family.classes.values())
-    raise ValueError(f"The architecture {architecture!r} is none of the {family.name} family's: {known}")
+    raise ValueError(f"`architectures` {architecture!r} is none of the {family.name} family's: {known}")
 
 
 def levels_of(config: Any) -> list[Level]:
