@@ -144,11 +144,13 @@ def norm_work(model: Any) -> Work:
 def used_parameters(module: nn.Module, config: Any = None) -> int:
     """Count the parameters of a module that one token is applied to: no embeddings, and of routed experts only those
     that the router picks, by `config.num_experts_per_tok`."""
+    # not by `getattr`, which is slow for what a module does not have
+    attributes = vars(module)
     # an MLP along the positions is applied to features, not to tokens
-    per_token = getattr(module, "parameters_per_token", None)
+    per_token = attributes.get("parameters_per_token")
     if per_token is not None or isinstance(module, nn.Embedding):
         return per_token or 0
-    num_experts, num_picked = getattr(module, "num_experts", None), getattr(config, "num_experts_per_tok", None)
+    num_experts, num_picked = attributes.get("num_experts"), getattr(config, "num_experts_per_tok", None)
     total = sum(used_parameters(child, config) for child in module.children())
     for parameter in module.parameters(recurse=False):
         is_routed = num_picked and parameter.ndim == 3 and parameter.shape[0] == num_experts
