@@ -25,6 +25,8 @@ from .text_columns import DEFAULT_COLUMN, LAST_PIECE
 # by suffix, the loader of `datasets` that reads the file; a name without one is text, which is read here
 FILE_KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", "": "text"}
 COMPRESSIONS = (".gz", ".bz2", ".zst")
+# characters of a row of a text file: a batch of rows must be tokenized before the first step of a stream
+ROW_SIZE = 1 << 15
 # what `save_to_disk` writes beside the rows, and files that describe a dataset on the Hub
 SAVED_FILES = ("state.json", "dataset_dict.json")
 DESCRIPTIONS = (*SAVED_FILES, "dataset_info.json", "dataset_infos.json")
@@ -153,7 +155,7 @@ def _generate_pieces(paths: tuple[str, ...], changed: Any) -> Iterator[dict[str,
     """Read every text file in pieces, so that no file is ever one long string."""
     for path in paths:
         last = None
-        for piece in text_pieces(path):
+        for piece in text_pieces(path, ROW_SIZE):
             if last is not None:
                 yield {DEFAULT_COLUMN: last, LAST_PIECE: False}
             last = piece
