@@ -19,7 +19,7 @@ from transformers import GgufConfig, PreTrainedConfig, PreTrainedModel
 
 from . import gguf_files, models
 from .configurations import CONFIG_FILE, is_adapter, read_config
-from .files import fault_named, tensor_shapes
+from .files import fault_named, read_json, tensor_shapes
 from .models.transformers_seams import captured_load_report, unconverted_tensors
 from .weight_files import WEIGHT_FILES, check_weight_files, count_stored_parameters, shard_files
 
@@ -27,6 +27,7 @@ from .weight_files import WEIGHT_FILES, check_weight_files, count_stored_paramet
 # most tensors that a message names
 NUM_NAMED = 3
 ADAPTER_FILE = "adapter_model.safetensors"
+GENERATION_FILE = "generation_config.json"
 
 
 def load_pretrained(
@@ -82,6 +83,9 @@ def load_with_faults(
     # the reader of GGUF files checks them itself
     elif path is not None and Path(path).is_dir():
         check_weight_files(path)
+        if (Path(path) / GENERATION_FILE).is_file():
+            # transformers looks into it before it knows what it has
+            read_json(Path(path) / GENERATION_FILE)
         if not is_adapter(path):
             _check_size(model_class, Path(path))
     report: list[str] = []
