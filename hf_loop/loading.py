@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 from peft import get_peft_model_state_dict
-from transformers import GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, GgufConfig, PreTrainedConfig, PreTrainedModel
 
 from . import gguf_files, models
 from .configurations import CONFIG_FILE, is_adapter, read_config
@@ -84,8 +84,10 @@ def load_with_faults(
     elif path is not None and Path(path).is_dir():
         check_weight_files(path)
         if (Path(path) / GENERATION_FILE).is_file():
-            # transformers looks into it before it knows what it has
+            # transformers looks into it before it knows what it has, and the error would not name it
             read_json(Path(path) / GENERATION_FILE)
+            with fault_named(Path(path) / GENERATION_FILE):
+                GenerationConfig.from_pretrained(path)
         if not is_adapter(path):
             _check_size(model_class, Path(path))
     report: list[str] = []

@@ -60,10 +60,10 @@ def test_a_wrong_entry_is_named(folder, changes, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["[]", "[1]", "null", "{"])
+@pytest.mark.parametrize("text", ["[]", "[1]", "null", "{", '{"dtype": 3}'])
 def test_generation_settings_that_are_none_are_named(folder, text):
     (folder / "generation_config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"generation_config\.json (is not valid JSON|must hold a JSON object)"):
+    with pytest.raises(ValueError, match=r"generation_config\.json"):
         load_pretrained(AutoModelForCausalLM, folder)
 
 
