@@ -376,6 +376,15 @@ def test_nothing_else_loads_a_model():
                     others.append(f"{path.relative_to(ROOT)}: {owner}.{node.attr}")
     assert sorted(others) == [
         "hf_loop/loading.py: model_class.from_pretrained",
+        # the method of a class of ours, which the loader calls
+        "hf_loop/models/puzzle_embeddings.py: super().from_pretrained",
         # tensors that were made for this layer, by name; strict
         "hf_loop/retrofitting/unrolling.py: copied.load_state_dict",
+        # what the same run held before, strict
+        "hf_loop/trainer/attempts.py: getattr(trainer, name).load_state_dict",
+        "hf_loop/trainer/attempts.py: trainer.model.load_state_dict",
+        # what the loader has loaded; strict
+        "hf_loop/trainer/checkpoint_trainer.py: model.load_state_dict",
+        # a configuration
+        "hf_loop/trainer/checkpoints.py: type(config).from_pretrained",
     ]

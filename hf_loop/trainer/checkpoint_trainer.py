@@ -13,9 +13,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SchedulerType
+from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
+from ..files import fault_named
 from ..loading import check_resumable, load_pretrained
 from ..models.files import write_errors_named
 from ..output_folders import finish_folder, folder_lock, remove, whole_folder
@@ -89,6 +91,26 @@ class CheckpointTrainer(TrainerHooks):
             for callback in self._averages():
                 stack.enter_context(callback.averaged(cast(torch.nn.Module, self.model)))
             return super().evaluate(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Run `Trainer.create_optimizer`.
+
+        Raises:
+            ValueError: if `optim` or its arguments make no optimizer.
+        """
+        args_of = f"optim_args={self.args.optim_args!r}, learning_rate={self.args.learning_rate}"
+        with fault_named(f"training.optim={OptimizerNames(self.args.optim).value!r}, {args_of}"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Run `Trainer.create_scheduler`.
+
+        Raises:
+            ValueError: if `lr_scheduler_type` and its arguments make no scheduler.
+        """
+        name = SchedulerType(self.args.lr_scheduler_type).value
+        with fault_named(f"training.lr_scheduler_type={name!r}, lr_scheduler_kwargs={self.args.lr_scheduler_kwargs}"):
+            return super().create_scheduler(*args, **kwargs)
 
     def check_checkpoint(self, checkpoint: Path) -> None:
         """Refuse a checkpoint of another model.

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..field_values import check_names, field_types
 from ..files import fault_named
@@ -76,6 +77,7 @@ def build_model(
         # more memory than there is, among others
         with fault_named("model"):
             model: Any = record.classes[record.loader](config)
+            _check_runs(model, num_cells)
     elif family_of(decoder_config(section.pretrained)) is record:
         loader = getattr(transformers, record.loader)
         model = load_pretrained(loader, section.pretrained, dtype=dtype, **section.config)
@@ -87,6 +89,15 @@ def build_model(
             f"got vocab_size={model.config.vocab_size}"
         )
     return model
+
+
+@torch.no_grad()
+def _check_runs(model: Any, num_cells: int) -> None:
+    """Run a new model once: sizes that do not fit each other fail here, and not in the first step of training."""
+    # DeepSpeed may have split the weights over processes
+    if not is_deepspeed_zero3_enabled():
+        model.eval()(input_ids=torch.zeros(1, 2 if model.can_generate() else num_cells, dtype=torch.long))
+        model.train()
 
 
 def check_block_size(section: ModelSection, data: DataSection) -> None:

@@ -6,6 +6,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, Trainer, default_data_collator
 
+from ..files import fault_named
 from ..text_parts import load_decoder
 from .card_trainer import CardTrainer
 from .data import TrainingData
@@ -36,12 +37,17 @@ def make_trainer(model: PreTrainedModel, recipe: Recipe, data: TrainingData) -> 
         "data_collator": data.collator or default_data_collator,
         "processing_class": data.tokenizer,
     }
+    trainer_class: type[CardTrainer] = CardTrainer
     if record.causal is None:
-        return DeepSupervisionTrainer(**parts)
-    if record.loops:
-        return LoopTrainer(**parts, teacher=load_teacher(recipe) if args.distillation_weight > 0 else None)
-    passes_states = "random_state_passing" in record.own_fields
-    trainer = CardTrainer(**parts, callbacks=[RandomStatePassing()] if passes_states else [])
+        trainer_class = DeepSupervisionTrainer
+    elif record.loops:
+        trainer_class = LoopTrainer
+        parts["teacher"] = load_teacher(recipe) if args.distillation_weight > 0 else None
+    elif "random_state_passing" in record.own_fields:
+        parts["callbacks"] = [RandomStatePassing()]
+    # accelerate and transformers read some arguments here only
+    with fault_named("training"):
+        trainer = trainer_class(**parts)
     if recipe.model.lora_rank and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError(
             f"model.lora_rank={recipe.model.lora_rank} needs whole weights in every process, to merge the adapter "

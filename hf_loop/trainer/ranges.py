@@ -33,6 +33,8 @@ RANGES: dict[str, tuple[float, float]] = {
     **{f"training.{name}": SEEDS for name in ("seed", "data_seed")},
     # -1 is none
     "training.max_steps": (-1, MOST),
+    # each is a process
+    "training.dataloader_num_workers": (0, 1 << 10),
     "training.local_rank": (-1, MOST),
 }
 

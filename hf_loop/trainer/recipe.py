@@ -131,9 +131,24 @@ def _build_section(name: str, section_class: type[Any], sections: dict[str, Any]
         check_ranges(name, values)
     try:
         return section_class(**values)
-    except ValueError as error:
-        message = str(error)
-        raise ValueError(message if message.startswith(f"{name}.") else f"{name}: {message}") from error
+    # transformers' arguments fail in many ways where a package is missing or a word is not known
+    except Exception as error:
+        message = " ".join(str(error).split())
+        if not message.startswith(f"{name}."):
+            key = _key_to_blame(section_class, values)
+            message = f"{name}: {message}" if key is None else f"{name}.{key}={values[key]!r}: {message}"
+        raise ValueError(message) from error
+
+
+def _key_to_blame(section_class: type[Any], values: dict[str, Any]) -> str | None:
+    """Return the key without which the section could be built."""
+    for key in values:
+        try:
+            section_class(**{name: value for name, value in values.items() if name != key})
+        except Exception:
+            continue
+        return key
+    return None
 
 
 def _word(value: Any, hint: Any) -> Any:

@@ -5,6 +5,7 @@ import textwrap
 
 import pytest
 import typer
+from huggingface_hub.utils import get_session
 
 from hf_loop.cli.errors import one_line_errors
 from hf_loop.cli.main import main
@@ -113,6 +114,20 @@ def test_the_traceback_can_be_asked_for(monkeypatch):
     monkeypatch.setenv("HF_LOOP_TRACEBACK", "1")
     with pytest.raises(ValueError, match="wrong"), one_line_errors():
         raise ValueError("wrong")
+
+
+def test_a_missing_package_and_a_missing_network_are_one_line(capsys, monkeypatch):
+    with pytest.raises(SystemExit), one_line_errors():
+        raise ImportError("install\nx")
+    assert capsys.readouterr().err == "hf-loop: error: install x\n"
+
+    def refuse(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    with pytest.raises(SystemExit), one_line_errors():
+        get_session().get("http://127.0.0.1:1")
+    assert capsys.readouterr().err == "hf-loop: error: the Hub cannot be reached: no network\n"
 
 
 def test_a_bug_keeps_its_traceback():

@@ -235,7 +235,7 @@ class AutoTokenizerStub:
         ({"hiden_size": 8}, "unknown key 'hiden_size' in model.backbone; did you mean 'hidden_size'?"),
         ({"model_type": "lama"}, "model.backbone.model_type must be a model type of transformers, got 'lama'"),
         ({"model_type": ["llama"]}, "model.backbone.model_type must be a model type of transformers, got ['llama']"),
-        ({"hidden_size": [8]}, "model.backbone: Field 'hidden_size' expected int, got list (value: [8])"),
+        ({"hidden_size": [8]}, "`model.backbone`: Field 'hidden_size' expected int, got list (value: [8])"),
         ({"vocab_size": 100}, "must hold the tokenizer's 257 tokens, got vocab_size=100"),
     ],
 )
@@ -300,3 +300,20 @@ def test_the_mean_loss_of_a_resumed_run_is_that_of_all_its_steps(make_recipe, tm
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
     resumed = run_recipe(make_recipe("training.resume_from_checkpoint=true"))
     assert resumed.train_loss == pytest.approx(whole.train_loss)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.lr_scheduler_kwargs={a: 1}", "training.lr_scheduler_type='linear', lr_scheduler_kwargs={'a': 1}: "),
+        ("training.optim_args=fast", "training.optim='adamw_torch"),
+        ("training.optim=lion_8bit", "training.optim='lion_8bit', .*bitsandbytes"),
+        ("training.torch_compile_backend=nope", "training: 'NOPE' is not"),
+        ("training.log_level=loud", "training: .*'loud'"),
+        # sizes that do not fit each other
+        ("model.backbone.num_key_value_heads=3", "^model: "),
+    ],
+)
+def test_what_transformers_finds_out_later_names_its_section(make_recipe, override, message):
+    with pytest.raises(ValueError, match=message):
+        run_recipe(make_recipe(override))
