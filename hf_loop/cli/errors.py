@@ -17,7 +17,8 @@ def one_line_errors() -> Generator[None]:
     """Turn errors that the user can act on into one line on stderr and exit code 2.
 
     These are `ValueError` and `OSError` (which covers a missing file and a refusal of the Hub), errors of the network,
-    `ImportError` (a package that an option needs is not installed), and typer's own usage errors. Any other exception is a bug and keeps its traceback. With `HF_LOOP_TRACEBACK=1` every error keeps it.
+    `ImportError` (a package that an option needs is not installed), and typer's own usage errors. Any other exception
+    is a bug and keeps its traceback. With `HF_LOOP_TRACEBACK=1` every error keeps it.
     """
     try:
         yield
