@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .load import LayerRange, default_device, load_recurrent_model, load_tokenizer
-from .options import Coda, Core, Prelude, parse_loops
+from .options import Coda, Core, Prelude, check_text, parse_loops
 
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def chat(
     set_seed(seed)
     while (line := _read_line()) is not None:
         try:
+            check_text(line, "the line")
             if line.startswith("/"):
                 _note(talk.obey(line))
             elif line:

@@ -9,7 +9,7 @@ import typer
 
 from ..paths import check_file, check_new_file
 from .load import LayerRange, default_device, load_recurrent_model, load_tokenizer
-from .options import Coda, Core, Prelude, Quiet, parse_loops
+from .options import Coda, Core, Prelude, Quiet, check_text, parse_loops
 from .output import spinner
 
 
@@ -49,6 +49,7 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Continue a prompt at several loop counts, side by side, or with a memory."""
+    check_text(prompt, "the prompt")
     loop_counts = parse_loops(loops or DEFAULT_LOOPS)
     layers = LayerRange(prelude, coda, core)
     if memory is not None:

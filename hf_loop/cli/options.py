@@ -1,5 +1,6 @@
 """Options that several commands share, and how their text is read."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -26,6 +27,22 @@ FieldValues = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="A field of the configuration; may be repeated."),
 ]
+
+
+def check_text(text: str, name: str) -> None:
+    """Refuse text that Python has made of bytes that are none, since tokenizers fail on it.
+
+    Args:
+        text (`str`): an argument, or a line that was read.
+        name (`str`): what it is, for the message.
+
+    Raises:
+        ValueError: if it is no text.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds bytes that are no text in {sys.getfilesystemencoding().upper()}") from error
 
 
 def parse_loops(text: str) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..models.checks import check_positive_int
+from ..models.checks import check_count, check_positive_int
 from ..models.puzzle_loss import IGNORE_INDEX
 from .running import evaluation_mode
 
@@ -121,7 +121,7 @@ def record_segments(
     Raises:
         ValueError: if a number is no positive integer, or there are no rows.
     """
-    num_segments = check_positive_int("num_segments", num_segments)
+    num_segments = check_count("num_segments", num_segments)
     batch_size = check_positive_int("batch_size", batch_size)
     if len(input_ids) == 0:
         raise ValueError("input_ids is empty; there is nothing to measure")

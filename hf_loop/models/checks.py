@@ -173,6 +173,22 @@ def check_positive_int(name: str, value: Any) -> int:
     return check_int(name, value, 1)
 
 
+def check_count(name: str, value: Any) -> int:
+    """Return a number of loops, passes or segments as an `int`.
+
+    Args:
+        name (`str`): the argument, for the message.
+        value (`Any`): its value.
+
+    Raises:
+        ValueError: if it is not a whole number of at least 1, or so large that the call would not end.
+    """
+    number = check_positive_int(name, value)
+    if number > MOST_CALLS:
+        raise ValueError(f"`{name}` must be at most {MOST_CALLS}, got {value!r}")
+    return number
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_plain(item) for item in value)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from .checks import check_depth_names, check_positive_int
+from .checks import check_count, check_depth_names
 from .module_seams import module_view
 from .transformers_seams import GenerationHooks, is_prompted, is_scored_by_trl
 
@@ -48,7 +48,7 @@ class RecurrentGenerationMixin(GenerationHooks):
             if name == "num_loops" and self.pinned_num_loops is not None:
                 value = self.pinned_num_loops
             if value is not None:
-                model_kwargs[name] = check_positive_int(name, value)
+                model_kwargs[name] = check_count(name, value)
         num_loops = model_kwargs.get("num_loops")
         if num_loops is not None and self.training and num_loops != self.config.num_loops and is_scored_by_trl(self):
             raise ValueError(
@@ -125,7 +125,7 @@ class RecurrentGenerationMixin(GenerationHooks):
         num_loops = getattr(generation_config or self.generation_config, "num_loops", None)
         if num_loops is None or not self.config.has_loops or num_loops == self.config.num_loops:
             return super().init_continuous_batching(generation_config, *args, **kwargs)
-        view = self.with_num_loops(check_positive_int("num_loops", num_loops))
+        view = self.with_num_loops(check_count("num_loops", num_loops))
         return super(RecurrentGenerationMixin, view).init_continuous_batching(generation_config, *args, **kwargs)
 
     def generate_batch(self, inputs, generation_config: GenerationConfig | None = None, *args, **kwargs):
@@ -133,7 +133,7 @@ class RecurrentGenerationMixin(GenerationHooks):
         num_loops = kwargs.pop("num_loops", None)
         if num_loops is not None:
             config: Any = copy.deepcopy(generation_config or self.generation_config)
-            config.num_loops = check_positive_int("num_loops", num_loops)
+            config.num_loops = check_count("num_loops", num_loops)
             generation_config = config
         return super().generate_batch(inputs, generation_config, *args, **kwargs)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .checks import check_positive_int
+from .checks import check_count, check_positive_int
 from .puzzle_inputs import check_puzzles
 from .state_noise import example_seeds, trajectory_seeds
 
@@ -95,9 +95,7 @@ class PuzzleSolvingMixin:
                 requested without a halting head.
         """
         model: Any = self
-        num_segments = (
-            self.config.max_segments if num_segments is None else check_positive_int("num_segments", num_segments)
-        )
+        num_segments = self.config.max_segments if num_segments is None else check_count("num_segments", num_segments)
         self.check_trajectories(num_trajectories, latent_noise, halt)
         is_single = input_ids.ndim == 1
         if is_single:

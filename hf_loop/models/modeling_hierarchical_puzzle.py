@@ -29,7 +29,7 @@ from transformers import initialization as init
 from transformers.utils import auto_docstring, can_return_tuple
 
 from .backbone import PUZZLE_BACKBONES, TWO_STACK_BACKBONES, Backbone, LayerInputs, compute_logits
-from .checks import check_positive_int
+from .checks import check_count
 from .configuration_hierarchical import HierarchicalPuzzleConfig
 from .cost import Work, given_depth, norm_work, pass_work, used_parameters
 from .family import Family
@@ -280,7 +280,7 @@ class HierarchicalForPuzzle(HierarchicalPuzzlePreTrainedModel, PuzzleSolvingMixi
         Raises:
             ValueError: if a count is not a positive integer, or [`HierarchicalPuzzleModel`] raises it.
         """
-        num_segments = check_positive_int("num_segments", num_segments)
+        num_segments = check_count("num_segments", num_segments)
         options = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

@@ -25,7 +25,7 @@ from transformers.utils import auto_docstring, can_return_tuple
 
 from .backbone import Backbone, BackboneSpec, LayerInputs, backbone_spec, compute_logits, make_backbone
 from .cache_slots import check_num_slots
-from .checks import check_positive_int
+from .checks import check_count
 from .configuration_recurrent import kind_of
 from .cost import Work, given_depth, norm_work, num_positions, pass_work
 from .forward_signature import name_arguments
@@ -170,7 +170,7 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
         if "num_loops" in known:
             # from this configuration: a view of this model may have another number of loops than its backbone
             given.setdefault("num_loops", self.config.num_loops)
-        return {name: check_positive_int(name, value) for name, value in given.items()}
+        return {name: check_count(name, value) for name, value in given.items()}
 
     def sized_config(self, depth: dict[str, Any]) -> Any:
         """Return the configuration from which to make a cache for these arguments of the schedule."""

@@ -35,7 +35,7 @@ from torch import nn
 from transformers import Cache
 
 from .backbone import Backbone, next_positions
-from .checks import check_positive_int
+from .checks import check_count
 from .configuration_sleep import SleepConfig
 from .cost import Work, given_depth, norm_work, num_positions, pass_work, work_with_head
 from .family import Family, text_classes
@@ -218,7 +218,7 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
         return SleepPasses(self.sized_config(depth), Backbone(self), self.memory_layers, all_layers, keywords, depth)
 
     def _check_num_passes(self, num_passes: int | None, name: str = "num_sleep_passes") -> int:
-        return self.config.num_sleep_passes if num_passes is None else check_positive_int(name, num_passes)
+        return self.config.num_sleep_passes if num_passes is None else check_count(name, num_passes)
 
 
 def _predicts(labels: torch.Tensor, shift_labels: torch.Tensor | None) -> torch.Tensor:

@@ -85,7 +85,7 @@ def test_the_depth_changes_while_talking(looped_folder, talk):
     assert [answer.strip() for answer in answers] == expected
 
 
-@pytest.mark.parametrize("command", ["/loops", "/loops x", "/loops 0", "/loops 1,2", "/quit", "/new now"])
+@pytest.mark.parametrize("command", ["/loops", "/loops x", "/loops 0", "/loops 1,2", "/quit", "/new now", "\udcff"])
 def test_a_wrong_command_is_told_and_the_conversation_goes_on(command, looped_folder, talk):
     code, answers, notes = talk(looped_folder, command, LINES[0])
     assert code == 0 and len(answers) == 1

@@ -46,6 +46,12 @@ def test_chat_goes_through_the_template(hf_loop, looped_folder, tokenizer):
     assert "1 loop" in out
 
 
+def test_bytes_that_are_no_text_are_refused(hf_loop, looped_folder):
+    # what Python makes of such an argument
+    code, out, err = hf_loop("generate", looped_folder, "ball \udcff")
+    assert (code, out, err) == (2, "", "hf-loop: error: the prompt holds bytes that are no text in UTF-8\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -97,6 +97,29 @@ def test_passes_and_segments_of_a_forward_pass():
         model.solve(INPUT_IDS, num_segments=3.0)
 
 
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("looped", "num_loops"),
+        ("looped", "num_backprop_loops"),
+        ("hierarchical", "num_loops"),
+        ("sleep", "num_sleep_passes"),
+        ("puzzle", "num_loops"),
+        ("puzzle", "num_segments"),
+    ],
+)
+def test_a_count_that_would_never_end_is_refused(family, name):
+    model = FAMILIES[family]()
+    with pytest.raises(ValueError, match=f"`{name}` must be at most 1048576, got {10**20}"):
+        model(INPUT_IDS, **{name: 10**20})
+    if family == "puzzle":
+        with pytest.raises(ValueError, match="must be at most 1048576"):
+            model.solve(INPUT_IDS, num_segments=10**20)
+    elif name != "num_backprop_loops":
+        with pytest.raises(ValueError, match=f"`{name}` must be at most 1048576"):
+            CAUSAL[family]().generate(INPUT_IDS, max_new_tokens=2, **{name: 10**20})
+
+
 @pytest.mark.parametrize("family", ["looped", "sleep", "hierarchical"])
 def test_counts_in_generation(family):
     name = "num_sleep_passes" if family == "sleep" else "num_loops"
