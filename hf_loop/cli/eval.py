@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..output_folders import folder_lock
-from ..paths import name_of
+from ..paths import name_of, no_such
 from .load import LayerRange, default_device, load_recurrent_model, load_tokenizer
 from .options import Coda, Core, Prelude, parse_loops
 
@@ -50,7 +50,7 @@ def eval_(
     if not all(names) or len(set(names)) < len(names):
         raise ValueError(f"--tasks: name tasks once each, separated by commas, got {tasks!r}")
     if include_path is not None and not include_path.is_dir():
-        raise ValueError(f"--include-path: there is no folder {include_path}")
+        raise ValueError(f"--include-path: {no_such('folder', include_path)}")
     folder = output_dir or Path("evals") / name_of(model).replace("/", "--")
 
     from ..evaluation import plot_loop_curves

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..paths import check_new_file, no_such
 from .load import default_device, load_config, load_tokenizer
 from .options import Quiet
 from .output import quiet_libraries
@@ -70,12 +71,11 @@ def solve(
     if neither solution nor rules are known, and else unsolved.
     """
     if not file.is_file():
-        raise ValueError(f"there is no file {file}")
+        raise ValueError(no_such("file", file))
     answers_file = output or file.with_name(f"{file.stem}.answers.csv")
     if answers_file.resolve() == file.resolve():
         raise ValueError(f"--output: {answers_file} holds the puzzles")
-    if not answers_file.absolute().parent.is_dir():
-        raise ValueError(f"--output: there is no folder {answers_file.parent}")
+    check_new_file(answers_file, "--output")
     if quiet:
         quiet_libraries()
 

@@ -17,6 +17,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
+from ..paths import no_such
 from ..text_files import text_encoding, text_pieces
 from .sections import DataSection
 from .text_columns import DEFAULT_COLUMN, LAST_PIECE
@@ -49,7 +50,7 @@ def load_rows(data: DataSection) -> Dataset | IterableDataset:
         rows = _saved_rows(source, data.split)
         return rows.to_iterable_dataset() if data.streaming else rows
     if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
-        raise ValueError(f"data.dataset: there is no folder {source}")
+        raise ValueError(f"data.dataset: {no_such('folder', source)}")
     try:
         return load_dataset(source, data.dataset_config, split=data.split, streaming=data.streaming)
     except (DatasetGenerationError, ValueError) as error:

@@ -123,7 +123,7 @@ def test_other_models_and_files_are_refused(hf_loop, puzzle_folder, plain_folder
     for arguments, message in (
         ((plain_folder, file), "is a llama model; solve takes puzzle models, generate others"),
         ((puzzle_folder, tmp_path / "b.txt"), "there is no file"),
-        ((puzzle_folder, tmp_path), "there is no file"),
+        ((puzzle_folder, tmp_path), "is a folder, give a file"),
         ((puzzle_folder, file, "--output", file), "holds the puzzles"),
     ):
         code, _, err = hf_loop("solve", *arguments)
