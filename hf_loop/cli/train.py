@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from .. import register
+from .options import Quiet
+from .output import quiet_libraries
 from .puzzles import measure_puzzles
 
 
@@ -23,8 +25,12 @@ def train(
     card: Annotated[
         bool, typer.Option("--card", help="Write the model card afterwards; measure a puzzle model for it.")
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train the model of a recipe and save it."""
+    if quiet:
+        quiet_libraries()
+
     from ..trainer.recipe import load_recipe
 
     overrides = list(overrides or [])
@@ -40,7 +46,7 @@ def train(
     from ..trainer.run import run_recipe
 
     register()
-    result = run_recipe(checked)
+    result = run_recipe(checked, quiet)
     if checked.training.process_index == 0:
         evaluation = "" if result.eval_loss is None else f", evaluation loss {result.eval_loss:.4f}"
         for name in ("exact_accuracy", "cell_accuracy"):
@@ -49,16 +55,16 @@ def train(
         print(f"{result.num_parameters:,} parameters, training loss {result.train_loss:.4f}{evaluation}")
         print(result.output_dir)
         if card:
-            _write_card(Path(result.output_dir), is_puzzle)
+            _write_card(Path(result.output_dir), is_puzzle, quiet)
     # gloo's threads live as long as a model that uses the process group. A process that ends while they run may abort,
     # and a finished run would look like a failed one
     gc.collect()
     PartialState().destroy_process_group()
 
 
-def _write_card(folder: Path, is_puzzle: bool) -> None:
+def _write_card(folder: Path, is_puzzle: bool, quiet: bool) -> None:
     from ..evaluation.hub_card import write_card
 
     if is_puzzle:
-        measure_puzzles(folder)
+        measure_puzzles(folder, progress=not quiet)
     print(write_card(folder))

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 from accelerate import PartialState
-from transformers import Trainer, TrainerState, TrainingArguments, set_seed
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
@@ -60,13 +60,14 @@ class RunResult:
     eval_metrics: dict[str, float] = field(default_factory=dict)
 
 
-def run_recipe(recipe: Recipe) -> RunResult:
+def run_recipe(recipe: Recipe, quiet: bool = False) -> RunResult:
     """Train the model of a recipe, evaluate it, and save it with its tokenizer and a copy of the recipe.
 
     Every rank of a distributed launch calls this.
 
     Args:
         recipe (`Recipe`): the recipe.
+        quiet (`bool`, *optional*, defaults to `False`): whether to show neither progress nor what is logged.
 
     Raises:
         ValueError: another process trains into the output folder, it is not empty and the run does not resume, it
@@ -75,10 +76,10 @@ def run_recipe(recipe: Recipe) -> RunResult:
             saved.
     """
     with run_lock(recipe.output_dir):
-        return _run(recipe)
+        return _run(recipe, quiet)
 
 
-def _run(recipe: Recipe) -> RunResult:
+def _run(recipe: Recipe, quiet: bool) -> RunResult:
     # of whichever class
     args: Any = recipe.training
     section = recipe.model
@@ -97,6 +98,10 @@ def _run(recipe: Recipe) -> RunResult:
     num_parameters = model.num_parameters()
     trainer = make_trainer(model, recipe, data)
     trainer.add_callback(RecipeKeeper(recipe))
+    if quiet:
+        # one of the two is there
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
     train_loss = trainer.train(resume_from_checkpoint=resume).training_loss
     if resume:
         # `Trainer` has the mean of the steps since it resumed

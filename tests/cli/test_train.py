@@ -39,6 +39,17 @@ def test_train_and_resume(hf_loop, tmp_path):
     assert code == 0
 
 
+def test_a_quiet_run_says_what_came_of_it_alone(hf_loop, tmp_path):
+    puzzles = str(ROOT / "training" / "recipes" / "hierarchical" / "sudoku_4x4.yaml")
+    for recipe, card in ((RECIPE, ()), (puzzles, ("--card",))):
+        folder = tmp_path / Path(recipe).stem
+        code, output = hf_loop("train", recipe, "--debug", "--quiet", *card, "--set", f"training.output_dir={folder}")
+        assert (code, output.err) == (0, "")
+        first, second, *rest = output.out.splitlines()
+        assert "training loss" in first and second == str(folder)
+        assert bool(rest) == bool(card) and not any("{" in line for line in rest)
+
+
 def test_a_run_that_overflows_saves_no_model(hf_loop, tmp_path):
     arguments = ("--set", f"training.output_dir={tmp_path / 'run'}", "--set", "training.learning_rate=1e30")
     code, output = hf_loop("train", RECIPE, "--debug", *arguments)
