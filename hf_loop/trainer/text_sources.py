@@ -15,7 +15,7 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from ..paths import no_such
 from ..text_files import text_encoding, text_pieces
@@ -53,6 +53,9 @@ def load_rows(data: DataSection) -> Dataset | IterableDataset:
         raise ValueError(f"data.dataset: {no_such('folder', source)}")
     try:
         return load_dataset(source, data.dataset_config, split=data.split, streaming=data.streaming)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        # the Hub has no such dataset, or cannot be asked
+        raise OSError(f"data.dataset: {no_such('folder', source)}; {error}") from error
     except (DatasetGenerationError, ValueError) as error:
         raise ValueError(f"data.dataset: {source}: {error.__cause__ or error}") from error
 

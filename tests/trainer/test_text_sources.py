@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import re
 
 import pytest
 from datasets import Dataset, DatasetDict
+from datasets.exceptions import DatasetNotFoundError
 
 from hf_loop.text_files import PIECE_SIZE
 from hf_loop.trainer.data import load_training_data
@@ -140,3 +142,16 @@ def test_a_dataset_that_is_not_there(tmp_path, fields, message):
     fields["dataset"] = fields["dataset"].format(folder=tmp_path)
     with pytest.raises(ValueError, match=message):
         load_rows(DataSection(**fields))
+
+
+@pytest.mark.parametrize("error", [DatasetNotFoundError("none of this name"), ConnectionError("no network")])
+def test_a_dataset_that_is_not_there_is_answered_with_the_nearest_folder(error, tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise error
+
+    (tmp_path / "stories").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_loop.trainer.text_sources.load_dataset", refuse)
+    message = f"data.dataset: there is no folder storys; did you mean stories?; {error}"
+    with pytest.raises(OSError, match=re.escape(message)):
+        load_rows(DataSection(dataset="storys"))
