@@ -17,6 +17,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from .field_values import fits, readable
 from .files import fault_named, read_json
 from .gguf_files import is_gguf, locate
+from .models.checks import RANGES, check_range
 from .paths import find_model
 
 
@@ -50,6 +51,9 @@ def read_config(path: str | os.PathLike, **options: Any) -> PreTrainedConfig:
     _check_model_type(stored, file)
     _check_fields(stored, file)
     with fault_named(file):
+        for name in stored.keys() & RANGES.keys():
+            # with some sizes a model could never be made
+            check_range(name, stored[name])
         return AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
 
 

@@ -41,6 +41,8 @@ def test_what_is_no_json_object_is_refused(folder, text):
         ({"model_type": None, "auto_map": {"AutoConfig": "code.Config"}}, "`model_type` must be the name"),
         ({"dtype": "float99"}, "`dtype` must be a floating-point type, as 'bfloat16', got 'float99'"),
         ({"dtype": "nn"}, "`dtype` must be a floating-point type"),
+        # listing so many layers would not end
+        ({"num_hidden_layers": 10**9}, "`num_hidden_layers` must be from 1 to 4096, got 1000000000"),
         ({"torch_dtype": 5}, "`torch_dtype` must be a floating-point type"),
         ({"architectures": "LlamaForCausalLM"}, r"`architectures` must be list\[str\] | None"),
         ({"architectures": [3]}, "`architectures` must be"),

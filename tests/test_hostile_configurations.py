@@ -115,6 +115,8 @@ def test_a_damaged_file_is_refused_by_its_name(tmp_path_factory, case):
         ),
         ({"dtype": 3}, "`dtype` must be str or dtype or dict, got 3"),
         ({"num_labels": 10**9}, "`num_labels` must be from 0 to 1048576, got 1000000000"),
+        ({"num_labels": None}, "`num_labels` must be int, got None"),
+        ({"backbone_config": {"num_labels": None}}, "`backbone_config.num_labels` must be int, got None"),
         ({"quantization_config": 0.5}, "`quantization_config` must be dict, got 0.5"),
     ],
 )

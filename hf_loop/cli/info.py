@@ -39,10 +39,13 @@ def info(
     from rich.console import Console
     from rich.table import Table
 
+    from ..files import fault_named
+
     has_loops = getattr(config, "has_loops", False)
     if loop_counts is not None and not has_loops:
         raise ValueError(f"--loops: {model} is a {config.model_type} model, which has no loops")
-    empty = _empty_model(config)
+    with fault_named(f"the configuration of {model}"):
+        empty = _empty_model(config)
     facts = {**_family(config, empty), **_training(config, Path(model)), **_sizes(config, empty, model)}
     if has_loops:
         facts["one more loop"] = _one_more_loop(config, empty)
@@ -189,7 +192,7 @@ def _parameters_per_token(config: Any, empty: Any, depth: dict[str, int]) -> flo
 
     if not hasattr(config, "calls"):
         return used_parameters(empty, config)
-    period = getattr(config, "block_size", None) or getattr(config, "sleep_window", 1)
+    period = next((getattr(config, name) for name in ("block_size", "sleep_window") if _has_field(config, name)), 1)
     ends = [forward_parameters(empty, number * period, **depth) for number in (STEADY, STEADY + 1)]
     return (ends[1] - ends[0]) / period
 
@@ -202,21 +205,29 @@ def _cache_bytes(config: Any, num_loops: int | None) -> int:
     dtype = config.dtype or torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     # a sleep model keeps the keys and values of its backbone
-    config = config.backbone_config if hasattr(config, "sleep_window") else config
+    config = config.backbone_config if _has_field(config, "sleep_window") else config
     return kv_bytes_per_token(config, num_loops, dtype)
 
 
 def _kept_tokens(config: Any) -> str | None:
     """Say of which tokens keys and values are kept, where that is not all of them."""
-    if hasattr(config, "sleep_window"):
+    if _has_field(config, "sleep_window"):
         window = config.sleep_window
         kept = window if config.eviction == "hard" else 2 * window - 1
         return f"at most {kept:,} tokens, and fast weights of fixed size"
-    segments = getattr(config, "num_memory_segments", None)
+    segments = config.num_memory_segments if _has_field(config, "num_memory_segments") else None
     if segments is None:
         return None
     kept = (segments + 1) * config.block_size
     return f"at most {kept:,} tokens, and {config.feedback_length} vectors of memory in every layer call"
+
+
+def _has_field(config: Any, name: str) -> bool:
+    """Whether a field is one of the model's family; a plain decoder may have one of the same name."""
+    from ..models import family_of
+
+    family = family_of(config)
+    return family is not None and name in family.own_fields
 
 
 def _in_units(number: float) -> str:

@@ -124,8 +124,10 @@ def check_values(fields: Mapping[str, Any], config_class: Any, where: str = "") 
     for name, value in fields.items():
         check_range(f"{where}{name}", value, meanings.get(name, name))
         kinds = COMMON_TYPES.get(name, (object,))
+        # transformers counts up to the number of labels at once
+        is_unset = value is None and name != "num_labels"
         # objects in place of a quantization's dictionary can be made one
-        if value is not None and not isinstance(value, kinds) and not hasattr(value, "to_dict"):
+        if not is_unset and not isinstance(value, kinds) and not hasattr(value, "to_dict"):
             names = " or ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"`{where}{name}` must be {names}, got {value!r}")
 

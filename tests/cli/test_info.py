@@ -149,3 +149,26 @@ def test_a_published_looped_checkpoint_is_sent_to_convert(source, command, hf_lo
     target = [tmp_path / "new"] if command == ["retrofit"] else []
     code, _, error = hf_loop(*command, tmp_path / "source", *target)
     assert code == 2 and "is a published looped checkpoint: make it one of hf_loop's with hf-loop convert" in error
+
+
+@pytest.mark.parametrize("name", ["looped", "puzzle", "plain"])
+@pytest.mark.parametrize("field", ["block_size", "sleep_window", "num_memory_segments"])
+def test_a_field_of_another_familys_name_means_nothing(name, field, tmp_path, hf_loop):
+    MODELS[name]().save_pretrained(tmp_path)
+    expected = hf_loop("info", tmp_path)
+    path = tmp_path / "config.json"
+    # decoders of transformers keep any field
+    fields = json.loads(path.read_text())
+    fields.get("backbone_config", fields)[field] = 0
+    path.write_text(json.dumps(fields))
+    assert hf_loop("info", tmp_path) == expected
+
+
+@pytest.mark.parametrize("change", [{"hidden_act": "cube"}, {"pad_token_id": 10**6}, {"vocab_size": -1}])
+def test_a_configuration_that_makes_no_model_is_named(change, tmp_path, hf_loop):
+    tiny_llama().config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    code, out, error = hf_loop("info", tmp_path)
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert str(tmp_path) in error
