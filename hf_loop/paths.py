@@ -125,6 +125,7 @@ def _check_repository(name: str) -> None:
         return
     try:
         get_hf_file_metadata(hf_hub_url(name, DESCRIPTIONS[0]))
+        return
     except EntryNotFoundError:
         # a repository without this file
         return

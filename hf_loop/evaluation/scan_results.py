@@ -187,9 +187,8 @@ def check_ranges(ranges: Sequence[tuple[int, int]], num_layers: int) -> list[tup
         if first > last:
             raise ValueError(f"ranges: ({first}, {last}) runs backwards; give the first layer first")
         if first < 0 or last >= num_layers:
-            raise ValueError(
-                f"ranges: ({first}, {last}) passes the end: the model has the layers 0 to {num_layers - 1}"
-            )
+            problem = "does not fit" if first < 0 else "passes the end"
+            raise ValueError(f"ranges: ({first}, {last}) {problem}: the model has the layers 0 to {num_layers - 1}")
         checked.append((first, last))
     if len(set(checked)) != len(checked):
         raise ValueError(f"ranges must name each range once, got {checked}")

@@ -152,8 +152,8 @@ class RecurrentConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as transformers does, without the path that the backbone was loaded from."""
         fields = super().to_dict()
-        if isinstance(fields.get("backbone_config"), dict):
-            fields["backbone_config"].pop("_name_or_path", None)
+        if "_name_or_path" in (fields.get("backbone_config") or {}):
+            fields["backbone_config"]["_name_or_path"] = ""
         return fields
 
     # the backbone converts and checks its rotary parameters itself

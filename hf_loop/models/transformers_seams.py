@@ -284,19 +284,25 @@ def causal_model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None
 
 @contextmanager
 def captured_load_report(report: list[str]) -> Generator[None]:
-    """Append what `from_pretrained` logs about tensors that do not fit to `report` instead of the log."""
+    """Append what `from_pretrained` logs about tensors that do not fit to `report` instead of the log.
+
+    The report is a warning, and is captured even where the log shows none.
+    """
+    logger = logging.getLogger("transformers.modeling_utils")
+    own_level, shown_level = logger.level, logger.getEffectiveLevel()
 
     def is_no_report(record: logging.LogRecord) -> bool:
         is_report = "LOAD REPORT" in record.msg
         if is_report:
             report.append(record.getMessage())
-        return not is_report
+        return not is_report and record.levelno >= shown_level
 
-    logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(is_no_report)
+    logger.setLevel(min(shown_level, logging.WARNING))
     try:
         yield
     finally:
+        logger.setLevel(own_level)
         logger.removeFilter(is_no_report)
 
 

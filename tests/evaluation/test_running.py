@@ -6,7 +6,7 @@ from transformers import LlamaForCausalLM
 
 from hf_loop.evaluation import accuracy_over_loops, perplexity_over_loops
 from hf_loop.evaluation.scan import check_scannable
-from hf_loop.models import LoopedForSequenceClassification
+from hf_loop.models import LoopedForSequenceClassification, family_of
 
 from ..models.composed_variants import make_composed
 from ..models.families import FAMILIES
@@ -46,6 +46,6 @@ def test_a_composed_model_is_measured_over_its_loops():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recurrent_models_are_not_scanned(family):
     config = FAMILIES[family]().config
-    with pytest.raises(ValueError, match=f"{config.model_type} is recurrent already") as error:
+    with pytest.raises(ValueError, match=f"the model is a {family_of(config).name} model already") as error:
         check_scannable(config)
     assert ("sweep it instead" in str(error.value)) == (family not in NO_LOOPS)

@@ -1,6 +1,7 @@
 """Each touch of another library's private part does under the installed release what its docstring says."""
 
 import inspect
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -267,12 +268,14 @@ def test_causal_model_class_is_that_of_the_auto_classes():
     assert seams.causal_model_class(T5Config()) is None
 
 
-def test_the_report_of_tensors_that_do_not_fit_is_captured_and_not_logged(tmp_path, capsys):
+@pytest.mark.parametrize("level", [logging.WARNING, logging.ERROR])
+def test_the_report_of_tensors_that_do_not_fit_is_captured_and_not_logged(level, tmp_path, capsys, caplog):
     LlamaForCausalLM(tiny_backbone("llama")).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     save_file(load_file(file) | {"other": torch.zeros(1)}, file, {"format": "pt"})
     report: list[str] = []
-    with seams.captured_load_report(report):
+    # a user may have turned warnings off
+    with caplog.at_level(level, "transformers"), seams.captured_load_report(report):
         LlamaForCausalLM.from_pretrained(tmp_path)
     assert len(report) == 1
     assert "other" in report[0]

@@ -1,5 +1,6 @@
 """transformers' own model tests for the hierarchical family."""
 
+import re
 import unittest
 
 from hf_loop import (
@@ -80,6 +81,8 @@ class PuzzleTest(modeling.ModelTesterMixin, tensor_parallel.TensorParallelTester
         super().setUp()
         if self._testMethodName in self.SKIPS:
             self.skipTest(f"SKIPS: {self.SKIPS[self._testMethodName]}")
+        if re.search("_pad_left(?!_no_attn_mask|_output_attentions)", self._testMethodName):
+            self.skipTest("SKIPS: a puzzle is padded at its end")
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
