@@ -176,7 +176,9 @@ def print_accuracy(console: "Console", output_dir: Path) -> None:
 
     curves = Results.load(output_dir).curves
 
-    table = Table(title=f"right answers of {NUM_TEST_GAMES} test games (guessing: 33 %)")
+    # a run of an earlier version did not store it
+    guessing = "" if curves[0].guessing is None else f" (guessing: {curves[0].guessing:.1%})"
+    table = Table(title=f"right answers of {NUM_TEST_GAMES} test games{guessing}")
     table.add_column("loops", justify="right")
     for curve in curves:
         table.add_column(f"{curve.label} (trained at {curve.trained_loops:g})", justify="right")

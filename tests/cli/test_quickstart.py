@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from hf_loop.cli import quickstart as module
@@ -49,6 +50,13 @@ def test_results_hold_both_curves(folder):
     assert looped.num_loops == fixed.num_loops == module.LOOPS
     assert {1, module.NUM_LOOPS, 2 * module.NUM_LOOPS, 4 * module.NUM_LOOPS} <= set(module.LOOPS)
     assert json.loads((folder / "results.json").read_text())["seed"] == 1
+
+
+def test_the_table_and_the_figure_agree_on_guessing(folder, capsys):
+    looped, fixed = Results.load(folder).curves
+    assert looped.guessing is not None and looped.guessing == fixed.guessing
+    module.print_accuracy(Console(width=100), folder)
+    assert f"(guessing: {looped.guessing:.1%})" in capsys.readouterr().out
 
 
 def test_the_folder_loads_through_the_auto_classes_and_answers_one_word(folder):
