@@ -15,17 +15,29 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, set_seed
 
 from hf_loop.cli.main import main
-from hf_loop.models import FeedbackConfig, FeedbackForCausalLM, LoopedConfig, LoopedForCausalLM
+from hf_loop.models import (
+    FeedbackConfig,
+    FeedbackForCausalLM,
+    HierarchicalConfig,
+    HierarchicalForCausalLM,
+    LoopedConfig,
+    LoopedForCausalLM,
+    SleepConfig,
+    SleepForCausalLM,
+)
+
+from .test_solve import PUZZLES, make_folder
 
 
 TEXT = "ball:1 1<->2 2<->3 ball:3\n" * 20
-# the commands that read a folder, each with what it needs: {model}, {new} and {text} are places
+# the commands that read a folder, each with what it needs: {model}, {new}, {text} and {puzzles} are places
 COMMANDS = {
     "plain": [
         ["scan", "{model}", "--text", "{text}", "--max-tokens", "30", "--max-length", "1", "--output-dir", "{new}"],
         ["retrofit", "{model}", "{new}", "--core", "1-1"],
         ["check", "{model}"],
         ["generate", "{model}", "ball:1", "--max-new-tokens", "2", "--loops", "1"],
+        ["info", "{model}"],
     ],
     "looped": [
         ["sweep", "{model}", "--text", "{text}", "--loops", "1", "--max-tokens", "30", "--output-dir", "{new}"],
@@ -36,7 +48,11 @@ COMMANDS = {
     ],
     "feedback": [
         ["generate", "{model}", "ball:1 1<->2", "--max-new-tokens", "2", "--memory", "{model}/memory.safetensors"],
+        ["info", "{model}"],
     ],
+    "sleep": [["generate", "{model}", "ball:1 1<->2", "--max-new-tokens", "2"], ["info", "{model}"]],
+    "hierarchical": [["generate", "{model}", "ball:1", "--max-new-tokens", "2", "--loops", "1"], ["info", "{model}"]],
+    "puzzle": [["solve", "{model}", "{puzzles}", "--output", "{model}/answers.csv"], ["info", "{model}"]],
 }
 CASES = [(kind, command) for kind, commands in COMMANDS.items() for command in commands]
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "results.json")
@@ -71,6 +87,10 @@ def folders(tmp_path_factory, tokenizer, backbone_config):
         "plain": LlamaForCausalLM(backbone_config),
         "looped": LoopedForCausalLM(looped),
         "feedback": feedback,
+        "sleep": SleepForCausalLM(SleepConfig(backbone_config=backbone_config, sleep_window=4)),
+        "hierarchical": HierarchicalForCausalLM(
+            HierarchicalConfig(backbone_config=backbone_config, shared_stack=True)
+        ),
     }
     for kind, model in models.items():
         model.save_pretrained(place / kind)
@@ -80,6 +100,8 @@ def folders(tmp_path_factory, tokenizer, backbone_config):
     feedback.save_memory(cache, place / "feedback" / "memory.safetensors")
     curve = {"metric": "accuracy", "label": "m", "num_loops": [1, 2], "values": [0.5, 1.0], "trained_loops": 2.0}
     (place / "looped" / "results.json").write_text(json.dumps({"curves": [curve], "seed": 1, "notes": ["a"]}))
+    make_folder(place / "puzzle")
+    (place / "puzzles.txt").write_text(f"{PUZZLES[0]}\n")
     (place / "text.txt").write_text(TEXT)
     return place
 
@@ -94,7 +116,7 @@ def run(monkeypatch, capsys, folders, tmp_path):
             shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(folders / kind, model)
         change(model)
-        places = {"model": model, "new": new, "text": folders / "text.txt"}
+        places = {"model": model, "new": new, "text": folders / "text.txt", "puzzles": folders / "puzzles.txt"}
         monkeypatch.setattr(sys, "argv", ["hf-loop", *(part.format(**places) for part in command)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
@@ -224,7 +246,10 @@ def test_a_changed_command_line_is_one_line(command, inserted, folders, tmp_path
             shutil.copytree(folders / kind, tmp_path / kind)
     shutil.rmtree(tmp_path / "new", ignore_errors=True)
     kind = next(kind for kind, other in CASES if other is command)
-    arguments = [part.format(model=kind, new="new", text=folders / "text.txt") for part in command]
+    arguments = [
+        part.format(model=kind, new="new", text=folders / "text.txt", puzzles=folders / "puzzles.txt")
+        for part in command
+    ]
     for position, replaces, word in inserted:
         at = position % len(arguments)
         arguments[at : at + replaces] = [word]
