@@ -1,6 +1,5 @@
 """Lists what of a model folder goes to the Hub: what a model and its card need, and nothing that lies beside it."""
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -110,7 +109,7 @@ def _code_files(folder: Path) -> Iterator[Path]:
     """Find the code that the configuration and the tokenizer name, and what it imports from the folder."""
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name
-        auto_map = json.loads(read_text(path)).get("auto_map") if path.is_file() else None
+        auto_map = read_json(path).get("auto_map") if path.is_file() else None
         for references in (auto_map or {}).values():
             for reference in references if isinstance(references, list) else [references]:
                 module = folder / f"{str(reference).partition('.')[0]}.py"

@@ -38,4 +38,4 @@ def test_a_public_package_needs_no_import_of_its_own():
 
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'importlibb'"):
-        hf_loop.importlibb  # noqa: B018
+        hf_loop.importlibb  # noqa: B018 looking the name up is the test

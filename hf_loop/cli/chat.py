@@ -128,7 +128,7 @@ def _read_line() -> str | None:
     if is_terminal:
         # its import alone lets `input` edit lines; Windows has none
         with suppress(ImportError):
-            import readline  # noqa: F401
+            import readline  # noqa: F401 used by `input`
     try:
         return input("> " if is_terminal else "").strip()
     except EOFError:

@@ -20,6 +20,7 @@ from ..files import read_json, write_text
 from .curves import LoopCurve
 from .results import package_versions
 from .scan import model_settings
+from .scan_results import check_same_settings
 
 
 BENCHMARKS_FILE = "benchmarks.json"
@@ -105,13 +106,7 @@ class BenchmarkResults:
         data = read_json(path)
         items = [build(BenchmarkResult, item, f"a result in {path}") for item in data.get("results", [])]
         stored = build(cls, data | {"results": items}, str(path))
-        different = [
-            f"{name} {stored.settings.get(name)} there, {value} here"
-            for name, value in settings.items()
-            if stored.settings.get(name) != value
-        ]
-        if different:
-            raise ValueError(f"{path} has other settings ({'; '.join(different)}); use another folder")
+        check_same_settings(stored.settings, settings, path)
         return stored
 
 

@@ -126,13 +126,22 @@ class LayerScan:
         Raises:
             ValueError: if not; the message names what differs.
         """
-        differences = [
-            f"{name} {self.settings.get(name)} there, {value} here"
-            for name, value in settings.items()
-            if self.settings.get(name) != value
-        ]
-        if differences:
-            raise ValueError(f"{path} holds a scan with other settings ({'; '.join(differences)}); use another folder")
+        check_same_settings(self.settings, settings, path)
+
+
+def check_same_settings(stored: dict[str, Any], settings: dict[str, Any], path: str | Path) -> None:
+    """Check that results, read from `path`, were measured under `settings` (some or all of them).
+
+    Raises:
+        ValueError: if not; the message names what differs.
+    """
+    differences = [
+        f"{name} {stored.get(name)} there, {value} here"
+        for name, value in settings.items()
+        if stored.get(name) != value
+    ]
+    if differences:
+        raise ValueError(f"{path} was measured with other settings ({'; '.join(differences)}); use another folder")
 
 
 def layer_ranges(

@@ -14,6 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import tensor_shapes
 from ..models.files import scratch_path
+from ..models.memory_files import IGNORED_FIELDS
 from ..weight_files import check_weight_files
 
 
@@ -28,19 +29,7 @@ WEIGHTS = (
     "global_step*",
 )
 # fields of a configuration that training or saving sets, or that change nothing that is computed
-FREE_FIELDS = {
-    "_attn_implementation",
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "pad_token_id",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-}
+FREE_FIELDS = IGNORED_FIELDS | {"_attn_implementation", "torch_dtype"}
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -160,7 +160,7 @@ def test_a_file_of_other_settings_is_refused_and_kept(model, tmp_path):
         (other_config, TOKENS, 16, "config "),
         (plain_model().to(torch.bfloat16), TOKENS, 16, "dtype float32 there, bfloat16 here"),
     ]:
-        with pytest.raises(ValueError, match=f"scan.json holds a scan with other settings .*{message}") as error:
+        with pytest.raises(ValueError, match=f"scan.json was measured with other settings .*{message}") as error:
             scan_layer_ranges(other, tokens, [(1, 2)], [2], path=path, window=window)
         assert "\n" not in str(error.value)
     assert path.read_bytes() == content
