@@ -86,5 +86,5 @@ def test_a_file_that_holds_no_scan_is_named(content, tmp_path):
 
 def test_settings_are_compared_by_name(scan):
     scan.check_settings({"window": 512}, "scan.json")
-    with pytest.raises(ValueError, match=r"scan.json holds a scan .* \(window 512 there, 256 here\); use another"):
+    with pytest.raises(ValueError, match=r"scan.json was measured .* \(window 512 there, 256 here\); use another"):
         scan.check_settings({"window": 256, "weights": "ab"}, "scan.json")
