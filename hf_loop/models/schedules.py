@@ -178,34 +178,52 @@ class LoopedDepth(Depth):
         num_loops: int | None = None,
         num_backprop_loops: int | None = None,
         loop_states: list[torch.Tensor] | None = None,
+        first_loop: int = 0,
     ) -> torch.Tensor:
-        """Run the core `num_loops` times.
+        """Run the core, up to and including loop `num_loops`.
 
         Args:
-            state (`torch.Tensor` of shape `[B, T, D]`): the state before the first loop.
+            state (`torch.Tensor` of shape `[B, T, D]`): the state before the first of these loops.
             encoded (`torch.Tensor` of shape `[B, T, D]`): the prelude's output.
             run_call (`Callable`): runs one layer call.
             num_loops (`int`, *optional*): number of loops, by default the configuration's.
             num_backprop_loops (`int`, *optional*): number of last loops with gradient, by default all.
             loop_states (`list`, *optional*): a list to which the state after every loop is appended.
+            first_loop (`int`, *optional*, defaults to 0): number of loops that `state` has been through already.
 
         Returns:
             `torch.Tensor` of shape `[B, T, D]`: the state after the last loop.
         """
         num_loops = self.config.num_loops if num_loops is None else num_loops
-        is_damped = self.config.loop_update == "damped"
-        for loop in range(num_loops):
+        for loop in range(first_loop, num_loops):
             carries_gradient = num_backprop_loops is None or loop >= num_loops - num_backprop_loops
             with nullcontext() if carries_gradient else torch.no_grad():
-                previous = state
-                state = run_calls(self.model.injection(state, encoded), run_call, self.core_calls(loop))
-                # with one loop this is f(s): computing s + (f(s) - s) would add rounding
-                if is_damped and num_loops > 1:
-                    state = previous + (state - previous) / num_loops
-                state = self.norm_loop(state)
+                state = self.run_loop(loop, state, encoded, run_call, num_loops)
             if loop_states is not None:
                 loop_states.append(state)
         return state
+
+    def run_loop(
+        self, loop: int, state: torch.Tensor, encoded: torch.Tensor, run_call: RunCall, num_loops: int
+    ) -> torch.Tensor:
+        """Run the core once, with what stands between loops.
+
+        Args:
+            loop (`int`): index of the loop, from 0.
+            state (`torch.Tensor` of shape `[B, T, D]`): the state before this loop.
+            encoded (`torch.Tensor` of shape `[B, T, D]`): the prelude's output.
+            run_call (`Callable`): runs one layer call.
+            num_loops (`int`): number of loops of the whole pass.
+
+        Returns:
+            `torch.Tensor` of shape `[B, T, D]`: the state after this loop.
+        """
+        previous = state
+        state = run_calls(self.model.injection(state, encoded), run_call, self.core_calls(loop))
+        # with one loop this is f(s): computing s + (f(s) - s) would add rounding
+        if self.config.loop_update == "damped" and num_loops > 1:
+            state = previous + (state - previous) / num_loops
+        return self.norm_loop(state)
 
     def norm_loop(self, state: torch.Tensor) -> torch.Tensor:
         """Apply the norm at the end of a loop, `[B, T, D]`."""
