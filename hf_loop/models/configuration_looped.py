@@ -60,6 +60,11 @@ class LoopedConfig(RecurrentConfig):
         state_projection (`bool`, *optional*, defaults to `False`):
             Whether a linear map, initialized as the identity, is applied to the state between the last loop and the
             coda, as in https://huggingface.co/papers/2604.12946.
+        exit_gate (`bool`, *optional*, defaults to `False`):
+            Whether the model has a gate, a linear map of the state to one number, that says after every loop how
+            probable it is that a token needs no further loop, as in https://huggingface.co/papers/2510.25741. The gate
+            reads the state through the backbone's final norm, as the head does after the last loop of a model without
+            a coda. It changes no logits.
 
         loop_lora_rank (`int`, *optional*, defaults to 0):
             Rank of the update that every loop adds to the core's linear maps, 0 for none
@@ -103,6 +108,7 @@ class LoopedConfig(RecurrentConfig):
     loop_norm: Literal["none", "own", "final"] = "none"
     coda_norm: bool = False
     state_projection: bool = False
+    exit_gate: bool = False
     loop_lora_rank: int = 0
     loop_lora_num_loops: int | None = None
     loop_lora_beyond: Literal["last", "cyclic", "none"] = "last"

@@ -89,6 +89,9 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
         # CODEPATH: Parcae maps the state before its coda
         if config.state_projection:
             self.state_projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        # CODEPATH: Ouro's gate tells after every loop whether a token needs another
+        if config.exit_gate:
+            self.exit_gate = nn.Linear(config.hidden_size, 1)
         # CODEPATH: relaxed recursion gives the shared layers a low-rank update per loop
         self.loop_lora: Any = LoopLora(config, self.core_layers()) if config.loop_lora_rank else None
         self.post_init()
@@ -167,6 +170,32 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             loop_states=tuple(loop_states) if output_loop_states else None,
             loop_hidden_states=loop_hidden_states,
         )
+
+    def exit_gate_logits(self, state: torch.Tensor) -> torch.Tensor:
+        """Return the logits of [`exit_gate_probability`], in float32."""
+        if not self.config.exit_gate:
+            raise ValueError("`exit_gate` of the configuration must be True for exits by the gate, got False")
+        # CODEPATH: Ouro's loop ends with the final norm; other models apply it here
+        if self.config.loop_norm != "final":
+            state = Backbone(self).final_norm(state)
+        return self.exit_gate(state).squeeze(-1).float()
+
+    def exit_gate_probability(self, state: torch.Tensor) -> torch.Tensor:
+        """Compute the probability that a token which has come to the end of a loop exits there.
+
+        This is `lambda_t` of https://huggingface.co/papers/2510.25741: the exit is after loop t with probability
+        `lambda_t (1 - lambda_1) ... (1 - lambda_{t-1})`, and after the last loop with the rest.
+
+        Args:
+            state (`torch.Tensor` of shape `[..., D]`): the state after a loop, as `run_loop` of the schedule returns.
+
+        Returns:
+            `torch.Tensor` of shape `[...]`: the probability, in float32.
+
+        Raises:
+            ValueError: if the model has no gate.
+        """
+        return self.exit_gate_logits(state).sigmoid()
 
     def layer_counts(self) -> tuple[int, int, int]:
         """Return the number of layers in the prelude, the core and the coda."""

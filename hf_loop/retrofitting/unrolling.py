@@ -22,7 +22,7 @@ def unroll(model: LoopedForCausalLM, num_loops: int | None = None) -> PreTrained
 
     Its logits are the looped model's, to rounding where per-loop LoRA is merged into the weights. Its checkpoint is an
     ordinary one of the backbone's architecture, which any engine serves at the price of the repeated layers' memory.
-    It shares nothing with `model`.
+    It shares nothing with `model`, and an exit gate, which changes no logits, is left out.
 
     Args:
         model (`LoopedForCausalLM`): the looped model.

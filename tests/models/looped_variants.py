@@ -15,6 +15,7 @@ VARIANTS = {
     "diagonal": {"num_prelude_layers": 1, "num_coda_layers": 1, "injection": "diagonal", "state_init": "learned"},
     "loop norm": {"num_prelude_layers": 2, "loop_norm": "own"},
     "final norm": {"loop_norm": "final"},
+    "exit gate": {"loop_norm": "own", "exit_gate": True},
     "damped": {"num_prelude_layers": 1, "num_coda_layers": 1, "loop_update": "damped"},
     "before the coda": {
         "num_coda_layers": 1,

@@ -57,6 +57,18 @@ class TestFinalNorm(LoopedTester):
     SCHEDULE = VARIANTS["final norm"]
 
 
+class TestExitGate(LoopedTester):
+    SCHEDULE = VARIANTS["exit gate"]
+
+    def test_every_parameter_gets_gradient(self):
+        model = self.make_model().train()
+        input_ids = random_ids(2, 9)
+        model(input_ids, labels=input_ids, use_cache=False).loss.backward()
+        # the loss of the last loop does not read the gate
+        without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+        assert without == ["model.exit_gate.weight", "model.exit_gate.bias"]
+
+
 class TestDamped(LoopedTester):
     SCHEDULE = VARIANTS["damped"]
 
@@ -133,6 +145,22 @@ def test_readouts_after_every_loop_equal_shorter_runs(model):
     assert torch.equal(outputs.loop_logits[-1], outputs.logits)
     kept = model(input_ids, num_loops=4, output_loop_logits=True, logits_to_keep=2).loop_logits
     assert all(torch.equal(few, every[:, -2:]) for few, every in zip(kept, outputs.loop_logits))
+
+
+@torch.no_grad()
+def test_the_exit_gate_reads_the_state_through_the_final_norm():
+    for loop_norm in ("none", "own", "final"):
+        model = tiny_looped(loop_norm=loop_norm, exit_gate=True)
+        outputs = model.model(random_ids(2, 7), num_loops=4, output_loop_states=True, output_loop_hidden_states=True)
+        for state, hidden_state in zip(outputs.loop_states, outputs.loop_hidden_states, strict=True):
+            # without a coda the head reads the same
+            logits = model.model.exit_gate(hidden_state)[..., 0]
+            assert torch.equal(model.model.exit_gate_probability(state), logits.sigmoid())
+            assert torch.equal(model.model.exit_gate_probability(state[:, 3]), logits[:, 3].sigmoid())
+    state = model.to(torch.bfloat16)(random_ids(2, 7), output_loop_states=True).loop_states[0]
+    assert model.model.exit_gate_probability(state).dtype == torch.float32
+    with pytest.raises(ValueError, match="`exit_gate` of the configuration must be True .* got False"):
+        tiny_looped().model.exit_gate_probability(state)
 
 
 def test_hidden_states_have_one_entry_per_layer_call(model):

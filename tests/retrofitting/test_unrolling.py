@@ -56,6 +56,14 @@ def test_an_untrained_concat_injection_is_one_loop():
     assert torch.equal(unroll(looped, 1)(INPUT_IDS).logits, looped(INPUT_IDS, num_loops=1).logits)
 
 
+@torch.no_grad()
+def test_an_exit_gate_is_left_out():
+    looped = tiny_looped(num_loops=2, exit_gate=True)
+    unrolled = unroll(looped)
+    assert not [name for name in unrolled.state_dict() if "gate" in name and "gate_proj" not in name]
+    assert torch.equal(unrolled(INPUT_IDS).logits, looped(INPUT_IDS).logits)
+
+
 @pytest.mark.parametrize("num_loops", [2, 4])
 @torch.no_grad()
 def test_the_update_of_every_loop_is_merged(num_loops):

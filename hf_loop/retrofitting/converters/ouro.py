@@ -6,10 +6,10 @@ things are stored differently there: the gate and up projections are one matrix,
 neighbouring features (2i, 2i + 1) where Ouro turns (i, i + D/2), which a permutation of the rows of the query and key
 projections undoes: a permutation common to both leaves their products as they were.
 
-Ouro's exit gate is left out. In the released code it never saves computation, and at the published
-`early_exit_threshold` of 1 the logits are those of the last loop (unless rounding makes the exit probabilities of
-earlier loops sum to 1), which is what the converted model returns. The released code answers a call with `labels`
-differently: there the loss is that of the gate's mixture of all loops.
+Ouro's exit gate is kept where the checkpoint has it (`exit_gate`). It changes no logits: at the published
+`early_exit_threshold` of 1 those are the last loop's (unless rounding makes the exit probabilities of earlier loops
+sum to 1), as they are in the converted model. The released code answers a call with `labels` differently: there the
+loss is that of a mixture of the logits of all loops, weighted by the gate.
 """
 
 import copy
@@ -18,15 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Glm4Config
-from transformers.utils import logging
 
 from ...models import LoopedConfig
 from .rules import Rule, apply_rules, rename
 
 
-logger = logging.get_logger(__name__)
-
-GATE_PREFIX = "model.early_exit_gate."
+GATE = "model.early_exit_gate"
 # a norm before and after attention, then before and after the MLP: Ouro's names and GLM-4's
 LAYER_NORMS = {
     "input_layernorm": "input_layernorm",
@@ -88,11 +85,16 @@ def convert_config(config: dict[str, Any]) -> LoopedConfig:
         eos_token_id=eos_token_id,
         dtype=config.get("dtype", config.get("torch_dtype")),
     )
-    return LoopedConfig(backbone_config=backbone_config, num_loops=config.get("total_ut_steps", 4), loop_norm="final")
+    return LoopedConfig(
+        backbone_config=backbone_config,
+        num_loops=config.get("total_ut_steps", 4),
+        loop_norm="final",
+        exit_gate=_has_gate(config),
+    )
 
 
 def convert_state_dict(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Ouro's tensors under the names, and in the layout, of the looped model. The exit gate is dropped with a warning.
+    """Ouro's tensors under the names, and in the layout, of the looped model.
 
     Args:
         config (`dict`): Ouro's `config.json`.
@@ -104,17 +106,12 @@ def convert_state_dict(config: dict[str, Any], tensors: dict[str, Tensor]) -> di
     Raises:
         ValueError: tensors are missing; the message names them.
     """
-    gate = sorted(name for name in tensors if name.startswith(GATE_PREFIX))
-    for name in gate:
-        del tensors[name]
-    if gate:
-        logger.warning(
-            f"Left out Ouro's exit gate ({', '.join(gate)}): the converted model runs the loops it is asked for."
-        )
     rules = [
         rename("model.embed_tokens.weight", "model.backbone.embed_tokens.weight"),
         rename("model.norm.weight", "model.backbone.norm.weight"),
     ]
+    if _has_gate(config):
+        rules += [rename(f"{GATE}.{name}", f"model.exit_gate.{name}") for name in ("weight", "bias")]
     if config.get("tie_word_embeddings"):
         tensors.pop("lm_head.weight", None)
     else:
@@ -171,6 +168,11 @@ def _check_supported(config: dict[str, Any]) -> None:
             f"`early_exit_step` of an Ouro checkpoint must not be set, got {config['early_exit_step']}: set "
             "`total_ut_steps` to the loops wanted"
         )
+
+
+def _has_gate(config: dict[str, Any]) -> bool:
+    # copies for runtimes that have no exits lack it
+    return f"{GATE}.weight" in config.get("tensor_names", [f"{GATE}.weight"])
 
 
 def _head_dim(config: dict[str, Any]) -> int:

@@ -52,13 +52,14 @@ def make_tensors(config: dict) -> dict[str, Tensor]:
     return random_tensors(shapes)
 
 
-def reference_logits(config: dict, tensors: dict[str, Tensor], input_ids: Tensor, num_loops: int) -> Tensor:
+def reference_states(config: dict, tensors: dict[str, Tensor], input_ids: Tensor, num_loops: int) -> list[Tensor]:
     """Section 3 of 2510.25741: sandwich norms, and the final norm at the end of every loop."""
 
     def norm(x, name):
         return rms_norm(x, tensors[f"{name}.weight"], config["rms_norm_eps"])
 
     hidden_states = tensors["model.embed_tokens.weight"][input_ids]
+    states = []
     for _ in range(num_loops):
         for index in range(config["num_hidden_layers"]):
             layer = f"model.layers.{index}"
@@ -69,7 +70,12 @@ def reference_logits(config: dict, tensors: dict[str, Tensor], input_ids: Tensor
             mixed = swiglu(norm(hidden_states, f"{layer}.post_attention_layernorm"), tensors, f"{layer}.mlp")
             hidden_states = hidden_states + norm(mixed, f"{layer}.post_attention_layernorm_2")
         hidden_states = norm(hidden_states, "model.norm")
-    return linear(hidden_states, tensors, "lm_head")
+        states.append(hidden_states)
+    return states
+
+
+def reference_logits(config: dict, tensors: dict[str, Tensor], input_ids: Tensor, num_loops: int) -> Tensor:
+    return linear(reference_states(config, tensors, input_ids, num_loops)[-1], tensors, "lm_head")
 
 
 @pytest.mark.parametrize("num_key_value_heads", [4, 2])
@@ -108,6 +114,7 @@ def test_a_checkpoint_on_disk_is_converted_saved_and_loaded(tmp_path):
     assert loaded.generation_config.eos_token_id == model.config.eos_token_id
     assert torch.equal(loaded(INPUT_IDS).logits, model(INPUT_IDS).logits)
     assert torch.equal(loaded(INPUT_IDS, num_loops=6).logits, model(INPUT_IDS, num_loops=6).logits)
+    assert torch.equal(loaded.model.exit_gate.weight, model.model.exit_gate.weight)
 
 
 def test_the_published_special_tokens_are_corrected():
@@ -129,9 +136,30 @@ def test_generation_stops_at_the_end_of_a_turn():
     assert model.generate(INPUT_IDS[:1], max_new_tokens=5, do_sample=False)[0, INPUT_IDS.shape[1] :].tolist() == [2]
 
 
-def test_the_gate_is_left_out_with_a_warning(caplog):
-    converted_model(ouro, CONFIG, make_tensors(CONFIG))
-    assert "model.early_exit_gate.bias, model.early_exit_gate.weight" in caplog.text
+@torch.no_grad()
+def test_the_exit_gate_gives_the_probabilities_of_the_original():
+    tensors = make_tensors(CONFIG)
+    model = converted_model(ouro, CONFIG, tensors)
+    assert model.config.exit_gate
+    outputs = model(INPUT_IDS, num_loops=3, output_loop_states=True)
+    expected = [
+        torch.sigmoid(linear(state, tensors, "model.early_exit_gate")[..., 0])
+        for state in reference_states(CONFIG, tensors, INPUT_IDS, 3)
+    ]
+    for state, probability in zip(outputs.loop_states, expected, strict=True):
+        torch.testing.assert_close(model.model.exit_gate_probability(state), probability, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_copy_without_the_gate_is_converted_without(tmp_path):
+    tensors = make_tensors(CONFIG)
+    expected = reference_logits(CONFIG, tensors, INPUT_IDS, 4)
+    tensors = {name: tensor for name, tensor in tensors.items() if "early_exit_gate" not in name}
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = hf_loop.convert(tmp_path)
+    assert not model.config.exit_gate
+    torch.testing.assert_close(model(INPUT_IDS).logits, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
