@@ -85,6 +85,12 @@ def check_num_slots(cache: Cache, num_slots: int, num_loops: int | None) -> None
     if not isinstance(cache, Cache):
         # the paged cache of continuous batching, which is sized by the configuration of this call
         return
+    made_for = getattr(cache, "num_loops", None)
+    if made_for is not None:
+        # a cache whose loops may share slots
+        if made_for != num_loops:
+            raise ValueError(f"`cache` was made for num_loops={made_for}, got num_loops={num_loops}")
+        return
     grows = cache.layer_class_to_replicate is not None and len(cache.layers) == 0
     if not grows and len(cache.layers) != num_slots:
         if num_loops is None:

@@ -30,8 +30,14 @@ class RecurrentGenerationMixin(GenerationHooks):
         """Names of the arguments of `generate` that set the depth."""
         return ("num_loops",) if self.config.has_loops else ()
 
+    @property
+    def setting_names(self) -> tuple[str, ...]:
+        """Names of further arguments of `generate` that belong to the model, and are no numbers of loops or passes."""
+        return ()
+
     def generation_settings(self: Any, generation_config, **kwargs):
-        depth = {name: kwargs.pop(name, None) for name in self.depth_names}
+        own_names = (*self.depth_names, *self.setting_names)
+        given = {name: kwargs.pop(name, None) for name in own_names}
         if kwargs.get("num_loops") is not None:
             raise ValueError(f"`num_loops` is no keyword of a {self.config.model_type} model{self.about_loops}")
         generation_config, model_kwargs = super().generation_settings(generation_config, **kwargs)
@@ -42,13 +48,13 @@ class RecurrentGenerationMixin(GenerationHooks):
                 f"`assistant_model` must not be a {self.config.model_type} model: the tokens that the other model "
                 "refuses cannot be removed from its memory"
             )
-        for name, value in depth.items():
+        for name, value in given.items():
             # `GenerationConfig.update` keeps arguments for which it has a field: pass them to `forward` all the same
             value = getattr(generation_config, name, None) if value is None else value
             if name == "num_loops" and self.pinned_num_loops is not None:
                 value = self.pinned_num_loops
             if value is not None:
-                model_kwargs[name] = check_count(name, value)
+                model_kwargs[name] = check_count(name, value) if name in self.depth_names else value
         num_loops = model_kwargs.get("num_loops")
         if num_loops is not None and self.training and num_loops != self.config.num_loops and is_scored_by_trl(self):
             raise ValueError(
@@ -74,8 +80,9 @@ class RecurrentGenerationMixin(GenerationHooks):
 
     def make_candidate_generator(self: Any, generation_config, model_kwargs, **kwargs):
         # the model that drafts uses its own depth; a plain decoder refuses `num_loops`
-        model_kwargs = {name: value for name, value in model_kwargs.items() if name not in self.depth_names}
-        for name in self.depth_names:
+        own_names = (*self.depth_names, *self.setting_names)
+        model_kwargs = {name: value for name, value in model_kwargs.items() if name not in own_names}
+        for name in own_names:
             if hasattr(generation_config, name):
                 generation_config = copy.deepcopy(generation_config)
                 delattr(generation_config, name)

@@ -28,11 +28,22 @@ from transformers import initialization as init
 
 from .backbone import Backbone
 from .configuration_looped import LoopedConfig
+from .exit_pass import ExitPass
+from .exits import ExitRule, check_exits, make_exits
 from .family import Family, text_classes
+from .generation_looped import LoopedGenerationMixin
 from .injection import ConcatInjection, DiagonalInjection, make_injection
+from .loop_cache import open_cache, parse_policy
+from .loop_calls import LoopCalls, loop_calls
 from .loop_lora import LayerLoopLora, LoopLora
 from .modeling_classification import make_classifiers
-from .modeling_recurrent import ModelInputs, RecurrentForCausalLM, RecurrentModel, RecurrentPreTrainedModel
+from .modeling_recurrent import (
+    ForwardPass,
+    ModelInputs,
+    RecurrentForCausalLM,
+    RecurrentModel,
+    RecurrentPreTrainedModel,
+)
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
 from .schedules import Call, LoopedDepth, run_calls
 from .state_noise import example_seeds, positions_in_example, truncated_normal
@@ -119,6 +130,11 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
         output_loop_states: bool = False,
         output_loop_hidden_states: bool = False,
         noise_per_example: bool | None = None,
+        exit_criterion: str | ExitRule | None = None,
+        exit_threshold: float | None = None,
+        min_loops: int | None = None,
+        cache_policy: str | None = None,
+        read_logits: Any = None,
         **kwargs,
     ) -> LoopedModelOutputWithPast:
         """The forward pass behind its checks.
@@ -132,11 +148,23 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             noise_per_example (`bool`, *optional*): whether the noise of `config.state_init="normal"` differs between
                 examples, in which case no cache is made. By default it does in training if no cache is given. In
                 generation it does not, because a prompt and its continuation must get the same noise.
+            exit_criterion (`str` or `ExitRule`, *optional*): the rule by which every token leaves the loop, see
+                `exits.py`: `"state_change"`, `"kl"`, `"stable_argmax"`, `"entropy"` or `"gate"`.
+            exit_threshold (`float`, *optional*): when a token is done, by default as the rule says.
+            min_loops (`int`, *optional*): loops that every token runs at least, by default 1; at most `num_loops`.
+            cache_policy (`str`, *optional*): what later loops read of earlier tokens, see `loop_cache.py`: `"own"`,
+                `"last_loop"`, `"cyclic:N"` or `"window:N"`. By default that of the cache, else `"own"`.
+            read_logits (`Callable`, *optional*): computes logits of the last hidden state, for the rules that need
+                them.
 
         Raises:
-            ValueError: if the cache was made for another number of loops, or `output_loop_hidden_states` is set with a
-                cache.
+            ValueError: if the cache was made for another number of loops or another policy, arguments of exits do not
+                fit, or `output_loop_hidden_states` is set with a cache.
         """
+        exits, gate = make_exits(exit_criterion, exit_threshold, min_loops, depth["num_loops"]), None
+        if exits is not None:
+            gate = self.exit_gate_probability if self.config.exit_gate else None
+            check_exits(exits, depth, output_loop_states or output_loop_hidden_states, read_logits, gate)
         if output_loop_hidden_states:
             if inputs.cache is not None:
                 raise ValueError("`cache` must be None with `output_loop_hidden_states` or `output_loop_logits`")
@@ -145,9 +173,13 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             is_cached = inputs.cache is not None or "paged_cache" in kwargs
             noise_per_example = self.config.state_init == "normal" and self.training and not is_cached
         # no cache of noise per example: a later call would add other noise
+        keeps_cache = inputs.cache is not None or bool(inputs.use_cache and not noise_per_example)
+        cache = open_cache(inputs.cache, self.sized_config(depth), exits is not None, cache_policy, keeps_cache)
+        inputs = inputs._replace(cache=cache)
         forward_pass = self.start_pass(inputs, depth, makes_cache=not noise_per_example, **kwargs)
+        calls = self.layer_calls(forward_pass, inputs.attention_mask, cache_policy)
         schedule: LoopedDepth = forward_pass.backbone.depth
-        run_call = forward_pass.run_call
+        run_call = calls.run_call
         encoded = run_calls(forward_pass.hidden_states, run_call, schedule.prelude_calls())
         noise: Any = ()
         # CODEPATH: Huginn starts from noise, Ouro and others do not
@@ -156,7 +188,13 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
         state = self.make_initial_state(encoded, *noise)
         loop_states: list[torch.Tensor] = []
         kept = loop_states if output_loop_states or output_loop_hidden_states else None
-        state = schedule.run_loops(state, encoded, run_call, **depth, loop_states=kept)
+        further = self.loops_run(forward_pass)
+        if exits is None:
+            state = schedule.run_loops(state, encoded, run_call, **depth, loop_states=kept)
+        else:
+            exit_pass = ExitPass(schedule, calls, exits, read_logits, gate)
+            state, exit_loops = exit_pass.run(state, encoded, depth["num_loops"])
+            further = {"exit_loops": exit_loops, "num_loops": exit_loops.amax(dim=1)}
         loop_hidden_states = None
         if output_loop_hidden_states:
             loop_hidden_states = tuple(schedule.finish(schedule.run_coda(state, run_call)) for state in loop_states)
@@ -165,8 +203,8 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             last_hidden_state = schedule.finish(schedule.run_coda(state, run_call))
         return LoopedModelOutputWithPast(
             last_hidden_state=last_hidden_state,
-            **named_cache(forward_pass.inputs.cache),
-            **self.loops_run(forward_pass),
+            **named_cache(forward_pass.inputs.cache if keeps_cache else None),
+            **further,
             loop_states=tuple(loop_states) if output_loop_states else None,
             loop_hidden_states=loop_hidden_states,
         )
@@ -196,6 +234,12 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             ValueError: if the model has no gate.
         """
         return self.exit_gate_logits(state).sigmoid()
+
+    def layer_calls(self, forward_pass: ForwardPass, attention_mask: Any, cache_policy: str | None) -> LoopCalls:
+        """Make the layer calls of a pass under the policy of its cache, or of the call if it has no cache."""
+        policy = getattr(forward_pass.inputs.cache, "policy", None) or parse_policy(cache_policy)
+        backbone, hidden_states = forward_pass.backbone, forward_pass.hidden_states
+        return loop_calls(backbone, forward_pass.inputs, hidden_states, attention_mask, policy)
 
     def layer_counts(self) -> tuple[int, int, int]:
         """Return the number of layers in the prelude, the core and the coda."""
@@ -258,7 +302,7 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
 
 
 # trf-ignore: TRF057 as above
-class LoopedForCausalLM(LoopedPreTrainedModel, RecurrentForCausalLM):
+class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin, RecurrentForCausalLM):
     """The looped model with the backbone's language-model head.
 
     Args:
@@ -277,7 +321,7 @@ class LoopedForCausalLM(LoopedPreTrainedModel, RecurrentForCausalLM):
 
     model_class = LoopedModel
     output_class = LoopedCausalLMOutputWithPast
-    set_arguments = frozenset(("output_loop_hidden_states", "noise_per_example"))
+    set_arguments = frozenset(("output_loop_hidden_states", "noise_per_example", "read_logits"))
 
     def prepare_inputs_for_generation(self, *args, inputs_embeds: torch.Tensor | None = None, **kwargs):
         inputs = super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
@@ -297,6 +341,8 @@ class LoopedForCausalLM(LoopedPreTrainedModel, RecurrentForCausalLM):
         Raises:
             ValueError: if [`LoopedModel`] raises it.
         """
+        if kwargs.get("exit_criterion") is not None:
+            kwargs["read_logits"] = self.read_logits
         return super().forward(output_loop_hidden_states=output_loop_logits, **kwargs)
 
     def read_outputs(self, outputs: Any, logits_to_keep: int | torch.Tensor) -> dict[str, Any]:

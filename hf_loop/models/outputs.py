@@ -35,7 +35,9 @@ class LoopedModelOutputWithPast(RecurrentModelOutputWithPast):
     """
     Args:
         num_loops (`torch.LongTensor` of shape `(batch_size,)`):
-            Number of loops that were run for each sequence.
+            Largest number of loops that was run for a token of each sequence.
+        exit_loops (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*, with `exit_criterion`):
+            Number of loops after which every token exited.
         loop_states (`tuple(torch.FloatTensor)`, *optional*, with `output_loop_states=True`):
             The state after every loop, each of shape `(batch_size, sequence_length, hidden_size)`.
         loop_hidden_states (`tuple(torch.FloatTensor)`, *optional*, with `output_loop_hidden_states=True`):
@@ -43,6 +45,7 @@ class LoopedModelOutputWithPast(RecurrentModelOutputWithPast):
     """
 
     num_loops: torch.Tensor | None = None
+    exit_loops: torch.Tensor | None = None
     loop_states: tuple[torch.Tensor, ...] | None = None
     loop_hidden_states: tuple[torch.Tensor, ...] | None = None
 
@@ -52,7 +55,9 @@ class LoopedCausalLMOutputWithPast(RecurrentCausalLMOutputWithPast):
     """
     Args:
         num_loops (`torch.LongTensor` of shape `(batch_size,)`):
-            Number of loops that were run for each sequence.
+            Largest number of loops that was run for a token of each sequence.
+        exit_loops (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*, with `exit_criterion`):
+            Number of loops after which every token exited.
         loop_states (`tuple(torch.FloatTensor)`, *optional*, with `output_loop_states=True`):
             The state after every loop, each of shape `(batch_size, sequence_length, hidden_size)`.
         loop_logits (`tuple(torch.FloatTensor)`, *optional*, with `output_loop_logits=True`):
@@ -60,6 +65,7 @@ class LoopedCausalLMOutputWithPast(RecurrentCausalLMOutputWithPast):
     """
 
     num_loops: torch.Tensor | None = None
+    exit_loops: torch.Tensor | None = None
     loop_states: tuple[torch.Tensor, ...] | None = None
     loop_logits: tuple[torch.Tensor, ...] | None = None
 

@@ -46,6 +46,8 @@ RELEASE: str = transformers.__version__
 
 # name of the cache in the installed release: "past_key_values" up to 5.23, "cache" since 5.24
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+# both names, of which a call may use either
+CACHE_NAMES = ("cache", "past_key_values")
 # the rotary embedding of GPT-J and CodeGen: part of the decoder since 5.24, before that of every attention layer
 GPTJ_ROTARY = "rotary_emb" if CACHE_NAME == "cache" else None
 # argument names under which a layer may take the cache, in order of preference
@@ -334,6 +336,7 @@ def unconverted_tensors(report: list[str]) -> list[str]:
 __all__ = [
     "ALL_MASK_ATTENTION_FUNCTIONS",
     "CACHE_NAME",
+    "CACHE_NAMES",
     "GPTJ_ROTARY",
     "RELEASE",
     "BeforeUpload",

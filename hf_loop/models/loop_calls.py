@@ -1,0 +1,62 @@
+# Copyright 2026 The hf_loop authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""The layer calls of one pass of a looped model under a cache policy."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from .layer_calls import LayerInputs
+from .loop_cache import CachePass, CachePolicy
+from .schedules import Call
+
+
+class LoopCalls:
+    """Runs layer calls with the slot and the mask that a cache policy gives them.
+
+    Args:
+        backbone (`Backbone`): runs a layer call.
+        inputs (`LayerInputs`): the inputs that all layer calls share.
+        window_masks (`torch.Tensor`, *optional*): the mask of the loops after the first, by default that of all calls.
+    """
+
+    def __init__(self, backbone: Any, inputs: LayerInputs, window_masks: torch.Tensor | None = None):
+        self.backbone = backbone
+        self.inputs = self.later_inputs = inputs
+        if window_masks is not None:
+            self.later_inputs = dataclasses.replace(inputs, masks=window_masks)
+        self.cache_pass = None if inputs.cache is None else CachePass(inputs.cache)
+
+    def inputs_of(self, call: Call) -> LayerInputs:
+        """Return the inputs of a layer call."""
+        return self.later_inputs if call.loop else self.inputs
+
+    def run_call(self, call: Call, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Run one layer call on hidden states `[B, T, D]`."""
+        view = None if self.cache_pass is None else self.cache_pass.view(call)
+        return self.backbone.run_call(call, hidden_states, self.inputs_of(call), layer_cache=view)
+
+
+def loop_calls(
+    backbone: Any, inputs: LayerInputs, embeddings: torch.Tensor, mask: Any, policy: CachePolicy
+) -> LoopCalls:
+    """Make the layer calls of a pass.
+
+    Args:
+        backbone (`Backbone`): runs a layer call.
+        inputs (`LayerInputs`): the inputs that all layer calls share.
+        embeddings (`torch.Tensor` of shape `[B, T, D]`): the first layer's input.
+        mask (`torch.Tensor`, *optional*): the padding mask `[B, T]`.
+        policy (`CachePolicy`): the policy.
+
+    Raises:
+        ValueError: if the policy does not work with the decoder or its attention function.
+    """
+    if policy.window is None:
+        return LoopCalls(backbone, inputs)
+    masks = backbone.window_masks(embeddings, mask, inputs.position_ids, inputs.cache, policy.window)
+    return LoopCalls(backbone, inputs, masks)
+
+
+__all__ = ["LoopCalls", "loop_calls"]
