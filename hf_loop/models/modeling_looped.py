@@ -163,6 +163,7 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
         """
         exits, gate = make_exits(exit_criterion, exit_threshold, min_loops, depth["num_loops"]), None
         if exits is not None:
+            # CODEPATH: Ouro has a gate, the other looped checkpoints have none
             gate = self.exit_gate_probability if self.config.exit_gate else None
             check_exits(exits, depth, output_loop_states or output_loop_hidden_states, read_logits, gate)
         if output_loop_hidden_states:
