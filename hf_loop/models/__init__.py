@@ -11,7 +11,9 @@ from .configuration_huginn import HuginnBackboneConfig
 from .configuration_looped import LoopedConfig
 from .configuration_parcae import ParcaeBackboneConfig
 from .configuration_sleep import SleepConfig
+from .exits import ExitRule, GivenExits
 from .family import FAMILIES, Family, family_of, register_classes, register_family
+from .loop_cache import LoopCache
 from .modeling_feedback import (
     FeedbackForCausalLM,
     FeedbackForSequenceClassification,
@@ -68,6 +70,7 @@ register_classes(
 __all__ = [
     "FAMILIES",
     "BackboneSpec",
+    "ExitRule",
     "Family",
     "FeedbackConfig",
     "FeedbackForCausalLM",
@@ -75,6 +78,7 @@ __all__ = [
     "FeedbackForTokenClassification",
     "FeedbackModel",
     "FeedbackPreTrainedModel",
+    "GivenExits",
     "HierarchicalCarry",
     "HierarchicalConfig",
     "HierarchicalForCausalLM",
@@ -91,6 +95,7 @@ __all__ = [
     "HuginnBackboneConfig",
     "HuginnBackboneForCausalLM",
     "HuginnBackboneModel",
+    "LoopCache",
     "LoopedConfig",
     "LoopedForCausalLM",
     "LoopedForSequenceClassification",

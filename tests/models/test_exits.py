@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from hf_loop.models.exits import RULES, ExitRule, GivenExits, LoopStep
-from hf_loop.models.loop_cache import LoopCache
+from hf_loop import ExitRule, GivenExits, LoopCache
+from hf_loop.models.exits import RULES, LoopStep
 
 from .looped_variants import VARIANTS, tiny_looped
 from .model_tester import random_ids
