@@ -94,6 +94,10 @@ def test_a_damaged_file_is_refused_by_its_name(tmp_path_factory, case):
         ({"num_loops": 10**9}, "`num_loops` must be at most 524288, with 2 layer calls each, got 1000000000"),
         ({"num_prelude_layers": 10**9}, "`num_prelude_layers` must be from 0 to 4096, got 1000000000"),
         ({"state_std": math.nan}, "`state_std` must be a finite number, got nan"),
+        ({"loop_update": "damped", "loop_step": 0.0}, "`loop_step` must be from 1e-06 to 1, got 0.0"),
+        ({"loop_update": "damped", "loop_step": 1.5}, "`loop_step` must be from 1e-06 to 1, got 1.5"),
+        ({"loop_update": "damped", "loop_step": True}, "`loop_step` must be a number, got True"),
+        ({"loop_step": 0.25}, "`loop_step` needs `loop_update='damped'`, got loop_step=0.25"),
         ({"hidden_size": -4}, "`backbone_config.hidden_size` must be from 1 to 16777216, got -4"),
         (
             {"backbone_config": {"num_hidden_layers": 10**9}},

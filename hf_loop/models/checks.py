@@ -68,6 +68,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("num_hidden_layers", "num_layers", "low_cycles"), (1, 1 << 12)),
     **dict.fromkeys(("num_prelude_layers", "num_coda_layers"), (0, 1 << 12)),
     "num_labels": (0, 1 << 20),
+    "loop_step": (1e-6, 1),
 }
 # by the ends of names
 ENDINGS: dict[str, tuple[float, float]] = {"_eps": (0, 1), "epsilon": (0, 1), "dropout": (0, 1), "_range": (0, 1e6)}
@@ -98,7 +99,8 @@ def check_range(name: str, value: Any, meaning: str | None = None) -> None:
     """
     meaning = meaning or name.rpartition(".")[2]
     if isinstance(value, bool) and meaning in RANGES:
-        raise ValueError(f"`{name}` must be an integer, got {value!r}")
+        kind = "an integer" if isinstance(RANGES[meaning][0], int) else "a number"
+        raise ValueError(f"`{name}` must be {kind}, got {value!r}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         others = INTEGERS if isinstance(value, int) else FLOATS
         ending = next((limits for end, limits in ENDINGS.items() if meaning.endswith(end)), others)

@@ -49,7 +49,10 @@ class LoopedConfig(RecurrentConfig):
             Standard deviation of the `"normal"` state, by default `sqrt(2 / (5 hidden_size))`.
         loop_update (`str`, *optional*, defaults to `"replace"`):
             How a loop uses the core's result `f(s)`: `"replace"` (`s <- f(s)`) or `"damped"`
-            (`s <- s + (f(s) - s) / num_loops`, the training-free looping of https://huggingface.co/papers/2605.23872).
+            (`s <- s + loop_step (f(s) - s)`, the training-free looping of https://huggingface.co/papers/2605.23872).
+        loop_step (`float`, *optional*):
+            The share of the update that `"damped"` keeps, above 0 and at most 1, by default `1 / num_loops` of the
+            call. A quarter mends most of the updates that harm an answer (https://huggingface.co/papers/2609.16665).
         loop_norm (`str`, *optional*, defaults to `"none"`):
             The norm of the state at the end of every loop: `"none"`, `"own"` (a separate RMS norm) or `"final"` (the
             backbone's final norm, as in https://huggingface.co/papers/2510.25741; without a coda it is not applied
@@ -105,6 +108,7 @@ class LoopedConfig(RecurrentConfig):
     state_init: Literal["input", "zeros", "normal", "learned"] = "input"
     state_std: float | None = None
     loop_update: Literal["replace", "damped"] = "replace"
+    loop_step: float | int | None = None
     loop_norm: Literal["none", "own", "final"] = "none"
     coda_norm: bool = False
     state_projection: bool = False
@@ -135,6 +139,11 @@ class LoopedConfig(RecurrentConfig):
         self.check_depth()
         if self.state_std is not None and self.state_std < 0:
             raise ValueError(f"`state_std` must not be negative, got {self.state_std}")
+        if self.loop_step is not None and self.loop_update != "damped":
+            raise ValueError(
+                f"`loop_step` needs `loop_update='damped'`, got loop_step={self.loop_step} with "
+                f"loop_update={self.loop_update!r}"
+            )
         if self.coda_norm and self.num_coda_layers == 0:
             raise ValueError(
                 "`coda_norm` needs `num_coda_layers` of at least 1: without a coda the final norm is applied anyway"

@@ -220,10 +220,17 @@ class LoopedDepth(Depth):
         """
         previous = state
         state = run_calls(self.model.injection(state, encoded), run_call, self.core_calls(loop))
-        # with one loop this is f(s): computing s + (f(s) - s) would add rounding
-        if self.config.loop_update == "damped" and num_loops > 1:
-            state = previous + (state - previous) / num_loops
+        share = self.update_share(num_loops)
+        # of the whole update this is f(s): computing s + (f(s) - s) would add rounding
+        if share < 1:
+            state = previous + share * (state - previous)
         return self.norm_loop(state)
+
+    def update_share(self, num_loops: int) -> float:
+        """Return the share of the core's update that every loop of a pass of `num_loops` loops keeps."""
+        if self.config.loop_update == "replace":
+            return 1.0
+        return 1 / num_loops if self.config.loop_step is None else self.config.loop_step
 
     def norm_loop(self, state: torch.Tensor) -> torch.Tensor:
         """Apply the norm at the end of a loop, `[B, T, D]`."""

@@ -106,7 +106,7 @@ def _plain_loops(model: LoopedForCausalLM, num_loops: int) -> int:
         )
     if config.injection == "add" and config.state_init != "zeros":
         raise ValueError(f"`state_init` {config.state_init!r} adds to the input of the core; a plain decoder does not")
-    if config.loop_update == "damped" and num_loops > 1:
+    if config.depth().update_share(num_loops) < 1:
         raise ValueError(f"`loop_update` 'damped' at num_loops={num_loops} mixes states; a plain decoder does not")
     return num_loops
 
@@ -118,7 +118,7 @@ def _plain_concat_loops(model: LoopedForCausalLM, num_loops: int) -> int:
     passes_input = torch.equal(of_input, torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device))
     # the core's input is then the prelude's output in every loop: the last loop alone counts
     drops_state = not of_state.any() or (num_loops == 1 and model.config.state_init == "zeros")
-    if not passes_input or not drops_state or (model.config.loop_update == "damped" and num_loops > 1):
+    if not passes_input or not drops_state or model.config.depth().update_share(num_loops) < 1:
         raise ValueError(
             f"`injection` 'concat' at num_loops={num_loops} mixes the state and the prelude's output; a plain decoder "
             "does not"

@@ -17,6 +17,7 @@ VARIANTS = {
     "final norm": {"loop_norm": "final"},
     "exit gate": {"loop_norm": "own", "exit_gate": True},
     "damped": {"num_prelude_layers": 1, "num_coda_layers": 1, "loop_update": "damped"},
+    "quarter steps": {"num_coda_layers": 1, "loop_update": "damped", "loop_step": 0.25},
     "before the coda": {
         "num_coda_layers": 1,
         "coda_norm": True,

@@ -73,6 +73,10 @@ class TestDamped(LoopedTester):
     SCHEDULE = VARIANTS["damped"]
 
 
+class TestQuarterSteps(LoopedTester):
+    SCHEDULE = VARIANTS["quarter steps"]
+
+
 class TestBeforeTheCoda(LoopedTester):
     SCHEDULE = VARIANTS["before the coda"]
 
@@ -138,8 +142,8 @@ def test_readouts_after_every_loop_equal_shorter_runs(model):
     outputs = model(input_ids, num_loops=4, output_loop_states=True, output_loop_logits=True)
     assert outputs.num_loops.tolist() == [4, 4]
     assert len(outputs.loop_states) == len(outputs.loop_logits) == 4
-    if model.config.loop_update == "replace":
-        # a damped step is the smaller the more steps there are: a shorter run is another one from the first loop on
+    if model.config.loop_update == "replace" or model.config.loop_step is not None:
+        # by default a damped step is the smaller the more steps there are: a shorter run is another one from the start
         for loop in range(4):
             assert torch.equal(outputs.loop_logits[loop], model(input_ids, num_loops=loop + 1).logits)
     assert torch.equal(outputs.loop_logits[-1], outputs.logits)

@@ -132,6 +132,13 @@ def test_the_damped_update_is_a_step_towards_the_next_state(base):
         # what the core makes of the embeddings is the state after one whole loop
         whole = looped(INPUT_IDS, output_loop_states=True, num_loops=1).loop_states[0]
         torch.testing.assert_close(states[0], embeds + (whole - embeds) / 4)
+        # a step of its own is the same in every number of loops, a single one too
+        looped.config.loop_step = 0.1
+        for num_loops in (1, 3):
+            states = looped(INPUT_IDS, output_loop_states=True, num_loops=num_loops).loop_states
+            torch.testing.assert_close(states[0], embeds + (whole - embeds) / 10)
+        looped.config.loop_step = 1
+        assert torch.equal(looped(INPUT_IDS, output_loop_states=True).loop_states[0], whole)
 
 
 def test_the_attention_function_stays_the_one_that_was_chosen(base):

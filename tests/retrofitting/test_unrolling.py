@@ -95,6 +95,12 @@ def test_what_a_plain_decoder_cannot_do_is_refused(schedule, reason):
         assert torch.equal(unroll(looped, 1)(INPUT_IDS).logits, looped(INPUT_IDS, num_loops=1).logits)
 
 
+def test_a_step_of_its_own_mixes_states_in_a_single_loop_too():
+    looped = retrofit(tiny_decoder("llama"), loop_update="damped", loop_step=0.25)
+    with pytest.raises(ValueError, match="`loop_update` 'damped' at num_loops=1 mixes states"):
+        unroll(looped, 1)
+
+
 def test_bad_arguments_are_refused():
     base = tiny_decoder("llama")
     with pytest.raises(ValueError, match="must be a LoopedForCausalLM, got LlamaForCausalLM"):
