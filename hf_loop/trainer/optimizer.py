@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from .muon import Muon
+
 
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for some parameter groups and AdamW for the others, behind one optimizer.
@@ -23,7 +25,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, params: list[dict[str, Any]]) -> None:
         inner: list[tuple[bool, torch.optim.Optimizer]] = []
-        for use_muon, optimizer_class in ((True, torch.optim.Muon), (False, torch.optim.AdamW)):
+        for use_muon, optimizer_class in ((True, Muon), (False, torch.optim.AdamW)):
             groups = [group for group in params if group["use_muon"] is use_muon]
             if groups:
                 inner.append((use_muon, optimizer_class(groups)))

@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from hf_loop import LoopTrainer
+from hf_loop.trainer.muon import Muon
 from hf_loop.trainer.optimizer import MuonAdamW, muon_parameter_names
 
 from .tiny import logged, tiny_arguments, tiny_dataset, tiny_model
@@ -101,7 +102,7 @@ def test_both_parts_step_like_the_optimizers_alone():
             {"params": [vector], "use_muon": False, "lr": 0.2, "weight_decay": 0.0},
         ]
     )
-    muon = torch.optim.Muon([alone_matrix], lr=0.1, weight_decay=0.01)
+    muon = Muon([alone_matrix], lr=0.1, weight_decay=0.01)
     adamw = torch.optim.AdamW([alone_vector], lr=0.2, weight_decay=0.0)
     for step in range(4):
         if step == 2:  # a checkpoint in between changes nothing
