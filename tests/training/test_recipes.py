@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, LlamaForCausalLM
 
+from hf_loop import LoopedConfig, LoopedForCausalLM
 from hf_loop.trainer.recipe import load_recipe
 from hf_loop.trainer.run import run_recipe
 
@@ -30,6 +32,7 @@ def in_the_repository(monkeypatch):
 def test_there_are_recipes():
     names = {path.stem for path in RECIPES}
     assert {"shell_game", "text_pretraining", "smollm2_135m", "smollm2_135m_cpu"} <= names
+    assert {"python_source", "python_source_16"} <= names
     assert {"passkey", "smollm2_135m_lora"} <= names
     assert {"associative_recall", "rule_110", "successor", "smollm2_135m_sleep"} <= names
     assert "delayed_shell_game" in names
@@ -137,6 +140,28 @@ def test_text_of_the_small_healing_recipe(tmp_path):
     for text in "\n\n".join(texts).lower().split("\n\n"):
         words = text.split()
         assert not any(tuple(words[start : start + 13]) in shared for start in range(len(words) - 12)), text
+
+
+def test_text_and_tokenizer_of_the_python_source_recipes(tmp_path):
+    script = ROOT / "training" / "recipes" / "looped" / "python_source.py"
+    subprocess.run([sys.executable, script, tmp_path], check=True)
+    texts = [json.loads(line)["text"] for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    held_out = (tmp_path / "held_out.txt").read_text()
+    assert len(texts) > 300 and len(set(texts)) == len(texts)
+    assert len(held_out) > sum(map(len, texts)) / 100
+    trained_on = {paragraph.strip() for text in texts for paragraph in text.split("\n\n")}
+    assert not trained_on & {paragraph.strip() for paragraph in held_out.split("\n\n")}
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert len(tokenizer) == 10_240
+    assert tokenizer.eos_token_id != tokenizer.pad_token_id
+    assert tokenizer.decode(tokenizer(held_out).input_ids) == held_out
+
+
+def test_the_python_source_model_has_ten_million_parameters():
+    section = yaml.safe_load((ROOT / "training" / "recipes" / "looped" / "python_source.yaml").read_text())["model"]
+    config = LoopedConfig(backbone_config={**section["backbone"], "vocab_size": 10_240}, **section["config"])
+    with torch.device("meta"):
+        assert LoopedForCausalLM(config).num_parameters() > 10_000_000
 
 
 @pytest.mark.parametrize("path", LAUNCH_CONFIGS, ids=lambda path: path.stem)
