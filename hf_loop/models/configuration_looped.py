@@ -99,7 +99,9 @@ class LoopedConfig(RecurrentConfig):
     """
 
     model_type = "looped_lm"
-    keys_to_ignore_at_inference = ["cache", "past_key_values", "num_loops", "exit_loops", "loop_states", "loop_logits"]
+    keys_to_ignore_at_inference = [
+        *("cache", "past_key_values", "num_loops", "exit_loops", "loop_states", "loop_logits", "contrast_logits")
+    ]
 
     num_prelude_layers: int = 0
     num_coda_layers: int = 0

@@ -1,22 +1,66 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Generation with a looped model: exits and cache policies."""
+"""Generation with a looped model: exits, cache policies and the contrast with an earlier loop."""
 
 from typing import Any
 
+import torch
+
 from .loop_cache import LoopCache
+from .loop_contrast import LoopContrast, check_weight
 from .transformers_seams import CACHE_NAMES, named_cache
 
 
 class LoopedGenerationMixin:
-    """Mixin with `generate(..., exit_criterion=, exit_threshold=, min_loops=, cache_policy=)`."""
+    """Mixin with further arguments of `generate`.
+
+    These are `exit_criterion`, `exit_threshold`, `min_loops` (see `exits.py`), `cache_policy` (see `loop_cache.py`),
+    `contrast_loop` and `contrast_weight` (see `loop_contrast.py`). They may also come from the `GenerationConfig`.
+    """
 
     config: Any
     setting_names = ("exit_criterion", "exit_threshold", "cache_policy")
 
     @property
     def depth_names(self: Any) -> tuple[str, ...]:
-        return (*super().depth_names, "min_loops")
+        return (*super().depth_names, "min_loops", "contrast_loop")
+
+    def generation_settings(self: Any, generation_config, contrast_weight: float | None = None, **kwargs):
+        generation_config, model_kwargs = super().generation_settings(generation_config, **kwargs)
+        if contrast_weight is None:
+            contrast_weight = getattr(generation_config, "contrast_weight", None)
+        # a copy of the caller's, from which `make_logits_processors` takes it
+        generation_config.contrast_weight = check_weight(contrast_weight, model_kwargs.get("contrast_loop"))
+        if generation_config.contrast_weight == 0:
+            model_kwargs.pop("contrast_loop", None)
+        return generation_config, model_kwargs
+
+    def make_logits_processors(self: Any, generation_config, *args, model_kwargs=None, **kwargs):
+        processors = super().make_logits_processors(generation_config, *args, model_kwargs=model_kwargs, **kwargs)
+        if model_kwargs is None and getattr(generation_config, "contrast_loop", None) is not None:
+            raise ValueError("`contrast_loop` does not work with `generate_batch`: `generate` takes batches too")
+        if model_kwargs is not None and model_kwargs.get("contrast_loop") is not None:
+            # the others change what it makes; between the steps it travels with the arguments of `forward`
+            model_kwargs["loop_contrast"] = LoopContrast(generation_config.contrast_weight)
+            processors.insert(0, model_kwargs["loop_contrast"])
+        return processors
+
+    def next_model_kwargs(self: Any, outputs, model_kwargs, *args, **kwargs):
+        if "loop_contrast" in model_kwargs:
+            model_kwargs["loop_contrast"].earlier_logits = outputs.contrast_logits[:, -1]
+        return super().next_model_kwargs(outputs, model_kwargs, *args, **kwargs)
+
+    def make_candidate_generator(self: Any, generation_config, model_kwargs, **kwargs):
+        if model_kwargs.get("contrast_loop") is not None:
+            raise ValueError(
+                f"`contrast_loop` must be None in assisted generation, got {model_kwargs['contrast_loop']!r}"
+            )
+        return super().make_candidate_generator(generation_config, model_kwargs, **kwargs)
+
+    # `inputs_embeds` is named because `generate` looks for it in the signature
+    def prepare_inputs_for_generation(self: Any, *args, inputs_embeds: torch.Tensor | None = None, **kwargs):
+        kwargs.pop("loop_contrast", None)
+        return super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
 
     def make_generation_cache(self: Any, generation_config, model_kwargs, *args, **kwargs):
         given = [name for name in ("exit_criterion", "cache_policy") if model_kwargs.get(name) is not None]

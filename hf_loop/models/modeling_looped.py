@@ -35,6 +35,7 @@ from .generation_looped import LoopedGenerationMixin
 from .injection import ConcatInjection, DiagonalInjection, make_injection
 from .loop_cache import open_cache, parse_policy
 from .loop_calls import LoopCalls, loop_calls
+from .loop_contrast import check_contrast, read_earlier_loop
 from .loop_lora import LayerLoopLora, LoopLora
 from .modeling_classification import make_classifiers
 from .modeling_recurrent import (
@@ -134,6 +135,7 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
         exit_threshold: float | None = None,
         min_loops: int | None = None,
         cache_policy: str | None = None,
+        contrast_loop: int | None = None,
         read_logits: Any = None,
         **kwargs,
     ) -> LoopedModelOutputWithPast:
@@ -154,6 +156,8 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             min_loops (`int`, *optional*): loops that every token runs at least, by default 1; at most `num_loops`.
             cache_policy (`str`, *optional*): what later loops read of earlier tokens, see `loop_cache.py`: `"own"`,
                 `"last_loop"`, `"cyclic:N"` or `"window:N"`. By default that of the cache, else `"own"`.
+            contrast_loop (`int`, *optional*): an earlier loop, from 1, after which the last hidden state is returned
+                too, see `loop_contrast.py`.
             read_logits (`Callable`, *optional*): computes logits of the last hidden state, for the rules that need
                 them.
 
@@ -180,6 +184,8 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
         forward_pass = self.start_pass(inputs, depth, makes_cache=not noise_per_example, **kwargs)
         calls = self.layer_calls(forward_pass, inputs.attention_mask, cache_policy)
         schedule: LoopedDepth = forward_pass.backbone.depth
+        if contrast_loop is not None:
+            check_contrast(contrast_loop, depth["num_loops"], exits is not None, calls, schedule.coda_calls())
         run_call = calls.run_call
         encoded = run_calls(forward_pass.hidden_states, run_call, schedule.prelude_calls())
         noise: Any = ()
@@ -188,7 +194,8 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             noise = self.noise_inputs(inputs, forward_pass.inputs.position_ids, noise_per_example)
         state = self.make_initial_state(encoded, *noise)
         loop_states: list[torch.Tensor] = []
-        kept = loop_states if output_loop_states or output_loop_hidden_states else None
+        keeps_states = output_loop_states or output_loop_hidden_states or contrast_loop is not None
+        kept = loop_states if keeps_states else None
         further = self.loops_run(forward_pass)
         if exits is None:
             state = schedule.run_loops(state, encoded, run_call, **depth, loop_states=kept)
@@ -196,6 +203,9 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             exit_pass = ExitPass(schedule, calls, exits, read_logits, gate)
             state, exit_loops = exit_pass.run(state, encoded, depth["num_loops"])
             further = {"exit_loops": exit_loops, "num_loops": exit_loops.amax(dim=1)}
+        if contrast_loop is not None:
+            earlier = read_earlier_loop(schedule, calls, loop_states[contrast_loop - 1])
+            further["contrast_hidden_state"] = earlier
         loop_hidden_states = None
         if output_loop_hidden_states:
             loop_hidden_states = tuple(schedule.finish(schedule.run_coda(state, run_call)) for state in loop_states)
@@ -347,9 +357,13 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin, RecurrentF
         return super().forward(output_loop_hidden_states=output_loop_logits, **kwargs)
 
     def read_outputs(self, outputs: Any, logits_to_keep: int | torch.Tensor) -> dict[str, Any]:
-        if outputs.loop_hidden_states is None:
-            return {}
-        return {"loop_logits": tuple(self.read_logits(state, logits_to_keep) for state in outputs.loop_hidden_states)}
+        read: dict[str, Any] = {}
+        if outputs.loop_hidden_states is not None:
+            states = outputs.loop_hidden_states
+            read["loop_logits"] = tuple(self.read_logits(state, logits_to_keep) for state in states)
+        if outputs.contrast_hidden_state is not None:
+            read["contrast_logits"] = self.read_logits(outputs.contrast_hidden_state, logits_to_keep)
+        return read
 
 
 _classifiers = make_classifiers(LoopedModel, LoopedPreTrainedModel)

@@ -42,12 +42,15 @@ class LoopedModelOutputWithPast(RecurrentModelOutputWithPast):
             The state after every loop, each of shape `(batch_size, sequence_length, hidden_size)`.
         loop_hidden_states (`tuple(torch.FloatTensor)`, *optional*, with `output_loop_hidden_states=True`):
             The state after every loop, each through the coda and the final norm, as `last_hidden_state` is.
+        contrast_hidden_state (`torch.FloatTensor`, *optional*, with `contrast_loop`):
+            `last_hidden_state` as it is after that loop.
     """
 
     num_loops: torch.Tensor | None = None
     exit_loops: torch.Tensor | None = None
     loop_states: tuple[torch.Tensor, ...] | None = None
     loop_hidden_states: tuple[torch.Tensor, ...] | None = None
+    contrast_hidden_state: torch.Tensor | None = None
 
 
 @dataclass
@@ -62,12 +65,15 @@ class LoopedCausalLMOutputWithPast(RecurrentCausalLMOutputWithPast):
             The state after every loop, each of shape `(batch_size, sequence_length, hidden_size)`.
         loop_logits (`tuple(torch.FloatTensor)`, *optional*, with `output_loop_logits=True`):
             The logits after every loop, each of shape `(batch_size, sequence_length, vocab_size)`.
+        contrast_logits (`torch.FloatTensor`, *optional*, with `contrast_loop`):
+            The logits after that loop, of the shape of `logits`.
     """
 
     num_loops: torch.Tensor | None = None
     exit_loops: torch.Tensor | None = None
     loop_states: tuple[torch.Tensor, ...] | None = None
     loop_logits: tuple[torch.Tensor, ...] | None = None
+    contrast_logits: torch.Tensor | None = None
 
 
 @dataclass

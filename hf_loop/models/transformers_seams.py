@@ -244,6 +244,10 @@ class GenerationHooks(GenerationMixin):
         """Put the initial cache of a call to `generate` into `model_kwargs`."""
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
+    def make_logits_processors(self: Any, generation_config: Any, *args, **kwargs) -> Any:
+        """Make the list of processors of a call to `generate`, whose `model_kwargs` are among the keywords."""
+        return super()._get_logits_processor(generation_config, *args, **kwargs)
+
     def next_model_kwargs(self: Any, outputs: Any, model_kwargs: dict[str, Any], *args, **kwargs) -> dict[str, Any]:
         """Return the arguments of the forward pass for the next token."""
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
@@ -259,6 +263,9 @@ class GenerationHooks(GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         return self.make_generation_cache(generation_config, model_kwargs, *args, **kwargs)
+
+    def _get_logits_processor(self, generation_config, *args, **kwargs):
+        return self.make_logits_processors(generation_config, *args, **kwargs)
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
         return self.next_model_kwargs(outputs, model_kwargs, *args, **kwargs)

@@ -196,6 +196,10 @@ class _Steps(seams.GenerationHooks, LlamaForCausalLM):
         self.taken.append("cache")
         return super().make_generation_cache(*args, **kwargs)
 
+    def make_logits_processors(self, *args, model_kwargs, **kwargs):
+        self.taken.append("processors")
+        return super().make_logits_processors(*args, model_kwargs=model_kwargs, **kwargs)
+
     def next_model_kwargs(self, *args, **kwargs):
         self.taken.append("next")
         return super().next_model_kwargs(*args, **kwargs)
@@ -209,7 +213,8 @@ def test_generate_takes_the_steps_that_our_models_change():
     model = _Steps(tiny_backbone("llama")).eval()
     prompt = torch.arange(3, 8)[None].repeat(1, 2)
     model.generate(prompt, max_new_tokens=2, prompt_lookup_num_tokens=2, do_sample=False, eos_token_id=None)
-    assert model.taken[0] == "settings" and set(model.taken) == {"settings", "cache", "next", "candidates"}
+    assert model.taken[:3] == ["settings", "cache", "processors"]
+    assert set(model.taken[3:]) == {"next", "candidates"}
 
 
 def test_a_module_view_shares_all_that_it_is_not_given():
