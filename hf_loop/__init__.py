@@ -17,6 +17,7 @@ _HOMES = {
     "BackboneSpec": "models",
     "DeepSupervisionArguments": "trainer",
     "DeepSupervisionTrainer": "trainer",
+    "ExitObjective": "models",
     "ExitRule": "models",
     "FeedbackConfig": "models",
     "FeedbackForCausalLM": "models",

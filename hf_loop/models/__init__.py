@@ -11,6 +11,7 @@ from .configuration_huginn import HuginnBackboneConfig
 from .configuration_looped import LoopedConfig
 from .configuration_parcae import ParcaeBackboneConfig
 from .configuration_sleep import SleepConfig
+from .exit_losses import ExitObjective
 from .exits import ExitRule, GivenExits
 from .family import FAMILIES, Family, family_of, register_classes, register_family
 from .loop_cache import LoopCache
@@ -70,6 +71,7 @@ register_classes(
 __all__ = [
     "FAMILIES",
     "BackboneSpec",
+    "ExitObjective",
     "ExitRule",
     "Family",
     "FeedbackConfig",

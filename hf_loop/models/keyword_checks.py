@@ -50,7 +50,9 @@ _SET_FOR_LAYERS = frozenset(
     + ("past_key_values", "layer_past", "cycle_offset")
 )
 # keywords of models with a head, as suggestions for a misspelt one
-_HEAD_KEYWORDS = ("labels", "logits_to_keep", "output_loop_logits", "loss_weights", "num_segments", "output_segments")
+_HEAD_KEYWORDS = ("labels", "logits_to_keep", "output_loop_logits", "exit_objective", "loss_weights") + (
+    *("num_segments", "output_segments"),
+)
 _PASSES_ELSEWHERE = ("num_passes", "sleep_passes", "n_passes")
 _OUTPUTS = {
     "output_hidden_states": "hidden_states",

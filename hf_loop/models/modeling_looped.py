@@ -28,7 +28,10 @@ from transformers import initialization as init
 
 from .backbone import Backbone
 from .configuration_looped import LoopedConfig
+from .exit_gate import ExitGateMixin
+from .exit_losses import ExitObjective, ExitObjectiveKind
 from .exit_pass import ExitPass
+from .exit_training import ExitTrainingMixin
 from .exits import ExitRule, check_exits, make_exits
 from .family import Family, text_classes
 from .generation_looped import LoopedGenerationMixin
@@ -80,7 +83,7 @@ def state_std(config: LoopedConfig) -> float:
 
 
 # trf-ignore: TRF057 as above
-class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
+class LoopedModel(LoopedPreTrainedModel, ExitGateMixin, RecurrentModel):
     """A backbone run on a looped schedule, without a head.
 
     Args:
@@ -220,32 +223,6 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
             loop_hidden_states=loop_hidden_states,
         )
 
-    def exit_gate_logits(self, state: torch.Tensor) -> torch.Tensor:
-        """Return the logits of [`exit_gate_probability`], in float32."""
-        if not self.config.exit_gate:
-            raise ValueError("`exit_gate` of the configuration must be True for exits by the gate, got False")
-        # CODEPATH: Ouro's loop ends with the final norm; other models apply it here
-        if self.config.loop_norm != "final":
-            state = Backbone(self).final_norm(state)
-        return self.exit_gate(state).squeeze(-1).float()
-
-    def exit_gate_probability(self, state: torch.Tensor) -> torch.Tensor:
-        """Compute the probability that a token which has come to the end of a loop exits there.
-
-        This is `lambda_t` of https://huggingface.co/papers/2510.25741: the exit is after loop t with probability
-        `lambda_t (1 - lambda_1) ... (1 - lambda_{t-1})`, and after the last loop with the rest.
-
-        Args:
-            state (`torch.Tensor` of shape `[..., D]`): the state after a loop, as `run_loop` of the schedule returns.
-
-        Returns:
-            `torch.Tensor` of shape `[...]`: the probability, in float32.
-
-        Raises:
-            ValueError: if the model has no gate.
-        """
-        return self.exit_gate_logits(state).sigmoid()
-
     def layer_calls(self, forward_pass: ForwardPass, attention_mask: Any, cache_policy: str | None) -> LoopCalls:
         """Make the layer calls of a pass under the policy of its cache, or of the call if it has no cache."""
         policy = getattr(forward_pass.inputs.cache, "policy", None) or parse_policy(cache_policy)
@@ -313,7 +290,7 @@ class LoopedModel(LoopedPreTrainedModel, RecurrentModel):
 
 
 # trf-ignore: TRF057 as above
-class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin, RecurrentForCausalLM):
+class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin, ExitTrainingMixin, RecurrentForCausalLM):
     """The looped model with the backbone's language-model head.
 
     Args:
@@ -333,6 +310,7 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin, RecurrentF
     model_class = LoopedModel
     output_class = LoopedCausalLMOutputWithPast
     set_arguments = frozenset(("output_loop_hidden_states", "noise_per_example", "read_logits"))
+    head_arguments = frozenset(("output_loop_logits", "exit_objective"))
 
     def prepare_inputs_for_generation(self, *args, inputs_embeds: torch.Tensor | None = None, **kwargs):
         inputs = super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
@@ -342,23 +320,35 @@ class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin, RecurrentF
         return inputs
 
     # trf-ignore: TRF057 the signature is made of the arguments documented here and those of the model inside
-    def forward(self, output_loop_logits: bool = False, **kwargs) -> LoopedCausalLMOutputWithPast:
+    def forward(
+        self,
+        output_loop_logits: bool = False,
+        exit_objective: ExitObjective | ExitObjectiveKind | None = None,
+        **kwargs,
+    ) -> LoopedCausalLMOutputWithPast:
         """Run [`LoopedModel`] and compute logits.
 
         Args:
             output_loop_logits (`bool`, *optional*, defaults to `False`): whether to return the logits after every
                 loop, without a cache.
+            exit_objective (`ExitObjective` or `str`, *optional*): the loss to compute of the labels, instead of that
+                of the last loop's logits; a kind of [`ExitObjective`], with its default weights, or the whole. It runs
+                the coda once per loop, without a cache, and `loop_states` are returned, too.
 
         Raises:
-            ValueError: if [`LoopedModel`] raises it.
+            ValueError: if [`LoopedModel`] raises it; if an `exit_objective` is given without labels, or one that uses
+                the exit gate to a model without.
         """
         if kwargs.get("exit_criterion") is not None:
             kwargs["read_logits"] = self.read_logits
-        return super().forward(output_loop_hidden_states=output_loop_logits, **kwargs)
+        kwargs["output_loop_hidden_states"] = output_loop_logits
+        if exit_objective is not None:
+            kwargs |= self.objective_arguments(exit_objective, kwargs)
+        return super().forward(output_loop_logits=output_loop_logits, **kwargs)
 
-    def read_outputs(self, outputs: Any, logits_to_keep: int | torch.Tensor) -> dict[str, Any]:
-        read: dict[str, Any] = {}
-        if outputs.loop_hidden_states is not None:
+    def read_outputs(self, outputs: Any, logits_to_keep: int | torch.Tensor, output_loop_logits=False, **own):
+        read = super().read_outputs(outputs, logits_to_keep)
+        if output_loop_logits:
             states = outputs.loop_hidden_states
             read["loop_logits"] = tuple(self.read_logits(state, logits_to_keep) for state in states)
         if outputs.contrast_hidden_state is not None:

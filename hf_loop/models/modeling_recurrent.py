@@ -292,6 +292,8 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
     output_names: ClassVar[frozenset[str]]
     # arguments of the headless model that a family's `forward` sets itself
     set_arguments: ClassVar[frozenset[str]] = frozenset()
+    # arguments of a family's `forward` that its `compute_loss` and `read_outputs` take
+    head_arguments: ClassVar[frozenset[str]] = frozenset()
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
@@ -332,6 +334,7 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
         loss_weights (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Weight of every label in the loss, by default 1.
         """
+        own = {name: kwargs.pop(name) for name in self.head_arguments if name in kwargs}
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -342,26 +345,26 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
             **kwargs,
         )
         logits = self.read_logits(outputs.last_hidden_state, logits_to_keep)
-        loss = None if labels is None else self.compute_loss(logits, labels, loss_weights, kwargs)
-        return self.output_class(
-            loss=loss,
-            logits=logits,
-            **{name: value for name, value in outputs.items() if name in self.output_names},
-            **self.read_outputs(outputs, logits_to_keep),
-        )
+        loss = None if labels is None else self.compute_loss(outputs, logits, labels, loss_weights, kwargs, **own)
+        return self.output_class(loss=loss, logits=logits, **self.read_outputs(outputs, logits_to_keep, **own))
 
     def compute_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, loss_weights: torch.Tensor | None, kwargs: dict[str, Any]
+        self,
+        outputs: Any,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        loss_weights: torch.Tensor | None,
+        kwargs: dict[str, Any],
     ) -> torch.Tensor:
-        """Compute the loss of logits `[B, T, V]`, weighted by `loss_weights` if given."""
+        """Compute the loss of logits `[B, T, V]`, weighted by `loss_weights` if given. A family may read `outputs`."""
         kwargs = {**kwargs, "logits": logits, "labels": labels, "vocab_size": self.config.vocab_size}
         if loss_weights is None:
             return self.loss_function(**kwargs)
         return weighted_causal_lm_loss(loss_weights=loss_weights, **kwargs)
 
     def read_outputs(self, outputs: Any, logits_to_keep: int | torch.Tensor) -> dict[str, Any]:
-        """Return the outputs of a family besides loss, logits and those of the headless model."""
-        return {}
+        """Return the outputs besides loss and logits, by default those that the headless model has, too."""
+        return {name: value for name, value in outputs.items() if name in self.output_names}
 
     def read_logits(self, hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor = 0) -> torch.Tensor:
         """Compute logits `[B, T, V]` of the headless model's last hidden states `[B, T, D]`."""

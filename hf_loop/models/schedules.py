@@ -146,13 +146,15 @@ class LoopedDepth(Depth):
         in_loop = [model.injection]
         if config.loop_norm != "none":
             in_loop.append(model.loop_norm if config.loop_norm == "own" else self.norm)
-        before_coda = [self.norm] if config.coda_norm else []
-        if config.state_projection:
-            before_coda.append(model.state_projection)
         return [
             *((module, loop >= first) for loop in range(num_loops) for module in in_loop),
-            *((module, True) for module in before_coda),
+            *((module, True) for module in self.modules_before_coda()),
         ]
+
+    def modules_before_coda(self) -> list[Any]:
+        """List the modules between the last loop and the coda."""
+        before_coda = [self.norm] if self.config.coda_norm else []
+        return [*before_coda, self.model.state_projection] if self.config.state_projection else before_coda
 
     @property
     def ends_with_norm(self) -> bool:

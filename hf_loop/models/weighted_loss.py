@@ -47,22 +47,46 @@ def weighted_causal_lm_loss(
     Raises:
         ValueError: if `loss_weights` has another shape than `labels`.
     """
+    targets, weights = next_token_targets(labels, loss_weights, ignore_index, shift_labels)
+    targets, weights = targets.to(logits.device), weights.to(logits.device)
+    losses = nn.functional.cross_entropy(
+        logits.float().view(-1, vocab_size), targets, ignore_index=ignore_index, reduction="none"
+    )
+    total = (losses * weights).sum()
+    count = (targets != ignore_index).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / (count.to(total.device) if torch.is_tensor(count) else count)
+
+
+def next_token_targets(
+    labels: torch.Tensor,
+    loss_weights: torch.Tensor | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    shift_labels: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what every position predicts, and with which weight.
+
+    Args:
+        labels, loss_weights, ignore_index, shift_labels: as in [`weighted_causal_lm_loss`]; weights are 1 by default.
+
+    Returns:
+        `tuple(torch.Tensor, torch.Tensor)`: the targets and their weights in float32, each of shape `[B * T]`. What
+        has no label has the weight 0.
+
+    Raises:
+        ValueError: if `loss_weights` has another shape than `labels`.
+    """
+    if shift_labels is None:
+        shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+    targets = shift_labels.reshape(-1)
+    if loss_weights is None:
+        return targets, (targets != ignore_index).float()
     if loss_weights.shape != labels.shape:
         raise ValueError(
             f"`loss_weights` must have the shape of `labels` {list(labels.shape)}, got {list(loss_weights.shape)}"
         )
-    if shift_labels is None:
-        shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
-    targets = shift_labels.reshape(-1).to(logits.device)
-    weights = nn.functional.pad(loss_weights, (0, 1))[..., 1:].reshape(-1).to(logits.device, torch.float32)
-    losses = nn.functional.cross_entropy(
-        logits.float().view(-1, vocab_size), targets, ignore_index=ignore_index, reduction="none"
-    )
-    is_labelled = targets != ignore_index
+    weights = nn.functional.pad(loss_weights, (0, 1))[..., 1:].reshape(-1).to(targets.device, torch.float32)
     # weights without a label may be anything, even infinite
-    total = (losses * weights.masked_fill(~is_labelled, 0.0)).sum()
-    count = is_labelled.sum() if num_items_in_batch is None else num_items_in_batch
-    return total / (count.to(total.device) if torch.is_tensor(count) else count)
+    return targets, weights.masked_fill(targets == ignore_index, 0.0)
 
 
-__all__ = ["weighted_causal_lm_loss"]
+__all__ = ["next_token_targets", "weighted_causal_lm_loss"]

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hf_loop.models import exit_losses
 from hf_loop.models.cost import floating_point_ops, forward_parameters
 from hf_loop.models.modeling_feedback import FeedbackEmbedding
 
@@ -58,7 +59,7 @@ def counted(model: nn.Module, **inputs) -> tuple[int, int]:
         is_map = not isinstance(module, nn.Embedding | PreTrainedModel | FeedbackEmbedding)
         if is_map and next(module.parameters(recurse=False), None) is not None:
             module.register_forward_hook(count)
-    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    model(**{"labels": inputs["input_ids"], **inputs}).loss.backward()
     return applied, trained
 
 
@@ -73,6 +74,19 @@ def test_looped(variant, depth):
     inputs = {"input_ids": random_ids(2, 7), **depth}
     expected = operations(counted(model, use_cache=False, **inputs))
     assert floating_point_ops(model, inputs) == model.floating_point_ops(inputs) == expected
+
+
+@pytest.mark.parametrize("depth", [{}, {"num_loops": 1}, {"num_loops": 4, "num_backprop_loops": 2}])
+@pytest.mark.parametrize("kind", ["expected", "gain", "distillation"])
+@pytest.mark.parametrize("variant", LOOPED)
+def test_objectives_of_exits(variant, kind, depth, monkeypatch):
+    # the backward pass computes logits again, which is not counted
+    monkeypatch.setattr(exit_losses, "checkpoint", lambda function, *tensors, **options: function(*tensors))
+    model = tiny_looped(**LOOPED[variant] | {"exit_gate": True}).train()
+    inputs = {"input_ids": random_ids(2, 7), "exit_objective": exit_losses.ExitObjective(kind), **depth}
+    labels = inputs["input_ids"].masked_fill(torch.arange(7) < 3, -100)
+    expected = operations(counted(model, labels=labels, **inputs))
+    assert model.floating_point_ops({**inputs, "labels": labels}) == expected
 
 
 @pytest.mark.parametrize("depth", [{}, {"num_loops": 1}, {"num_loops": 4, "num_backprop_loops": 2}])

@@ -37,12 +37,18 @@ MODELS = {
 LENGTHS = (13, 4, 9)
 
 
-def gradients(model, rows: list[dict]) -> tuple[float, dict[str, torch.Tensor]]:
+OBJECTIVES = {
+    "looped": lambda: tiny_looped(num_prelude_layers=1, num_coda_layers=1, exit_gate=True),
+    "looped, noise": lambda: tiny_looped(injection="add", state_init="normal", state_std=1.0, exit_gate=True),
+}
+
+
+def gradients(model, rows: list[dict], **options) -> tuple[float, dict[str, torch.Tensor]]:
     """The summed loss over the labels of batches, and its gradient."""
     model.zero_grad()
     total = 0.0
     for row in rows:
-        loss = model(**row, num_items_in_batch=1, use_cache=False).loss
+        loss = model(**row, num_items_in_batch=1, use_cache=False, **options).loss
         loss.backward()
         total += loss.item()
     return total, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -72,10 +78,20 @@ def without_dropout(model):
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_row_in_training_is_the_row_alone(name, side):
-    model = without_dropout(MODELS[name]()).train()
+    assert_same_rows(without_dropout(MODELS[name]()).train(), side)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("objective", ["expected", "gain", "distillation"])
+def test_a_row_of_an_exit_objective_is_the_row_alone(objective, name, side):
+    assert_same_rows(OBJECTIVES[name]().train(), side, exit_objective=objective)
+
+
+def assert_same_rows(model, side: str, **options):
     rows = [random_ids(1, length, seed)[0] for seed, length in enumerate(LENGTHS)]
-    alone = gradients(model, [{"input_ids": row[None], "labels": row[None]} for row in rows])
-    together = gradients(model, [padded(rows, side)])
+    alone = gradients(model, [{"input_ids": row[None], "labels": row[None]} for row in rows], **options)
+    together = gradients(model, [padded(rows, side)], **options)
     assert together[0] == pytest.approx(alone[0], rel=1e-4)
     assert together[1].keys() == alone[1].keys()
     for key, gradient in alone[1].items():
