@@ -68,7 +68,8 @@ class LoopedGenerationMixin:
         if given and implementation not in (None, "dynamic"):
             raise ValueError(f"`cache_implementation` must be 'dynamic' with `{given[0]}`, got {implementation!r}")
         has_cache = any(model_kwargs.get(name) is not None for name in CACHE_NAMES)
-        if not given or has_cache or not generation_config.use_cache:
+        is_dynamic = implementation in (None, "dynamic") and not generation_config.is_assistant
+        if not is_dynamic or has_cache or not generation_config.use_cache:
             return super().make_generation_cache(generation_config, model_kwargs, *args, **kwargs)
         config = self.config.with_num_loops(model_kwargs.get("num_loops", self.config.num_loops))
         model_kwargs |= named_cache(LoopCache(config, model_kwargs.get("cache_policy")))

@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .cache_slots import CacheSlot
+from .growing_layer import GrowingLayer
 from .schedules import Call
 
 
@@ -84,6 +85,7 @@ class LoopCache(DynamicCache):
         self.num_loops: int = config.num_loops
         stored_loops = self.policy.stored_loops(self.num_loops)
         super().__init__(config=config.with_num_loops(stored_loops))
+        self.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
         schedule = config.depth()
         # slot of every layer call -> slot that holds it
         self.stored = {call.slot: call.slot for call in config.calls(num_loops=0)}
@@ -132,8 +134,10 @@ class SharedSlot(CacheSlot):
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         layer = self.cache.layers[self.slot]
         if self.slot in self.before:
-            # these layers replace their tensors and never write into them
+            # these layers replace their tensors, or write behind their end
             vars(layer).update(self.before[self.slot])
+            if isinstance(layer, GrowingLayer):
+                layer.rewind()
         else:
             self.before[self.slot] = copy.copy(vars(layer))
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
