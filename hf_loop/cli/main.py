@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .bench import bench
 from .card import card
 from .chat import chat
 from .check import check
@@ -61,6 +62,7 @@ app.command()(info)
 app.command()(sweep)
 app.command("eval")(eval_)
 app.command()(scan)
+app.command()(bench)
 app.command()(retrofit)
 app.command()(unroll)
 app.command()(convert)
