@@ -14,7 +14,13 @@ import hf_loop
 
 PACKAGE = Path(hf_loop.__file__).parent
 SEAMS = [
-    PACKAGE / name for name in ("models/transformers_seams.py", "models/module_seams.py", "trainer/trainer_hooks.py")
+    PACKAGE / name
+    for name in (
+        "models/transformers_seams.py",
+        "models/module_seams.py",
+        "models/compile_seams.py",
+        "trainer/trainer_hooks.py",
+    )
 ]
 
 # what subclasses are meant to set or override, each with what it says

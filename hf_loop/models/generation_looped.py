@@ -6,16 +6,19 @@ from typing import Any
 
 import torch
 
+from .compile_seams import CompiledGeneration
 from .loop_cache import LoopCache
 from .loop_contrast import LoopContrast, check_weight
+from .module_seams import module_view
 from .transformers_seams import CACHE_NAMES, named_cache
 
 
-class LoopedGenerationMixin:
+class LoopedGenerationMixin(CompiledGeneration):
     """Mixin with further arguments of `generate`.
 
     These are `exit_criterion`, `exit_threshold`, `min_loops` (see `exits.py`), `cache_policy` (see `loop_cache.py`),
     `contrast_loop` and `contrast_weight` (see `loop_contrast.py`). They may also come from the `GenerationConfig`.
+    Where transformers compiles the decoding of tokens, the parts of the model are compiled, see `compiled_depth.py`.
     """
 
     config: Any
@@ -73,6 +76,12 @@ class LoopedGenerationMixin:
             return super().make_generation_cache(generation_config, model_kwargs, *args, **kwargs)
         config = self.config.with_num_loops(model_kwargs.get("num_loops", self.config.num_loops))
         model_kwargs |= named_cache(LoopCache(config, model_kwargs.get("cache_policy")))
+
+    def make_compiled_call(self: Any, compiled_call, compile_config):
+        # a view, so that the prompt and other threads run this model as it is
+        headless: Any = module_view(self.base_model, is_lenient=True)
+        headless.parts = self.base_model.generation_parts.with_config(compile_config)
+        return module_view(self, {self.base_model_prefix: headless}, is_lenient=True).__call__
 
 
 __all__ = ["LoopedGenerationMixin"]

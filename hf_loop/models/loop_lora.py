@@ -66,21 +66,22 @@ class LayerLoopLora(nn.Module):
             else:
                 init.zeros_(parameter)
 
-    def forward(self, index: int) -> LayerUpdates:
-        """Return the updates of one index along the loops, by module name."""
+    def forward(self, index: int | torch.Tensor) -> LayerUpdates:
+        """Return the updates of one index along the loops, an integer or `[1]`, by module name."""
         updates: LayerUpdates = {}
         for name in self.linear_names:
-            updates[name] = LinearUpdate(self._stacked(name, "A")[index], self._stacked(name, "B")[index])
+            updates[name] = LinearUpdate(self._read(name, "A", index), self._read(name, "B", index))
         for name, parameter_name in self.vector_names:
-            difference = self._stacked(name, parameter_name)[index]
+            difference = self._read(name, parameter_name, index)
             if name in self.bias_names:
                 updates[name] = cast(LinearUpdate, updates.get(name, LinearUpdate()))._replace(bias=difference)
             else:
                 cast(VectorUpdates, updates.setdefault(name, {}))[parameter_name] = difference
         return updates
 
-    def _stacked(self, module_name: str, suffix: str) -> torch.Tensor:
-        return getattr(self, parameter_key(module_name, suffix))
+    def _read(self, module_name: str, suffix: str, index: int | torch.Tensor) -> torch.Tensor:
+        stacked: torch.Tensor = getattr(self, parameter_key(module_name, suffix))
+        return stacked.index_select(0, index)[0] if isinstance(index, torch.Tensor) else stacked[index]
 
 
 class LoopLora(nn.ModuleList):
@@ -108,15 +109,18 @@ class LoopLora(nn.ModuleList):
         self.num_loops = num_loops
         self.beyond = config.loop_lora_beyond
 
-    def update_index(self, loop: int) -> int | None:
+    def update_index(self, loop: int | torch.Tensor) -> int | torch.Tensor | None:
         """Return the index of the update of loop `loop`, by `loop_lora_beyond` for later loops; `None` for none."""
+        if isinstance(loop, torch.Tensor):
+            # in a graph that serves all loops, the index itself, `[1]`
+            return loop
         if loop < self.num_loops:
             return loop
         if self.beyond == "cyclic":
             return loop % self.num_loops
         return self.num_loops - 1 if self.beyond == "last" else None
 
-    def layer_in_loop(self, layer: nn.Module, core_index: int, loop: int) -> nn.Module:
+    def layer_in_loop(self, layer: nn.Module, core_index: int, loop: int | torch.Tensor) -> nn.Module:
         """Make a view of `layer`, core layer `core_index`, that computes with the update of loop `loop`.
 
         Raises:

@@ -27,6 +27,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .backbone import Backbone
+from .compiled_depth import CompiledParts, GenerationParts, choose_schedule
 from .configuration_looped import LoopedConfig
 from .exit_gate import ExitGateMixin
 from .exit_losses import ExitObjective, ExitObjectiveKind
@@ -49,7 +50,7 @@ from .modeling_recurrent import (
     RecurrentPreTrainedModel,
 )
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
-from .schedules import Call, LoopedDepth, run_calls
+from .schedules import Call, LoopedDepth
 from .state_noise import example_seeds, positions_in_example, truncated_normal
 from .transformers_seams import named_cache
 
@@ -61,6 +62,14 @@ class LoopedPreTrainedModel(RecurrentPreTrainedModel):
     config_class = LoopedConfig
     config: LoopedConfig
     family_tags = ("looped-transformer", "recurrent-depth")
+
+    def compile(self, **kwargs):
+        """Compile in place, with the arguments of `torch.compile`: one graph for the prelude, one for a pass of the
+        core, and one for the coda, whatever the number of loops. What graphs do not take, such as a cache that grows,
+        runs uncompiled.
+        """
+        headless: Any = self.base_model
+        headless.parts = CompiledParts(**kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -91,10 +100,13 @@ class LoopedModel(LoopedPreTrainedModel, ExitGateMixin, RecurrentModel):
     """
 
     output_class = LoopedModelOutputWithPast
+    # the compiled functions, if `compile` was called
+    parts: CompiledParts | None = None
 
     def __init__(self, config: LoopedConfig):
         super().__init__(config)
         self.injection = make_injection(config)
+        self.generation_parts = GenerationParts()
         # CODEPATH: models trained from scratch may learn the initial state; Huginn's is noise, Ouro's the input
         if config.state_init == "learned":
             self.initial_state = nn.Parameter(torch.zeros(config.hidden_size))
@@ -186,11 +198,11 @@ class LoopedModel(LoopedPreTrainedModel, ExitGateMixin, RecurrentModel):
         inputs = inputs._replace(cache=cache)
         forward_pass = self.start_pass(inputs, depth, makes_cache=not noise_per_example, **kwargs)
         calls = self.layer_calls(forward_pass, inputs.attention_mask, cache_policy)
-        schedule: LoopedDepth = forward_pass.backbone.depth
+        schedule: LoopedDepth = choose_schedule(self.parts, calls)
         if contrast_loop is not None:
             check_contrast(contrast_loop, depth["num_loops"], exits is not None, calls, schedule.coda_calls())
         run_call = calls.run_call
-        encoded = run_calls(forward_pass.hidden_states, run_call, schedule.prelude_calls())
+        encoded = schedule.run_prelude(forward_pass.hidden_states, run_call)
         noise: Any = ()
         # CODEPATH: Huginn starts from noise, Ouro and others do not
         if self.config.state_init == "normal":

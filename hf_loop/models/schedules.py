@@ -167,10 +167,14 @@ class LoopedDepth(Depth):
         num_loops: int | None = None,
         num_backprop_loops: int | None = None,
     ) -> torch.Tensor:
-        encoded = run_calls(hidden_states, run_call, self.prelude_calls())
+        encoded = self.run_prelude(hidden_states, run_call)
         state = self.model.make_initial_state(encoded)
         state = self.run_loops(state, encoded, run_call, num_loops, num_backprop_loops)
         return self.run_coda(state, run_call)
+
+    def run_prelude(self, hidden_states: torch.Tensor, run_call: RunCall) -> torch.Tensor:
+        """Run the prelude on the first layer's input, `[B, T, D]`."""
+        return run_calls(hidden_states, run_call, self.prelude_calls())
 
     def run_loops(
         self,
@@ -224,7 +228,7 @@ class LoopedDepth(Depth):
         state = run_calls(self.model.injection(state, encoded), run_call, self.core_calls(loop))
         share = self.update_share(num_loops)
         # of the whole update this is f(s): computing s + (f(s) - s) would add rounding
-        if share < 1:
+        if isinstance(share, torch.Tensor) or share < 1:
             state = previous + share * (state - previous)
         return self.norm_loop(state)
 

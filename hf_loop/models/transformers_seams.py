@@ -3,9 +3,9 @@
 """All uses of private or unstable parts of transformers.
 
 Each is a named function with a short test against the installed release (tests/models/test_transformers_seams.py), so
-that a new release is adapted to here and nowhere else. `module_seams.py` and `peft_seams.py` do the same for torch,
-accelerate and PEFT. No other file uses private names of these libraries, apart from hooks for subclasses
-(`_init_weights`, `_tied_weights_keys`, `_tp_plan`, ...); tests/test_seams.py checks it.
+that a new release is adapted to here and nowhere else. `module_seams.py`, `compile_seams.py` and `peft_seams.py` do
+the same for torch, accelerate, compiling and PEFT. No other file uses private names of these libraries, apart from
+hooks for subclasses (`_init_weights`, `_tied_weights_keys`, `_tp_plan`, ...); tests/test_seams.py checks it.
 """
 
 import functools

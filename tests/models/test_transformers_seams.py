@@ -11,6 +11,7 @@ from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    CompileConfig,
     DynamicCache,
     GPTJConfig,
     GPTJModel,
@@ -23,7 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_loop.models import module_seams
+from hf_loop.models import compile_seams, module_seams
 from hf_loop.models import transformers_seams as seams
 from hf_loop.models.outputs import RecurrentCausalLMOutputWithPast, RecurrentModelOutputWithPast
 
@@ -321,3 +322,43 @@ def test_a_bidirectional_mask_hides_padding_alone():
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     seen = seams.create_bidirectional_mask(config=config, inputs_embeds=torch.zeros(2, 3, 8), attention_mask=mask)
     assert torch.equal(seen.expand(2, 1, 3, 3)[:, 0], mask.bool()[:, None].expand(2, 3, 3))
+
+
+def test_a_function_is_compiled_with_graphs_of_its_own():
+    counts = [0, 0]
+
+    def count_in(index):
+        def backend(graph, inputs):
+            counts[index] += 1
+            return graph.forward
+
+        return backend
+
+    compiled = [compile_seams.compile_apart(_double, backend=count_in(index)) for index in (0, 1)]
+    for function in (*compiled, *compiled):
+        assert torch.equal(function(torch.ones(2)), torch.full((2,), 2.0))
+    assert counts == [1, 1]
+
+
+def _double(states):
+    return 2 * states
+
+
+class _Compiled(compile_seams.CompiledGeneration, LlamaForCausalLM):
+    def make_compiled_call(self, compiled_call, compile_config):
+        assert callable(compiled_call)
+        return compile_config
+
+
+def test_generate_asks_for_the_compiled_call():
+    config = CompileConfig(backend="eager", mode=None)
+    assert _Compiled(tiny_backbone("llama")).get_compiled_call(config) == config
+
+
+def test_recorded_outputs_are_noticed():
+    noticed = []
+    model = LlamaModel(tiny_backbone("llama"))
+    model.layers[0].register_forward_hook(lambda *_: noticed.append(compile_seams.records_outputs()))
+    for flag in (False, True):
+        model(torch.arange(3, 8)[None], output_hidden_states=flag)
+    assert noticed == [False, True]
