@@ -2,13 +2,24 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from ..models import ExitObjective
 from ..models.checks import whole_number
 from .depth import DepthSchedule, LoopSampling
+
+
+TrainedExits = Literal["none", "expected", "batch_average", "gain", "distillation"]
+# arguments of exits, with the objectives that read them
+EXIT_WEIGHTS = {
+    "exit_entropy_weight": ("expected", "batch_average"),
+    "exit_gain_slope": ("gain",),
+    "exit_gain_threshold": ("gain",),
+    "exit_distillation_weight": ("distillation",),
+}
 
 
 class SafeTrainingArguments(TrainingArguments):
@@ -46,6 +57,13 @@ class LoopTrainingArguments(SafeTrainingArguments):
         distillation_weight (`float`): share of the divergence from a teacher in the training loss; the rest is the
             loss on the labels. 0 turns distillation off, 1 leaves the teacher alone.
         distillation_temperature (`float`): both distributions are flattened by this number before they are compared.
+        exit_objective (`str`): what training steps minimize: `"none"`, the loss after the last loop, or one of
+            `"expected"`, `"batch_average"`, `"gain"` and `"distillation"`, which train the model, or its exit gate, to
+            leave the loop early (see [`~hf_loop.ExitObjective`] for the formulas).
+        exit_entropy_weight (`float`): weight of the entropy in `"expected"` and `"batch_average"`.
+        exit_gain_slope (`float`): how sharply a gain counts as one in `"gain"`.
+        exit_gain_threshold (`float`): the gain, in nats, that is worth a loop in `"gain"`.
+        exit_distillation_weight (`float`): weight of the divergence in `"distillation"`.
 
     Raises:
         ValueError: if a field has a value that makes no sense; the message names the field and the value.
@@ -79,6 +97,23 @@ class LoopTrainingArguments(SafeTrainingArguments):
         default=2.0, metadata={"help": "Temperature of both distributions in distillation."}
     )
 
+    exit_objective: TrainedExits = field(
+        default="none", metadata={"help": "What trains the model, or its exit gate, to leave the loop early."}
+    )
+    exit_entropy_weight: float = field(
+        default=ExitObjective.entropy_weight, metadata={"help": "Weight of the entropy of exits."}
+    )
+    exit_gain_slope: float = field(
+        default=ExitObjective.gain_slope, metadata={"help": "How sharply a loop's gain counts as one."}
+    )
+    exit_gain_threshold: float = field(
+        default=ExitObjective.gain_threshold, metadata={"help": "The gain, in nats, that is worth a loop."}
+    )
+    exit_distillation_weight: float = field(
+        default=ExitObjective.distillation_weight,
+        metadata={"help": "Weight of the divergence of shorter depths from the full one."},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.loop_sampling not in get_args(LoopSampling):
@@ -95,7 +130,14 @@ class LoopTrainingArguments(SafeTrainingArguments):
         _check_number("distillation_temperature", self.distillation_temperature, low=0)
         if self.distillation_temperature == 0:
             raise ValueError(f"distillation_temperature must be above 0, got {self.distillation_temperature!r}")
+        if self.exit_objective not in get_args(TrainedExits):
+            raise ValueError(
+                f"exit_objective must be one of {', '.join(get_args(TrainedExits))}, got {self.exit_objective!r}"
+            )
+        for name in EXIT_WEIGHTS:
+            _check_number(name, getattr(self, name), low=0)
         self._check_fields_together()
+        self._check_exit_objective()
         if self.num_backprop_loops is not None and self.ddp_find_unused_parameters is None:
             # a learned initial state has no gradient in a step whose first loop is cut off; `Trainer` would look for
             # such parameters only without checkpointing, because of the re-entrant kind, which LoopTrainer refuses
@@ -120,6 +162,31 @@ class LoopTrainingArguments(SafeTrainingArguments):
         optim = OptimizerNames(self.optim).value
         if self.use_muon and not optim.startswith("adamw_torch"):
             raise ValueError(f"use_muon pairs Muon with torch's AdamW and ignores optim, got optim={optim}")
+
+    def _check_exit_objective(self) -> None:
+        for name, kinds in EXIT_WEIGHTS.items():
+            value = getattr(self, name)
+            if self.exit_objective not in kinds and value != getattr(ExitObjective, name.removeprefix("exit_")):
+                raise ValueError(
+                    f"{name} is for exit_objective={' or '.join(kinds)}, got {value} and {self.exit_objective}"
+                )
+        if self.exit_objective != "none" and self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor must be 0 with exit_objective={self.exit_objective}, whose loss is on the "
+                f"labels, got {self.label_smoothing_factor}"
+            )
+        if self.exit_objective == "gain" and self.distillation_weight:
+            raise ValueError(
+                "distillation_weight must be 0 with exit_objective=gain, which trains the exit gate alone, got "
+                f"{self.distillation_weight}"
+            )
+
+    def objective(self) -> ExitObjective | None:
+        """Make the objective that these arguments describe, `None` for the loss after the last loop."""
+        if self.exit_objective == "none":
+            return None
+        weights = {name.removeprefix("exit_"): getattr(self, name) for name in EXIT_WEIGHTS}
+        return ExitObjective(self.exit_objective, **weights)
 
     def depth_schedule(self, default_mean_loops: float) -> DepthSchedule:
         """Make the schedule that these arguments describe.

@@ -9,7 +9,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..field_values import check_names, field_types
 from ..files import fault_named
-from ..loading import load_pretrained
+from ..loading import check_loaded, load_pretrained, load_with_faults
 from ..models import family_of
 from ..models.checks import make_config
 from ..models.configuration_recurrent import RecurrentConfig, kind_of
@@ -79,8 +79,7 @@ def build_model(
             model: Any = record.classes[record.loader](config)
             _check_runs(model, num_cells)
     elif family_of(decoder_config(section.pretrained)) is record:
-        loader = getattr(transformers, record.loader)
-        model = load_pretrained(loader, section.pretrained, dtype=dtype, **section.config)
+        model = load_own(section, dtype)
     else:
         model = retrofit(load_decoder(section.pretrained, dtype=dtype), section.family, **section.config)
     if model.config.vocab_size < len(tokenizer):
@@ -88,6 +87,25 @@ def build_model(
             f"the vocabulary of the model must hold the tokenizer's {len(tokenizer)} tokens, "
             f"got vocab_size={model.config.vocab_size}"
         )
+    return model
+
+
+def load_own(section: ModelSection, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a model of the family. An exit gate that `config` asks for, and the model does not have, is new.
+
+    Args:
+        section (`ModelSection`): the section `model` of a recipe, whose `pretrained` is of the family.
+        dtype (`torch.dtype`): the type of the weights.
+
+    Raises:
+        ValueError: the tensors are not those of the configuration.
+    """
+    path, loader = str(section.pretrained), getattr(transformers, section.record.loader)
+    if not section.config.get("exit_gate") or getattr(decoder_config(path), "exit_gate", True):
+        return load_pretrained(loader, path, dtype=dtype, **section.config)
+    model, faults = load_with_faults(loader, path, path, dtype=dtype, **section.config)
+    faults["missing_keys"] = [name for name in faults["missing_keys"] if "exit_gate" not in name.split(".")]
+    check_loaded(faults, path, type(model).__name__)
     return model
 
 

@@ -12,6 +12,7 @@ from .card_trainer import CardTrainer
 from .depth import DepthSchedule, StepDepth
 from .distillation import distillation_loss
 from .optimizer import build_muon_adamw, undecayed_parameter_names
+from .state_norms import StateNorms, loop_states_of
 
 
 # what the teacher is given of a batch: neither the labels nor the student's depth
@@ -19,6 +20,11 @@ TEACHER_INPUTS = ("input_ids", "attention_mask", "position_ids", "inputs_embeds"
 
 # TRL's trainers whose steps get prompts and sample what follows them
 SAMPLING_TRAINERS = ("GRPOTrainer", "RLOOTrainer")
+
+
+def is_trainer_with_loss(trainer_class: type) -> bool:
+    """Return whether a class is one of TRL's trainers that make a loss of their own of what the model returns."""
+    return trainer_class.__module__.startswith("trl.") and "compute_loss" in vars(trainer_class)
 
 
 class LoopTrainer(CardTrainer):
@@ -33,6 +39,12 @@ class LoopTrainer(CardTrainer):
     `args.distillation_weight` and T `args.distillation_temperature`; evaluation keeps the loss on the labels. The
     teacher is a model of its own because training changes the weights that it shares with the student. (Where only
     adapters are trained, the student at one loop with its adapters off would say the same without a second copy.)
+
+    With `args.exit_objective` the training loss is that of a [`~hf_loop.ExitObjective`], over the loops of the step's
+    depth. `"gain"` trains the exit gate and freezes everything else. Evaluation keeps the loss after the last loop.
+
+    Beside `mean_loops`, the mean norm of the state after loops 1, 2, 4, ... is logged as `state_norm_1`, ... Both this
+    and `args.exit_objective` are for the loss that the model computes, which TRL's trainers do not ask for.
 
     It takes the arguments of `Trainer`. To train another trainer's way at sampled depth, put this class in front:
     `class LoopSFTTrainer(LoopTrainer, SFTTrainer)`, with arguments that derive from both argument classes. A reference
@@ -51,7 +63,8 @@ class LoopTrainer(CardTrainer):
     Raises:
         ValueError: if `args` is of another class; the trainer samples what it trains on; the model is not looped, or a
             reference model is of another depth; re-entrant activation checkpointing is asked for with more than one
-            loop; or `args.distillation_weight` asks for a teacher that is not there or does not fit.
+            loop; `args.distillation_weight` asks for a teacher that is not there or does not fit; or
+            `args.exit_objective` is one that the model, or a trainer that computes a loss of its own, cannot have.
     """
 
     args: LoopTrainingArguments
@@ -73,6 +86,10 @@ class LoopTrainer(CardTrainer):
         self._depth_schedule: DepthSchedule = self.args.depth_schedule(num_loops)
         self._refuse_reentrant_checkpointing()
         self._depths_since_log: dict[int, int] = {}
+        self._state_norms = StateNorms()
+        self._takes_model_loss = not [kind for kind in type(self).__mro__ if is_trainer_with_loss(kind)]
+        self._objective = self.args.objective()
+        self._prepare_exit_gate()
         self._teacher = self._frozen_teacher(teacher) if self.args.distillation_weight > 0 else None
 
     def depth_at(self, step: int) -> StepDepth:
@@ -88,6 +105,7 @@ class LoopTrainer(CardTrainer):
     def begin_attempt(self) -> None:
         super().begin_attempt()
         self._depths_since_log.clear()
+        self._state_norms.clear()
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -114,6 +132,8 @@ class LoopTrainer(CardTrainer):
         inputs = {**inputs, "num_loops": depth.num_loops}
         if depth.num_backprop_loops is not None:
             inputs["num_backprop_loops"] = depth.num_backprop_loops
+        if self._objective is not None:
+            inputs["exit_objective"] = self._objective
         return inputs
 
     def compute_loss(
@@ -124,10 +144,17 @@ class LoopTrainer(CardTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Compute the loss as `Trainer`; in training with a teacher, its weighted sum with the distillation loss."""
-        if self._teacher is None or not model.training:
+        if not model.training or (self._teacher is None and not self._takes_model_loss):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"]  # label smoothing takes them out of the inputs
+        if self._takes_model_loss and "output_loop_states" in self.recurrent_model.argument_names:
+            inputs = {**inputs, "output_loop_states": True}
+        labels: Any = inputs.get("labels")  # label smoothing takes them out of the inputs
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        states = loop_states_of(outputs)
+        if states is not None:
+            self._state_norms.add(states, inputs.get("attention_mask"))
+        if self._teacher is None:
+            return (loss, outputs) if return_outputs else loss
         with torch.no_grad():
             teacher_inputs = {name: inputs[name] for name in TEACHER_INPUTS if name in inputs}
             teacher_logits = self._teacher(**teacher_inputs, use_cache=False).logits
@@ -142,10 +169,11 @@ class LoopTrainer(CardTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as `Trainer`, with `mean_loops` beside the training loss."""
+        """Log as `Trainer`, with `mean_loops` and the norms of the state beside the training loss."""
         if "loss" in logs and self._depths_since_log:
             logs["mean_loops"] = sum(self._depths_since_log.values()) / len(self._depths_since_log)
             self._depths_since_log.clear()
+            logs |= self._state_norms.logs()
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -180,6 +208,33 @@ class LoopTrainer(CardTrainer):
                 f"distillation_weight needs one process per GPU (accelerate launch), got {self.args.n_gpu} GPUs in one"
             )
         return cast(Any, teacher.requires_grad_(False).eval()).to(self.args.device)
+
+    def _prepare_exit_gate(self) -> None:
+        """Check that the model can have the objective, and freeze what it does not train."""
+        model, kind = self.recurrent_model, self.args.exit_objective
+        has_gate = getattr(model.config, "exit_gate", False)
+        trains_gate = self._objective is not None and self._objective.uses_gate
+        if has_gate and not trains_gate and self.args.ddp_find_unused_parameters is None:
+            # the gate has no gradient
+            self.args.ddp_find_unused_parameters = True
+        if self._objective is None:
+            return
+        if "exit_objective" not in model.argument_names or not self._takes_model_loss:
+            raise ValueError(
+                f"exit_objective={kind} is for looped causal language models and the loss that they compute, got a "
+                f"{type(model).__name__} and {type(self).__name__}"
+            )
+        if trains_gate and not has_gate:
+            raise ValueError(f"exit_objective={kind} needs a model with exit_gate=True, got False")
+        if kind != "gain":
+            return
+        if model is not self.model:
+            raise ValueError(
+                "exit_objective=gain trains the exit gate, which an adapter does not store: merge the adapter into "
+                "the model first"
+            )
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("exit_gate" in name.split("."))
 
     def _refuse_sampling_trainers(self) -> None:
         for trainer_class in type(self).__mro__:

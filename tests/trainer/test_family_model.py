@@ -1,6 +1,9 @@
 """The models of recipes: a family over another one, new or pretrained."""
 
+import json
+
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
@@ -55,6 +58,29 @@ def test_a_pretrained_model_of_another_family_is_given_a_memory(make_recipe, tmp
     overrides = [f"training.output_dir={tmp_path / 'again'}", "model.config={block_size: 4}"]
     run_recipe(make_recipe(*overrides, pretrained=str(tmp_path / "run")))
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "again").config.block_size == 4
+
+
+def test_a_trained_model_is_given_an_exit_gate(make_recipe, tmp_path):
+    retrofit(tiny_decoder("llama", vocab_size=257), "looped", num_loops=2).save_pretrained(tmp_path / "looped")
+    gate = {"family": "looped", "pretrained": str(tmp_path / "looped"), "config": {"exit_gate": True}}
+    overrides = ["training.exit_objective=gain", "training.learning_rate=0.1"]
+    run_recipe(make_recipe(*overrides, **gate))
+    before, after = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("looped", "run"))
+    weights = after.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in before.state_dict().items())
+    assert weights.keys() - before.state_dict().keys() == {"model.exit_gate.weight", "model.exit_gate.bias"}
+    # one that should have a gate and lacks it is broken
+    config = json.loads((tmp_path / "looped" / "config.json").read_text())
+    (tmp_path / "looped" / "config.json").write_text(json.dumps(config | {"exit_gate": True}))
+    with pytest.raises(ValueError, match=r"2 missing \(model.exit_gate.bias, model.exit_gate.weight\)"):
+        run_recipe(make_recipe(f"training.output_dir={tmp_path / 'other'}", *overrides, **gate))
+
+
+def test_a_plain_model_is_given_loops_and_an_exit_gate(make_recipe, tmp_path):
+    tiny_decoder("llama", vocab_size=257).save_pretrained(tmp_path / "plain")
+    gate = {"family": "looped", "pretrained": str(tmp_path / "plain"), "config": {"exit_gate": True, "num_loops": 2}}
+    run_recipe(make_recipe("training.exit_objective=expected", **gate))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").config.exit_gate
 
 
 def test_layers_of_a_family_model_are_not_chosen_again(make_recipe, tmp_path):
