@@ -63,6 +63,9 @@ class LoopedPreTrainedModel(RecurrentPreTrainedModel):
     config: LoopedConfig
     family_tags = ("looped-transformer", "recurrent-depth")
 
+    # whether `compile` makes graphs that serve all numbers of loops
+    compiles_in_parts = True
+
     def compile(self, **kwargs):
         """Compile in place, with the arguments of `torch.compile`: one graph for the prelude, one for a pass of the
         core, and one for the coda, whatever the number of loops. What graphs do not take, such as a cache that grows,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from accelerate.utils import DynamoBackend
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -46,6 +47,9 @@ class LoopTrainer(CardTrainer):
     Beside `mean_loops`, the mean norm of the state after loops 1, 2, 4, ... is logged as `state_norm_1`, ... Both this
     and `args.exit_objective` are for the loss that the model computes, which TRL's trainers do not ask for.
 
+    With `args.torch_compile`, a looped model is compiled in parts (see `LoopedForCausalLM.compile`), which serve all
+    depths.
+
     It takes the arguments of `Trainer`. To train another trainer's way at sampled depth, put this class in front:
     `class LoopSFTTrainer(LoopTrainer, SFTTrainer)`, with arguments that derive from both argument classes. A reference
     model, as `DPOTrainer` has one, runs each step at the policy's depth. Trainers that sample what they train on
@@ -85,6 +89,7 @@ class LoopTrainer(CardTrainer):
         self._check_reference_model(num_loops)
         self._depth_schedule: DepthSchedule = self.args.depth_schedule(num_loops)
         self._refuse_reentrant_checkpointing()
+        self._compile_in_parts()
         self._depths_since_log: dict[int, int] = {}
         self._state_norms = StateNorms()
         self._takes_model_loss = not [kind for kind in type(self).__mro__ if is_trainer_with_loss(kind)]
@@ -194,6 +199,21 @@ class LoopTrainer(CardTrainer):
             return build_muon_adamw(model, self.args, self.args.muon_learning_rate, decay_parameters)
 
         return build
+
+    def _compile_in_parts(self) -> None:
+        """Compile the parts of a model that has graphs for all depths. accelerate would compile the whole model, anew
+        at every depth."""
+        if not getattr(self.recurrent_model, "compiles_in_parts", False):
+            return
+        plugin: Any = self.accelerator.state.dynamo_plugin
+        options = {} if plugin.backend == DynamoBackend.NO else plugin.to_kwargs()
+        if self.args.torch_compile:
+            # accelerate's state may be that of an earlier trainer
+            options["backend"] = self.args.torch_compile_backend
+            options["mode"] = self.args.torch_compile_mode
+        if options:
+            self.recurrent_model.compile(**options)
+            plugin.backend = DynamoBackend.NO
 
     def _frozen_teacher(self, teacher: PreTrainedModel | None) -> Any:
         if teacher is None:

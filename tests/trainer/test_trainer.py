@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import AutoConfig, Trainer, TrainingArguments
 
 from hf_loop import LoopedForSequenceClassification, LoopTrainer
@@ -211,3 +212,16 @@ def test_stock_trainer_at_the_configured_depth(tmp_path):
     fixed = train(tmp_path / "fixed", loop_sampling="fixed")
     assert logged(stock, "loss") == pytest.approx(logged(fixed, "loss"), abs=1e-6)
     assert logged(stock, "loss")[-1] < logged(stock, "loss")[0] - 0.1
+
+
+def test_a_compiled_model_has_the_same_graphs_at_every_depth(tmp_path):
+    fields = {"num_backprop_loops": 2, "gradient_checkpointing": True, "max_steps": 5}
+    expected = train(tmp_path / "plain", **fields)
+    torch._dynamo.reset()
+    counters.clear()
+    trainer = train(tmp_path / "compiled", torch_compile=True, torch_compile_backend="eager", **fields)
+    assert len({trainer.depth_at(step).num_loops for step in range(5)}) > 2
+    # the core with gradient and without, and the final norm: there is no prelude
+    assert counters["stats"]["unique_graphs"] == 3
+    assert_same_weights(trainer.model, expected.model)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.evaluate()["eval_loss"])
