@@ -23,8 +23,8 @@ METRICS: dict[str, Callable[[Quality], float]] = {
 def plot_bench(bench: Bench, path: str | Path, *, title: str | None = None) -> None:
     """Draw the quality of every way to decode against its time into an image file.
 
-    A column of panels is a batch size. Fixed depths, and the thresholds of one exit rule, are joined by a line, with
-    the number of loops beside each point; bars are the quartiles of the time. A dashed vertical line is the time of
+    A column of panels is a batch size. Fixed depths, and the thresholds of one exit rule, are joined by a line; the
+    number beside a fixed depth is its loops. Bars are the quartiles of the time. A dashed vertical line is the time of
     what has no quality: a plain decoder of random weights.
 
     Args:
@@ -39,8 +39,8 @@ def plot_bench(bench: Bench, path: str | Path, *, title: str | None = None) -> N
     if not batches:
         raise ValueError("bench holds no times; there is nothing to draw")
     series = _series(bench)
-    # room for the legend, three entries to a line
-    figure = new_figure(1.0 + 4.6 * len(batches), 6.4 + 0.08 * len(series))
+    # room for the legend, two or three entries to a line
+    figure = new_figure(1.0 + 4.6 * len(batches), 6.4 + (0.08 if len(batches) > 1 else 0.12) * len(series))
     panels: Any = figure.subplots(len(METRICS), len(batches), squeeze=False, sharey="row")
     for row, (label, metric) in zip(panels, METRICS.items()):
         for axes, batch in zip(row, batches):
@@ -51,7 +51,7 @@ def plot_bench(bench: Bench, path: str | Path, *, title: str | None = None) -> N
             clear_axes(axes, "both")
         row[0].set_ylabel(label)
     figure.suptitle(f"Ways to decode with {bench.label}" if title is None else title, fontsize="large")
-    legend_below(figure, num_columns=3)
+    legend_below(figure, num_columns=3 if len(batches) > 1 else 2)
     save_figure(figure, path)
 
 
@@ -94,6 +94,6 @@ def _draw(
     style = style if len(points) > 1 else style | {"linestyle": "none"}
     axes.errorbar(medians, values, xerr=bars, markersize=5, linewidth=1, elinewidth=0.8, label=name, **style)
     for ratio, value, loops in points:
-        if loops is not None:
+        if loops is not None and rows[0].kind == "loops":
             text = f"{loops:.3g}"
             axes.annotate(text, (ratio.median, value), (3, 3), textcoords="offset points", fontsize=6, color="0.3")

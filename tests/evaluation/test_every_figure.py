@@ -11,6 +11,9 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from hf_loop.evaluation import LayerScan, LoopCurve, ScanCell, layer_ranges, plot_layer_scan, plot_loop_curves
+from hf_loop.evaluation.bench_plots import plot_bench
+from hf_loop.evaluation.bench_quality import Quality
+from hf_loop.evaluation.bench_results import Bench, BenchRow
 from hf_loop.evaluation.block_perplexity import BlockCurve
 from hf_loop.evaluation.block_plots import plot_block_curves
 from hf_loop.evaluation.puzzle_plots import plot_puzzle_results
@@ -63,6 +66,17 @@ def layer_scan(path):
     plot_layer_scan(LayerScan("model", 9, 100, 10.0, {}, cells), path)
 
 
+def bench(path):
+    rows = [
+        *(BenchRow(f"{count} loops", "loops", Quality(10.0, 0.5, float(count))) for count in (2, 1)),
+        *(BenchRow(f"kl:{value}", "exit", Quality(10.0, 0.5, 1.5)) for value in (0.1, 0.2)),
+        *(BenchRow(name, "other", Quality(10.0 + index, 0.5)) for index, name in enumerate(NAMES)),
+        BenchRow("plain Llama", "plain"),
+    ]
+    times = {row.name: [0.1 * index, 0.1] for index, row in enumerate(rows, 1)}
+    plot_bench(Bench("model", 2, {}, rows, {"1": [times]}), path)
+
+
 def seeds(path):
     runs = {name: [[1.0, 0.5, index / 20], [0.9, 0.4, 0.0]] for index, name in enumerate(NAMES)}
     plot_seeds(runs, [2, 4, 256], path, x_label="blocks", y_label="right", trained=4, guessing=0.1)
@@ -80,6 +94,7 @@ def passes(path):
 
 
 FIGURES = {
+    "hf_loop/evaluation/bench_plots.py": bench,
     "hf_loop/evaluation/plots.py": loop_curves,
     "hf_loop/evaluation/block_plots.py": block_curves,
     "hf_loop/evaluation/puzzle_plots.py": puzzle_results,
