@@ -35,6 +35,7 @@ from .exit_pass import ExitPass
 from .exit_training import ExitTrainingMixin
 from .exits import ExitRule, check_exits, make_exits
 from .family import Family, text_classes
+from .generation_depth import DepthBatchingMixin
 from .generation_looped import LoopedGenerationMixin
 from .injection import ConcatInjection, DiagonalInjection, make_injection
 from .loop_cache import open_cache, parse_policy
@@ -305,7 +306,9 @@ class LoopedModel(LoopedPreTrainedModel, ExitGateMixin, RecurrentModel):
 
 
 # trf-ignore: TRF057 as above
-class LoopedForCausalLM(LoopedPreTrainedModel, LoopedGenerationMixin, ExitTrainingMixin, RecurrentForCausalLM):
+class LoopedForCausalLM(
+    LoopedPreTrainedModel, DepthBatchingMixin, LoopedGenerationMixin, ExitTrainingMixin, RecurrentForCausalLM
+):
     """The looped model with the backbone's language-model head.
 
     Args:

@@ -8,6 +8,7 @@ the same for torch, accelerate, compiling and PEFT. No other file uses private n
 hooks for subclasses (`_init_weights`, `_tied_weights_keys`, `_tp_plan`, ...); tests/test_seams.py checks it.
 """
 
+import copy
 import functools
 import inspect
 import logging
@@ -272,6 +273,13 @@ class GenerationHooks(GenerationMixin):
 
     def _get_candidate_generator(self, **kwargs):  # ty: ignore[incompatible-method-override]
         return self.make_candidate_generator(**kwargs)
+
+
+def logits_processors(model: Any, generation_config: GenerationConfig, num_prompt_tokens: int, device: Any) -> Any:
+    """Return what `generate` applies to the logits of one sequence before it chooses a token."""
+    generation_config = copy.deepcopy(generation_config)
+    model._prepare_special_tokens(generation_config, True, device=device)
+    return model._get_logits_processor(generation_config, num_prompt_tokens, device=device, model_kwargs={})
 
 
 def is_scored_by_trl(model: nn.Module) -> bool:

@@ -362,3 +362,13 @@ def test_recorded_outputs_are_noticed():
     for flag in (False, True):
         model(torch.arange(3, 8)[None], output_hidden_states=flag)
     assert noticed == [False, True]
+
+
+def test_logits_processors_are_those_of_generate():
+    model = LlamaForCausalLM(tiny_llama().config)
+    settings = {"repetition_penalty": 1.5, "min_new_tokens": 2, "eos_token_id": 2}
+    config, _ = model._prepare_generation_config(None, **settings)
+    processors = seams.logits_processors(model, config, 3, "cpu")
+    for num_new, end in ((1, -torch.inf), (2, 1.0)):
+        ids = torch.full((1, 3 + num_new), 5)
+        assert torch.allclose(processors(ids, torch.ones(1, 8)), torch.tensor([[1, 1, end, 1, 1, 1 / 1.5, 1, 1]]))
