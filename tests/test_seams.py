@@ -19,6 +19,7 @@ SEAMS = [
         "models/transformers_seams.py",
         "models/module_seams.py",
         "models/compile_seams.py",
+        "models/decoding_seams.py",
         "trainer/trainer_hooks.py",
     )
 ]

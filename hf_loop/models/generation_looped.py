@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Generation with a looped model: exits, cache policies and the contrast with an earlier loop."""
+"""Generation with a looped model: exits, cache policies, drafts and the contrast with an earlier loop."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from .compile_seams import CompiledGeneration
 from .loop_cache import LoopCache
 from .loop_contrast import LoopContrast, check_weight
 from .module_seams import module_view
+from .speculation import DRAFT_NAMES, check_drafting, decode_with_drafts
 from .transformers_seams import CACHE_NAMES, named_cache
 
 
@@ -17,8 +18,9 @@ class LoopedGenerationMixin(CompiledGeneration):
     """Mixin with further arguments of `generate`.
 
     These are `exit_criterion`, `exit_threshold`, `min_loops` (see `exits.py`), `cache_policy` (see `loop_cache.py`),
-    `contrast_loop` and `contrast_weight` (see `loop_contrast.py`). They may also come from the `GenerationConfig`.
-    Where transformers compiles the decoding of tokens, the parts of the model are compiled, see `compiled_depth.py`.
+    `contrast_loop`, `contrast_weight` (see `loop_contrast.py`), `draft_loops` and `num_draft_tokens` (see
+    `speculation.py`). They may also come from the `GenerationConfig`. Where transformers compiles the decoding of
+    tokens, the parts of the model are compiled, see `compiled_depth.py`.
     """
 
     config: Any
@@ -29,6 +31,7 @@ class LoopedGenerationMixin(CompiledGeneration):
         return (*super().depth_names, "min_loops", "contrast_loop")
 
     def generation_settings(self: Any, generation_config, contrast_weight: float | None = None, **kwargs):
+        drafting = {name: kwargs.pop(name, None) for name in DRAFT_NAMES}
         generation_config, model_kwargs = super().generation_settings(generation_config, **kwargs)
         if contrast_weight is None:
             contrast_weight = getattr(generation_config, "contrast_weight", None)
@@ -36,12 +39,16 @@ class LoopedGenerationMixin(CompiledGeneration):
         generation_config.contrast_weight = check_weight(contrast_weight, model_kwargs.get("contrast_loop"))
         if generation_config.contrast_weight == 0:
             model_kwargs.pop("contrast_loop", None)
+        # `decode` takes them from there
+        vars(generation_config).update({name: value for name, value in drafting.items() if value is not None})
+        check_drafting(generation_config, model_kwargs, model_kwargs.get("num_loops", self.config.num_loops))
         return generation_config, model_kwargs
 
     def make_logits_processors(self: Any, generation_config, *args, model_kwargs=None, **kwargs):
         processors = super().make_logits_processors(generation_config, *args, model_kwargs=model_kwargs, **kwargs)
-        if model_kwargs is None and getattr(generation_config, "contrast_loop", None) is not None:
-            raise ValueError("`contrast_loop` does not work with `generate_batch`: `generate` takes batches too")
+        for name in ("contrast_loop", "draft_loops"):
+            if model_kwargs is None and getattr(generation_config, name, None) is not None:
+                raise ValueError(f"`{name}` does not work with `generate_batch`: `generate` takes batches too")
         if model_kwargs is not None and model_kwargs.get("contrast_loop") is not None:
             # the others change what it makes; between the steps it travels with the arguments of `forward`
             model_kwargs["loop_contrast"] = LoopContrast(generation_config.contrast_weight)
@@ -54,6 +61,9 @@ class LoopedGenerationMixin(CompiledGeneration):
         return super().next_model_kwargs(outputs, model_kwargs, *args, **kwargs)
 
     def make_candidate_generator(self: Any, generation_config, model_kwargs, **kwargs):
+        draft_loops = getattr(generation_config, "draft_loops", None)
+        if draft_loops is not None:
+            raise ValueError(f"`draft_loops` must be None beside an `assistant_model`, got {draft_loops!r}")
         if model_kwargs.get("contrast_loop") is not None:
             raise ValueError(
                 f"`contrast_loop` must be None in assisted generation, got {model_kwargs['contrast_loop']!r}"
@@ -64,6 +74,11 @@ class LoopedGenerationMixin(CompiledGeneration):
     def prepare_inputs_for_generation(self: Any, *args, inputs_embeds: torch.Tensor | None = None, **kwargs):
         kwargs.pop("loop_contrast", None)
         return super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
+
+    def decode(self: Any, input_ids, *args, **kwargs):
+        if getattr(kwargs["generation_config"], "draft_loops", None) is None:
+            return super().decode(input_ids, *args, **kwargs)
+        return decode_with_drafts(self, input_ids, *args, **kwargs)
 
     def make_generation_cache(self: Any, generation_config, model_kwargs, *args, **kwargs):
         given = [name for name in ("exit_criterion", "cache_policy") if model_kwargs.get(name) is not None]

@@ -14,6 +14,7 @@ tokens are in each pass.
 """
 
 import copy
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from transformers import DynamicCache
@@ -143,6 +144,15 @@ class SharedSlot(CacheSlot):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
+def crop_slots(cache: Any, slots: Iterable[int], num_tokens: int) -> None:
+    """Remove the last `num_tokens` tokens from some slots of a cache that nothing else reads."""
+    for slot in slots:
+        layer = cache.layers[slot]
+        layer.crop(-num_tokens)
+        if isinstance(layer, GrowingLayer):
+            layer.rewind()
+
+
 class CachePass:
     """One pass over tokens with a cache: finds the slot of every layer call.
 
@@ -189,11 +199,16 @@ def open_cache(cache: Any, config: Any, has_exits: bool, cache_policy: str | Non
     if cache_policy is not None and parse_policy(cache_policy) != policy:
         raise ValueError(f"`cache` has the policy {str(policy)!r}, got cache_policy={cache_policy!r}")
     if has_exits:
-        _check_exit_cache(cache)
+        check_attention_cache(cache, "exit_criterion")
     return cache
 
 
-def _check_exit_cache(cache: Any) -> None:
+def check_attention_cache(cache: Any, name: str) -> None:
+    """Refuse a cache that does not hold, on one device, the keys and values of attention layers and nothing else.
+
+    Raises:
+        ValueError: if it is another cache; the message says that the argument `name` needs this one.
+    """
     layers = getattr(cache, "layers", None)
     if layers is None:
         kind = type(cache).__name__
@@ -202,7 +217,15 @@ def _check_exit_cache(cache: Any) -> None:
     else:
         kind = ", ".join(sorted({type(layer).__name__ for layer in layers if not isinstance(layer, DynamicLayer)}))
     if kind:
-        raise ValueError(f"`exit_criterion` needs a dynamic cache of attention layers on one device, got {kind}")
+        raise ValueError(f"`{name}` needs a dynamic cache of attention layers on one device, got {kind}")
 
 
-__all__ = ["CachePass", "CachePolicy", "LoopCache", "SharedSlot", "open_cache", "parse_policy"]
+__all__ = [
+    "CachePass",
+    "CachePolicy",
+    "LoopCache",
+    "SharedSlot",
+    "check_attention_cache",
+    "open_cache",
+    "parse_policy",
+]

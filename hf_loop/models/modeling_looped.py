@@ -207,11 +207,7 @@ class LoopedModel(LoopedPreTrainedModel, ExitGateMixin, RecurrentModel):
             check_contrast(contrast_loop, depth["num_loops"], exits is not None, calls, schedule.coda_calls())
         run_call = calls.run_call
         encoded = schedule.run_prelude(forward_pass.hidden_states, run_call)
-        noise: Any = ()
-        # CODEPATH: Huginn starts from noise, Ouro and others do not
-        if self.config.state_init == "normal":
-            noise = self.noise_inputs(inputs, forward_pass.inputs.position_ids, noise_per_example)
-        state = self.make_initial_state(encoded, *noise)
+        state = self.first_state(encoded, inputs, forward_pass.inputs.position_ids, noise_per_example)
         loop_states: list[torch.Tensor] = []
         keeps_states = output_loop_states or output_loop_hidden_states or contrast_loop is not None
         kept = loop_states if keeps_states else None
@@ -263,6 +259,15 @@ class LoopedModel(LoopedPreTrainedModel, ExitGateMixin, RecurrentModel):
         if self.loop_lora is None or call.loop is None:
             return 0
         return self.loop_lora.update_size(call.layer - self.config.num_prelude_layers, call.loop)
+
+    def first_state(
+        self, encoded: torch.Tensor, inputs: ModelInputs, position_ids: torch.Tensor, noise_per_example: bool = False
+    ) -> torch.Tensor:
+        """Make the state before the first loop of a pass, `[B, T, D]`, from the prelude's output `[B, T, D]`."""
+        # CODEPATH: Huginn starts from noise, Ouro and others do not
+        if self.config.state_init != "normal":
+            return self.make_initial_state(encoded)
+        return self.make_initial_state(encoded, *self.noise_inputs(inputs, position_ids, noise_per_example))
 
     def noise_inputs(
         self, inputs: ModelInputs, position_ids: torch.Tensor, per_example: bool

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .transformers_seams import CacheNames, selected_indices
@@ -74,6 +75,20 @@ class LoopedCausalLMOutputWithPast(RecurrentCausalLMOutputWithPast):
     loop_states: tuple[torch.Tensor, ...] | None = None
     loop_logits: tuple[torch.Tensor, ...] | None = None
     contrast_logits: torch.Tensor | None = None
+
+
+@dataclass
+class SpeculationOutput(CacheNames, GenerateDecoderOnlyOutput):  # ty: ignore[incompatible-property-override]
+    """
+    What `generate` returns with `draft_loops` and `return_dict_in_generate=True`.
+
+    Args:
+        tokens_per_verification (`torch.LongTensor` of shape `(verifications,)`):
+            Number of tokens that every verification added to the text: the drafted tokens that the full model chose,
+            too, and one more.
+    """
+
+    tokens_per_verification: torch.Tensor | None = None
 
 
 @dataclass

@@ -3,9 +3,10 @@
 """All uses of private or unstable parts of transformers.
 
 Each is a named function with a short test against the installed release (tests/models/test_transformers_seams.py), so
-that a new release is adapted to here and nowhere else. `module_seams.py`, `compile_seams.py` and `peft_seams.py` do
-the same for torch, accelerate, compiling and PEFT. No other file uses private names of these libraries, apart from
-hooks for subclasses (`_init_weights`, `_tied_weights_keys`, `_tp_plan`, ...); tests/test_seams.py checks it.
+that a new release is adapted to here and nowhere else. `module_seams.py`, `compile_seams.py`, `decoding_seams.py` and
+`peft_seams.py` do the same for torch, accelerate, compiling, a decoding method and PEFT. No other file uses private
+names of these libraries, apart from hooks for subclasses (`_init_weights`, `_tied_weights_keys`, `_tp_plan`, ...);
+tests/test_seams.py checks it.
 """
 
 import copy
@@ -253,6 +254,10 @@ class GenerationHooks(GenerationMixin):
         """Return the arguments of the forward pass for the next token."""
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
+    def decode(self: Any, input_ids: torch.Tensor, *args, **kwargs) -> Any:
+        """Generate by greedy search or sampling, from what `generate` has prepared."""
+        return super()._sample(input_ids, *args, **kwargs)
+
     def make_candidate_generator(self: Any, generation_config: Any, model_kwargs: dict[str, Any], **kwargs) -> Any:
         """Make the generator of candidate tokens for assisted generation, from this model's own settings."""
         kwargs |= {"generation_config": generation_config, "model_kwargs": model_kwargs}
@@ -270,6 +275,9 @@ class GenerationHooks(GenerationMixin):
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
         return self.next_model_kwargs(outputs, model_kwargs, *args, **kwargs)
+
+    def _sample(self, input_ids, *args, **kwargs):
+        return self.decode(input_ids, *args, **kwargs)
 
     def _get_candidate_generator(self, **kwargs):  # ty: ignore[incompatible-method-override]
         return self.make_candidate_generator(**kwargs)

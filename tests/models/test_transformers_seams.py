@@ -24,7 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_loop.models import compile_seams, module_seams
+from hf_loop.models import compile_seams, decoding_seams, module_seams
 from hf_loop.models import transformers_seams as seams
 from hf_loop.models.outputs import RecurrentCausalLMOutputWithPast, RecurrentModelOutputWithPast
 
@@ -209,6 +209,14 @@ class _Steps(seams.GenerationHooks, LlamaForCausalLM):
         self.taken.append("candidates")
         return super().make_candidate_generator(*args, **kwargs)
 
+    def decode(self, input_ids, *args, **kwargs):
+        config = kwargs["generation_config"]
+        self.pad_token = decoding_seams.pad_token_of(config, input_ids.device)
+        arguments = {name: kwargs[name] for name in ("position_ids", seams.CACHE_NAME)}
+        self.logits = decoding_seams.prefill(self, input_ids, config, arguments).logits
+        arguments[seams.CACHE_NAME].crop(-input_ids.shape[1])
+        return super().decode(input_ids, *args, **kwargs)
+
 
 def test_generate_takes_the_steps_that_our_models_change():
     model = _Steps(tiny_backbone("llama")).eval()
@@ -216,6 +224,15 @@ def test_generate_takes_the_steps_that_our_models_change():
     model.generate(prompt, max_new_tokens=2, prompt_lookup_num_tokens=2, do_sample=False, eos_token_id=None)
     assert model.taken[:3] == ["settings", "cache", "processors"]
     assert set(model.taken[3:]) == {"next", "candidates"}
+
+
+def test_a_decoding_method_gets_what_generate_has_prepared():
+    model, prompt = _Steps(tiny_backbone("llama")).eval(), torch.arange(3, 8)[None]
+    tokens = model.generate(prompt, max_new_tokens=2, do_sample=False, eos_token_id=None, pad_token_id=9)
+    assert model.pad_token == 9
+    torch.testing.assert_close(model.logits[:, -1], model(prompt).logits[:, -1])
+    assert tokens[0, 5] == model.logits[0, -1].argmax()
+    assert tokens[0, 6] == model(tokens[:, :6]).logits[0, -1].argmax()
 
 
 def test_a_module_view_shares_all_that_it_is_not_given():
