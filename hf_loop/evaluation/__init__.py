@@ -3,6 +3,7 @@
 from .accuracy import accuracy_over_loops
 from .benchmarks import BenchmarkResult, BenchmarkResults, benchmarks_over_loops
 from .curves import LoopCurve, safe_range
+from .gate_calibration import GateCalibration, gate_calibration
 from .memory import kv_bytes_per_loop, kv_bytes_per_token
 from .model_card import ModelCardFacts, render_model_card, write_model_card
 from .perplexity import perplexity_over_loops
@@ -28,6 +29,7 @@ __all__ = [
     "BenchmarkResult",
     "BenchmarkResults",
     "FailureChecks",
+    "GateCalibration",
     "HaltingQuality",
     "LayerScan",
     "LoopCurve",
@@ -38,6 +40,7 @@ __all__ = [
     "accuracy_over_loops",
     "benchmarks_over_loops",
     "failure_checks",
+    "gate_calibration",
     "halting_quality",
     "kv_bytes_per_loop",
     "kv_bytes_per_token",

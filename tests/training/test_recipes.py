@@ -32,7 +32,7 @@ def in_the_repository(monkeypatch):
 def test_there_are_recipes():
     names = {path.stem for path in RECIPES}
     assert {"shell_game", "text_pretraining", "smollm2_135m", "smollm2_135m_cpu"} <= names
-    assert {"python_source", "python_source_16"} <= names
+    assert {"python_source", "python_source_16", "python_source_gate"} <= names
     assert {"passkey", "smollm2_135m_lora"} <= names
     assert {"associative_recall", "rule_110", "successor", "smollm2_135m_sleep"} <= names
     assert "delayed_shell_game" in names
