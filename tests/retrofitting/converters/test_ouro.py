@@ -151,6 +151,24 @@ def test_the_exit_gate_gives_the_probabilities_of_the_original():
 
 
 @torch.no_grad()
+def test_the_exit_gate_drives_exits():
+    tensors = make_tensors(CONFIG)
+    model = converted_model(ouro, CONFIG, tensors)
+    # first tokens, which read no others: 3.2 of 2510.25741, the first loop at which the probabilities add up to more
+    input_ids = torch.arange(3, 90)[:, None]
+    states = torch.stack(reference_states(CONFIG, tensors, input_ids, 4))
+    goes_on = 1 - torch.sigmoid(linear(states, tensors, "model.early_exit_gate")[..., 0])
+    for threshold in (0.5, 0.8):
+        has_exited = 1 - goes_on.cumprod(0) > threshold
+        expected = torch.where(has_exited[:3].any(0), has_exited.int().argmax(0) + 1, 4)
+        outputs = model(input_ids, exit_criterion="gate", exit_threshold=threshold)
+        assert torch.equal(outputs.exit_loops, expected)
+        assert len(expected.unique()) > 1
+    generated = model.generate(INPUT_IDS, exit_criterion="gate", exit_threshold=1.0, max_new_tokens=5)
+    assert torch.equal(generated, model.generate(INPUT_IDS, max_new_tokens=5))
+
+
+@torch.no_grad()
 def test_a_copy_without_the_gate_is_converted_without(tmp_path):
     tensors = make_tensors(CONFIG)
     expected = reference_logits(CONFIG, tensors, INPUT_IDS, 4)
