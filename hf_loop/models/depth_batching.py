@@ -96,10 +96,7 @@ class DepthBatching:
     def run(self) -> list[DepthSequence]:
         """Run all prompts to their end."""
         while True:
-            for request, row in self.scheduler.admit():
-                self.requests[row] = request
-                self.prompt_logits[row], exit_loops = self.runner.read_prompt(row, self.prompts[request])
-                self.sequences[request].exit_loops.append(exit_loops)
+            self.read_prompts(self.scheduler.admit())
             step = self.scheduler.next_step()
             if step is None:
                 return self.sequences
@@ -107,6 +104,21 @@ class DepthBatching:
                 self.scheduler.after_loop(step.rows, self.runner.run_loop(step.rows))
             else:
                 self.scheduler.after_token(step.rows, self.next_token(step.rows))
+
+    def read_prompts(self, admitted: list[tuple[int, int]]) -> None:
+        """Read the prompts of pairs of request and row, in batches of similar length."""
+        groups: list[list[tuple[int, int]]] = []
+        for request, row in sorted(admitted, key=lambda pair: len(self.prompts[pair[0]])):
+            shortest = len(self.prompts[groups[-1][0][0]]) if groups else 0
+            if len(self.prompts[request]) > 2 * shortest or len(groups[-1]) == self.scheduler.max_batch_rows:
+                groups.append([])
+            groups[-1].append((request, row))
+        for group in groups:
+            rows = [row for _, row in group]
+            logits, exit_loops = self.runner.read_prompts(rows, [self.prompts[request] for request, _ in group])
+            for (request, row), row_logits, loops in zip(group, logits, exit_loops):
+                self.requests[row], self.prompt_logits[row] = request, row_logits
+                self.sequences[request].exit_loops.append(loops)
 
     def next_token(self, rows: list[int]) -> list[bool]:
         """Choose the next token of rows and read it, and return which sequences have ended instead."""

@@ -48,10 +48,10 @@ class LayerBlock:
             for states in (layer.keys, layer.values)
         )
 
-    def write_prompt(self, index: int, layer: Any) -> None:
-        """Copy a cache's entry of one sequence, `[1, H, T, C]`, to a set."""
+    def write_prompt(self, index: int, layer: Any, number: int, num_tokens: int) -> None:
+        """Copy the last tokens of a sequence in a cache's entry, `[B, H, T, C]`, to a set."""
         for block, states in zip(self.tensors, (layer.keys, layer.values)):
-            block[index, : states.shape[2]] = states[0].transpose(0, 1)
+            block[index, :num_tokens] = states[number, :, -num_tokens:].transpose(0, 1)
 
     def copy(self, positions: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> None:
         """Copy the keys and values of positions from sets to others; all `[N]`."""
@@ -101,8 +101,14 @@ class DepthBlock:
         # made when the first prompt has been read, whose cache tells their sizes
         self.layers: dict[int, LayerBlock] = {}
 
-    def write_prompt(self, row: int, cache: Any) -> None:
-        """Copy the cache of a prompt to a row.
+    def write_prompt(self, row: int, cache: Any, number: int, num_tokens: int) -> None:
+        """Copy a prompt to a row.
+
+        Args:
+            row (`int`): the row.
+            cache (`Cache`): the cache of a pass over several prompts.
+            number (`int`): the number of this prompt in the pass.
+            num_tokens (`int`): its length, without the padding before it.
 
         Raises:
             ValueError: if the cache has layers other than full attention.
@@ -117,7 +123,7 @@ class DepthBlock:
             num_sets = 1 if call.loop is None else self.num_loops
             if call.layer not in self.layers:
                 self.layers[call.layer] = LayerBlock(layer, self.num_rows * num_sets, self.max_length)
-            self.layers[call.layer].write_prompt(row * num_sets + (call.loop or 0), layer)
+            self.layers[call.layer].write_prompt(row * num_sets + (call.loop or 0), layer, number, num_tokens)
 
     def view(self, call: Call, batch: BlockRows) -> BlockSlot:
         """Return what a layer call sees of the block. A call of the core stands for the loop that each row is in."""

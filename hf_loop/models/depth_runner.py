@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the parts of a looped model on sequences that stand at different loops and positions.
 
-A prompt is read by the model's own forward pass. After that every part (prelude, one loop of the core, coda and head)
+Prompts are read by the model's own forward pass. After that every part (prelude, one loop of the core, coda and head)
 is run on any rows, which share nothing but the weights.
 """
 
@@ -16,7 +16,6 @@ from .depth_checks import check_backbone
 from .exits import Exits, LoopStep, Memory
 from .layer_calls import LayerInputs
 from .schedules import Call, RunCall, run_calls
-from .transformers_seams import attention_function
 
 
 class DepthRunner:
@@ -45,24 +44,26 @@ class DepthRunner:
         self.encoded: Any = None
         self.memory: Memory = None
 
-    def read_prompt(self, row: int, prompt: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """Read a prompt `[T]` into a row, and return its last logits `[V]` and the loops of its last token."""
-        # CODEPATH: without a rule the forward pass has no exits to report
+    def read_prompts(self, rows: list[int], prompts: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
+        """Read prompts `[T]` into rows, and return their last logits `[B, V]` and the loops of their last tokens."""
+        lengths = [len(prompt) for prompt in prompts]
+        ids, mask = (prompts[0].new_zeros(len(rows), max(lengths)) for _ in range(2))
+        for number, prompt in enumerate(prompts):
+            ids[number, -len(prompt) :], mask[number, -len(prompt) :] = prompt, 1
         options: dict[str, Any] = {}
+        if min(lengths) < max(lengths):
+            options |= {"attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
+        # CODEPATH: without a rule the forward pass has no exits to report
         if self.exits is not None:
-            options = {"exit_criterion": self.exits.rule, "min_loops": self.exits.min_loops}
-        outputs = self.model(
-            prompt[None],
-            num_loops=self.num_loops,
-            noise_per_example=False,
-            use_cache=True,
-            logits_to_keep=1,
-            **options,
-        )
-        self.block.write_prompt(row, outputs.cache)
-        self.positions[row] = len(prompt)
-        exit_loops = self.num_loops if outputs.exit_loops is None else int(outputs.exit_loops[0, -1])
-        return outputs.logits[0, -1], exit_loops
+            options |= {"exit_criterion": self.exits.rule, "min_loops": self.exits.min_loops}
+        options |= {"noise_per_example": False, "use_cache": True, "logits_to_keep": 1}
+        outputs = self.model(ids, num_loops=self.num_loops, **options)
+        for number, row in enumerate(rows):
+            self.block.write_prompt(row, outputs.cache, number, lengths[number])
+            self.positions[row] = lengths[number]
+        if outputs.exit_loops is None:
+            return outputs.logits[:, -1], [self.num_loops] * len(rows)
+        return outputs.logits[:, -1], outputs.exit_loops[:, -1].tolist()
 
     def run_prelude(self, rows: list[int], tokens: torch.Tensor) -> None:
         """Read the next tokens `[B]` of rows, whose states are then those before the first loop."""
@@ -130,12 +131,11 @@ class DepthRunner:
     def caller(self, batch: BlockRows, hidden_states: torch.Tensor) -> RunCall:
         """Return the function that runs layer calls on rows."""
         position_ids = batch.positions[:, None]
-        masks: Any = torch.arange(batch.length, device=position_ids.device) <= position_ids
-        masks = masks[:, None, None]
-        if attention_function(self.backbone.config) == "eager":
-            masks = torch.where(masks, 0.0, torch.finfo(hidden_states.dtype).min).to(hidden_states.dtype)
+        is_later = torch.arange(batch.length, device=position_ids.device) > position_ids
+        # numbers to add, which both attention functions take; they would convert flags in every call
+        masks = hidden_states.new_zeros(is_later.shape).masked_fill_(is_later, torch.finfo(hidden_states.dtype).min)
         rotary = self.backbone.rotate(hidden_states, position_ids)
-        inputs = LayerInputs(position_ids, rotary, masks, None, True, {})
+        inputs = LayerInputs(position_ids, rotary, masks[:, None, None], None, True, {})
 
         def run_call(call: Call, hidden_states: torch.Tensor) -> torch.Tensor:
             view = self.block.view(call, batch)
