@@ -39,6 +39,23 @@ def bench(
     policies: Annotated[
         str | None, typer.Option(help="Cache policies.", show_default="own,last_loop,cyclic:2,window:64")
     ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOOPS:TOKENS,...", help="Loops that draft, and tokens that they draft.", show_default="1:4,2:4"
+        ),
+    ] = None,
+    depth_batching: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE:THRESHOLD,...",
+            help="Exit rules for continuous depth batching of twice as many prompts.",
+            show_default="state_change:0.1",
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Compile the model, too, which takes minutes for every batch size.")
+    ] = False,
     batch: Annotated[str, typer.Option(help="Prompts that are continued together.")] = "1,16",
     compare: Annotated[
         list[str] | None, typer.Option(help="Another checkpoint with the same vocabulary; may be repeated.")
@@ -55,7 +72,7 @@ def bench(
     seed: Annotated[int, typer.Option(help="Seed of the weights of the plain Llama that is timed.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Compare fixed depths, exit rules and cache policies: time, memory, perplexity and accuracy."""
+    """Compare fixed depths, exit rules, cache policies and drafts: time, memory, perplexity and accuracy."""
     counts = None if loops is None else parse_loops(loops)
     check_file(text, "--text")
     name = name_of(model)
@@ -65,10 +82,13 @@ def bench(
     from ..evaluation.bench_plots import plot_bench
     from ..evaluation.bench_results import BENCH_FILE, Bench
     from ..evaluation.bench_settings import (
+        DEFAULT_BATCHING,
+        DEFAULT_DRAFTS,
         DEFAULT_EXITS,
         DEFAULT_POLICIES,
         make_settings,
         parse_batches,
+        parse_drafts,
         parse_exits,
         parse_policies,
     )
@@ -83,6 +103,8 @@ def bench(
     # check everything that needs no weights before they are read
     rules = parse_exits(DEFAULT_EXITS if exits is None else exits)
     kept = parse_policies(DEFAULT_POLICIES if policies is None else policies)
+    drafts = parse_drafts(DEFAULT_DRAFTS if draft is None else draft)
+    batched = parse_exits(DEFAULT_BATCHING if depth_batching is None else depth_batching, "--depth-batching")
     batch_sizes = parse_batches(batch)
     config = load_config(model)
     check_language_model(config, model)
@@ -97,7 +119,11 @@ def bench(
             Bench.load(file).check_settings(bench_settings(cut_windows(input_ids, WINDOW), new_tokens), file)
         others = {name_of(other): _load_other(other, tokenizer) for other in compare or []}
         language_model = load_model(model).to(default_device())
-        settings = make_settings(language_model.config.num_loops, counts, rules, kept, list(others))
+        # of drafts, those that leave a loop to go on from them
+        drafts = [pair for pair in drafts if draft is not None or pair[0] < language_model.config.num_loops]
+        settings = make_settings(
+            language_model.config.num_loops, counts, rules, kept, drafts, batched, compiled, list(others)
+        )
         result = run_bench(
             language_model,
             input_ids,

@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..models.checks import check_positive_int
-from .bench_quality import score, score_oracle
+from .bench_quality import Quality, score, score_oracle
 from .bench_results import TEXT, Bench, BenchRow
-from .bench_runs import Run, make_run, measure_memory, plain_llama, timed
+from .bench_runs import Run, make_run, measure_memory, num_prompts, plain_llama, timed
 from .bench_settings import BenchSetting
 from .perplexity import batch_windows, cut_windows
 from .running import trained_loops
@@ -96,12 +96,14 @@ def run_bench(
             row = bench.row(setting.name, setting.kind)
             if row.quality is None and setting.kind != "plain":
                 with _Refusals(row, TEXT, is_first=setting is settings[0]):
-                    row.quality = _quality(models[setting.name], setting, windows)
+                    row.quality = _known_quality(bench, settings, setting)
+                    if row.quality is None:
+                        row.quality = _quality(models[setting.name], setting, windows)
                 save()
             bar.update()
         for batch in batch_sizes:
-            prompts = spread_prompts(input_ids, check_positive_int("batch_sizes", batch))
-            _time(bench, settings, models, prompts, new_tokens, rounds, save, bar)
+            batch = check_positive_int("batch_sizes", batch)
+            _time(bench, settings, models, input_ids, batch, new_tokens, rounds, save, bar)
     return bench
 
 
@@ -135,6 +137,14 @@ class _Refusals:
         return True
 
 
+def _known_quality(bench: Bench, settings: Sequence[BenchSetting], setting: BenchSetting) -> Quality | None:
+    """Return the quality of a setting that predicts the same and was measured already."""
+    if setting.kind in ("oracle", "other"):
+        return None
+    same = [one.name for one in settings if one.arguments == setting.arguments and one.kind not in ("oracle", "other")]
+    return next((row.quality for row in bench.rows if row.name in same and row.quality is not None), None)
+
+
 def _quality(model: Any, setting: BenchSetting, windows: list[torch.Tensor]) -> Any:
     batches = batch_windows(windows, STEP_ROWS)
     if setting.kind == "oracle":
@@ -146,26 +156,29 @@ def _time(
     bench: Bench,
     settings: Sequence[BenchSetting],
     models: Mapping[str, Any],
-    prompts: torch.Tensor,
+    input_ids: torch.Tensor,
+    batch: int,
     new_tokens: int,
     rounds: int,
     save: Callable[[], None],
     bar: Any,
 ) -> None:
     """Measure memory and time of all settings at one batch size, and add them to the benchmark."""
-    batch, first = len(prompts), settings[0]
+    first = settings[0]
     missing = {setting.name: max(0, rounds - bench.num_runs(setting.name, batch)) for setting in settings}
     bar.update(sum(rounds - count for count in missing.values()))
     runs: dict[str, Run] = {}
+    num_rows = {setting.name: num_prompts(setting, batch) for setting in settings}
     for setting in settings:
         bar.set_postfix_str(f"{setting.name}, batch {batch}")
         row = bench.row(setting.name, setting.kind)
         # the first is run in every round
         if missing[setting.name] or (setting is first and any(missing.values())):
             with _Refusals(row, str(batch), is_first=setting is first):
+                prompts = spread_prompts(input_ids, num_rows[setting.name])
                 run = make_run(setting, models[setting.name], prompts, new_tokens)
                 # the first run is slower than the others, and not timed
-                num_cached = batch * (prompts.shape[1] + new_tokens - 1)
+                num_cached = len(prompts) * (prompts.shape[1] + new_tokens - 1)
                 row.memory[str(batch)] = measure_memory(run, models[setting.name].device, num_cached)
                 runs[setting.name] = run
             save()
@@ -182,6 +195,6 @@ def _time(
         for name in [first.name, *names]:
             bar.set_postfix_str(f"{name}, batch {batch}, round {index + 1}")
             seconds = timed(runs[name], models[name].device)
-            times[name] = [value / (batch * new_tokens) for value in seconds]
+            times[name] = [value / (num_rows[name] * new_tokens) for value in seconds]
             save()
             bar.update()

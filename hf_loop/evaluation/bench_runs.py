@@ -3,13 +3,14 @@
 import ctypes
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ..models.compile_seams import compile_on_any_device
 from ..models.transformers_seams import cache_of
 from .bench_quality import ScriptedExits, oracle_loops
 from .bench_settings import BenchSetting
@@ -34,24 +35,48 @@ class Memory:
 Run = Callable[[], Any]
 
 
+def num_prompts(setting: BenchSetting, batch: int) -> int:
+    """Return how many prompts a run has: with depth batching twice as many as run at once, so that none waits."""
+    return 2 * batch if setting.kind == "batching" else batch
+
+
 def make_run(setting: BenchSetting, model: Any, prompts: torch.Tensor, new_tokens: int) -> Run:
     """Make the run of a setting that is timed: greedy generation of a fixed number of tokens.
 
     Args:
         setting (`BenchSetting`): the setting.
         model (`PreTrainedModel`): the model that it runs.
-        prompts (`torch.LongTensor` of shape `[B, T]`): the prompts.
+        prompts (`torch.LongTensor` of shape `[B, T]`): the prompts, as many as [`num_prompts`] says.
         new_tokens (`int`): tokens to generate for each prompt.
+
+    Raises:
+        ValueError: if the model has no such way to generate.
     """
     prompts = prompts.to(model.device)
+    if setting.kind == "batching":
+        return _batched_run(setting, model, prompts, new_tokens)
+    if setting.kind == "compiled":
+        setting = replace(setting, generation=setting.generation | {"compile_config": compile_on_any_device()})
     if setting.kind != "oracle":
-        return lambda: _generate(model, prompts, new_tokens, setting.arguments)
+        return lambda: _generate(model, prompts, new_tokens, setting.arguments | setting.generation)
     num_loops = setting.arguments["num_loops"]
     text: Any = _generate(model, prompts, new_tokens, setting.arguments).sequences
     exit_loops = oracle_loops(model, text, num_loops, setting.margin)
 
     def run() -> Any:
         return _generate(model, prompts, new_tokens, setting.arguments | {"exit_criterion": ScriptedExits(exit_loops)})
+
+    return run
+
+
+def _batched_run(setting: BenchSetting, model: Any, prompts: torch.Tensor, new_tokens: int) -> Run:
+    if not hasattr(model, "generate_depth_batch"):
+        raise ValueError(f"a {model.config.model_type} model has no continuous depth batching")
+    length = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens, "do_sample": False}
+
+    def run() -> None:
+        with evaluation_mode(model):
+            model.generate_depth_batch(list(prompts), max_batch_rows=len(prompts) // 2, **length, **setting.arguments)
 
     return run
 

@@ -18,6 +18,9 @@ THRESHOLDS: dict[str, tuple[float, ...]] = {
 }
 DEFAULT_EXITS = ",".join(THRESHOLDS)
 DEFAULT_POLICIES = "own,last_loop,cyclic:2,window:64"
+DEFAULT_DRAFTS = "1:4,2:4"
+DEFAULT_BATCHING = "state_change:0.1"
+COMPILED = "compiled"
 PLAIN = "plain Llama"
 ORACLES = {"oracle": None, "oracle, loss": 0.01}
 
@@ -29,14 +32,18 @@ class BenchSetting:
     Args:
         name (`str`): its name in tables and figures.
         kind (`str`): what it changes: `"loops"`, `"exit"`, `"policy"`, `"oracle"` (exits that are known beforehand),
-            `"plain"` (a decoder of as many layers as layer calls) or `"other"` (another checkpoint).
-        arguments (`dict`): arguments of `generate`, and of `forward` when text is scored.
+            `"draft"` (the first loops draft tokens), `"batching"` (exits with continuous depth batching), `"compiled"`
+            (with a static cache), `"plain"` (a decoder of as many layers as layer calls) or `"other"` (another
+            checkpoint).
+        arguments (`dict`): arguments of `forward` when text is scored, and of `generate`.
+        generation (`dict`): further arguments of `generate`, which change no result.
         margin (`float`, *optional*): of an oracle, see [`oracle_loops`].
     """
 
     name: str
-    kind: Literal["loops", "exit", "policy", "oracle", "plain", "other"]
+    kind: Literal["loops", "exit", "policy", "oracle", "draft", "batching", "compiled", "plain", "other"]
     arguments: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
     margin: float | None = None
 
 
@@ -45,6 +52,9 @@ def make_settings(
     loops: Sequence[int] | None = None,
     exits: Sequence[tuple[str, float]] = (),
     policies: Sequence[str] = (),
+    drafts: Sequence[tuple[int, int]] = (),
+    batching: Sequence[tuple[str, float]] = (),
+    is_compiled: bool = False,
     others: Sequence[str] = (),
 ) -> list[BenchSetting]:
     """List the settings of a benchmark; the first one is what all others are compared with.
@@ -54,6 +64,9 @@ def make_settings(
         loops (`Sequence[int]`, *optional*): other fixed depths, by default the powers of two below.
         exits (`Sequence[tuple[str, float]]`, *optional*): exit rules and their thresholds.
         policies (`Sequence[str]`, *optional*): cache policies; `"own"` is that of all other settings.
+        drafts (`Sequence[tuple[int, int]]`, *optional*): loops that draft, and tokens that they draft.
+        batching (`Sequence[tuple[str, float]]`, *optional*): exit rules and thresholds of continuous depth batching.
+        is_compiled (`bool`, *optional*, defaults to `False`): whether to compile the model once, too.
         others (`Sequence[str]`, *optional*): names of other checkpoints.
 
     Returns:
@@ -66,20 +79,37 @@ def make_settings(
         BenchSetting(f"{count} loop{'s' if count > 1 else ''}", "loops", {"num_loops": count}) for count in counts
     ]
     full = {"num_loops": num_loops}
-    settings += [
-        BenchSetting(f"{rule}:{threshold:g}", "exit", full | {"exit_criterion": rule, "exit_threshold": threshold})
-        for rule, threshold in exits
-    ]
+    settings += [BenchSetting(f"{rule}:{value:g}", "exit", full | _exit(rule, value)) for rule, value in exits]
     settings += [BenchSetting(name, "oracle", full, margin=margin) for name, margin in ORACLES.items()]
     settings += [
         BenchSetting(policy, "policy", full | {"cache_policy": policy}) for policy in policies if policy != "own"
     ]
+    settings += [
+        BenchSetting(
+            f"draft {count}:{num_tokens}", "draft", full, {"draft_loops": count, "num_draft_tokens": num_tokens}
+        )
+        for count, num_tokens in drafts
+    ]
+    settings += [
+        BenchSetting(f"depth batching, {rule}:{threshold:g}", "batching", full | _exit(rule, threshold))
+        for rule, threshold in batching
+    ]
+    if is_compiled:
+        settings.append(BenchSetting(COMPILED, "compiled", full, {"cache_implementation": "static"}))
     settings += [BenchSetting(PLAIN, "plain"), *(BenchSetting(name, "other") for name in others)]
     return list({setting.name: setting for setting in settings}.values())
 
 
-def parse_exits(text: str) -> list[tuple[str, float]]:
+def _exit(rule: str, threshold: float) -> dict[str, Any]:
+    return {"exit_criterion": rule, "exit_threshold": threshold}
+
+
+def parse_exits(text: str, option: str = "--exits") -> list[tuple[str, float]]:
     """Read exit rules such as `kl:0.01,entropy`; a rule without a threshold has several.
+
+    Args:
+        text (`str`): the rules.
+        option (`str`, *optional*, defaults to `"--exits"`): where they stand, for the message.
 
     Raises:
         ValueError: if there is no such rule, or a threshold is out of its range.
@@ -88,11 +118,11 @@ def parse_exits(text: str) -> list[tuple[str, float]]:
     for entry in _entries(text):
         rule, colon, threshold = entry.partition(":")
         if rule not in RULES:
-            raise ValueError(f"--exits: {rule!r} is no exit rule; there are {', '.join(RULES)}")
+            raise ValueError(f"{option}: {rule!r} is no exit rule; there are {', '.join(RULES)}")
         try:
             thresholds = (float(threshold),) if colon else THRESHOLDS[rule]
         except ValueError as error:
-            raise ValueError(f"--exits: {entry!r} is not RULE:THRESHOLD, as in kl:0.01") from error
+            raise ValueError(f"{option}: {entry!r} is not RULE:THRESHOLD, as in kl:0.01") from error
         for value in thresholds:
             RULES[rule](value)
             exits.append((rule, value))
@@ -106,6 +136,21 @@ def parse_policies(text: str) -> list[str]:
         ValueError: if there is no such policy.
     """
     return [str(parse_policy(entry)) for entry in _entries(text)]
+
+
+def parse_drafts(text: str) -> list[tuple[int, int]]:
+    """Read drafts such as `1:4,2:4`: loops, and tokens that they draft.
+
+    Raises:
+        ValueError: if an entry is not two positive integers.
+    """
+    drafts = []
+    for entry in _entries(text):
+        numbers = entry.split(":")
+        if len(numbers) != 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+            raise ValueError(f"--draft: {entry!r} is not LOOPS:TOKENS, as in 1:4")
+        drafts.append((int(numbers[0]), int(numbers[1])))
+    return drafts
 
 
 def parse_batches(text: str) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from transformers import CompileConfig
 from transformers.utils import output_capturing
 
 
@@ -44,9 +45,16 @@ class CompiledGeneration:
         return self.make_compiled_call(compiled_call, self._last_compile_config)
 
 
+def compile_on_any_device() -> CompileConfig:
+    """Return a configuration with which `generate` compiles on a CPU too; without one it does on accelerators only."""
+    config = CompileConfig()
+    config._compile_all_devices = True
+    return config
+
+
 def records_outputs() -> bool:
     """Return whether the forward pass under way records hidden states or attentions, for which hooks run Python."""
     return bool(output_capturing._active_collector.get())
 
 
-__all__ = ["CompiledGeneration", "compile_apart", "records_outputs"]
+__all__ = ["CompiledGeneration", "compile_apart", "compile_on_any_device", "records_outputs"]

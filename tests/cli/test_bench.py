@@ -6,7 +6,7 @@ from hf_loop.models import LoopedForCausalLM
 
 
 QUICK = ("--max-tokens", 40, "--new-tokens", 2, "--rounds", 1, "--batch", 1)
-FEW = ("--exits", "kl:0.01,gate:0.5", "--policies", "own,last_loop")
+FEW = ("--exits", "kl:0.01,gate:0.5", "--policies", "own,last_loop", "--draft", "1:2", "--depth-batching", "kl:0.01")
 
 
 @pytest.fixture
@@ -21,7 +21,10 @@ def test_it_measures_and_draws(hf_loop, looped_folder, plain_folder, tokenizer, 
     code, out, err = hf_loop(*arguments, "--compare", plain_folder)
     assert code == 0, err
     bench = Bench.load(tmp_path / "out" / "bench.json")
-    names = ["2 loops", "1 loop", "kl:0.01", "gate:0.5", "oracle", "oracle, loss", "last_loop", "plain Llama", "plain"]
+    names = [
+        *("2 loops", "1 loop", "kl:0.01", "gate:0.5", "oracle", "oracle, loss", "last_loop", "draft 1:2"),
+        *("depth batching, kl:0.01", "plain Llama", "plain"),
+    ]
     assert [row.name for row in bench.rows] == names
     assert all(bench.num_runs(name, 1) == (name != "gate:0.5") for name in names)
     input_ids = tokenizer(text_file.read_text(), return_tensors="pt")["input_ids"][:, :40]
@@ -35,7 +38,8 @@ def test_it_measures_and_draws(hf_loop, looped_folder, plain_folder, tokenizer, 
 
 def test_a_second_run_adds_to_the_first(hf_loop, looped_folder, text_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = ("bench", "looped", "--text", text_file, *QUICK, "--policies", "own", "--quiet")
+    none = ("--policies", "own", "--draft", "", "--depth-batching", "")
+    arguments = ("bench", "looped", "--text", text_file, *QUICK, *none, "--quiet")
     assert hf_loop(*arguments, "--exits", "")[0] == 0
     first = Bench.load("benches/looped/bench.json")
     code, _, err = hf_loop(*arguments, "--exits", "entropy:1")
@@ -55,6 +59,8 @@ def test_a_second_run_adds_to_the_first(hf_loop, looped_folder, text_file, tmp_p
         (["--exits", "kll"], "'kll' is no exit rule"),
         (["--exits", "gate:7"], "`exit_threshold` must be from 0 to 1"),
         (["--policies", "all"], "`cache_policy` must be"),
+        (["--draft", "1"], "'1' is not LOOPS:TOKENS"),
+        (["--depth-batching", "kll:1"], "--depth-batching: 'kll' is no exit rule"),
         (["--loops", "0"], "'0' is not a loop count"),
         (["--batch", "x"], "'x' is not a batch size"),
         (["--rounds", "0"], "--rounds"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hf_loop.evaluation import bench as bench_module
+from hf_loop.evaluation import bench_runs
 from hf_loop.evaluation.bench import run_bench, spread_prompts
 from hf_loop.evaluation.bench_plots import plot_bench
 from hf_loop.evaluation.bench_quality import Quality
@@ -17,11 +18,13 @@ from hf_loop.evaluation.bench_settings import (
     BenchSetting,
     make_settings,
     parse_batches,
+    parse_drafts,
     parse_exits,
     parse_policies,
 )
 from hf_loop.evaluation.bench_tables import HEADINGS, alt_text, refusals, table_rows, to_markdown
 from hf_loop.evaluation.memory import kv_bytes_per_token
+from hf_loop.models.compile_seams import compile_on_any_device
 from hf_loop.models.transformers_seams import cache_of
 
 from ..models.looped_variants import VARIANTS, tiny_looped
@@ -38,13 +41,16 @@ def model():
 
 
 def some_settings():
-    return make_settings(NUM_LOOPS, [1], [("kl", 0.01), ("gate", 0.5)], ["last_loop"], [])
+    rules = [("kl", 0.01), ("gate", 0.5)]
+    return make_settings(NUM_LOOPS, [1], rules, ["last_loop"], [(1, 2)], [("kl", 0.01)])
 
 
 def test_the_default_settings():
-    names = [setting.name for setting in make_settings(8, None, [("kl", 0.01)], ["own", "cyclic:2"], ["other"])]
-    fixed = ["8 loops", "1 loop", "2 loops", "4 loops"]
-    assert names == [*fixed, "kl:0.01", "oracle", "oracle, loss", "cyclic:2", "plain Llama", "other"]
+    settings = make_settings(8, None, [("kl", 0.01)], ["own", "cyclic:2"], [(1, 4)], [("kl", 0.1)], True, ["other"])
+    assert [setting.name for setting in settings] == [
+        *("8 loops", "1 loop", "2 loops", "4 loops", "kl:0.01", "oracle", "oracle, loss", "cyclic:2", "draft 1:4"),
+        *("depth batching, kl:0.1", "compiled", "plain Llama", "other"),
+    ]
     assert [setting.name for setting in make_settings(3, [3, 2])][:2] == ["3 loops", "2 loops"]
 
 
@@ -52,6 +58,7 @@ def test_lists_of_the_command_line():
     assert parse_exits("kl:0.5, entropy") == [("kl", 0.5), *(("entropy", value) for value in THRESHOLDS["entropy"])]
     assert parse_exits("") == []
     assert parse_policies("own,cyclic:2,own") == ["own", "cyclic:2"]
+    assert parse_drafts("1:4,2:3") == [(1, 4), (2, 3)]
     assert parse_batches("16, 1") == [16, 1]
 
 
@@ -62,6 +69,8 @@ def test_lists_of_the_command_line():
         (parse_exits, "kl:x", "'kl:x' is not RULE:THRESHOLD"),
         (parse_exits, "gate:2", "`exit_threshold` must be from 0 to 1"),
         (parse_policies, "cyclic", "`cache_policy` must be"),
+        (parse_drafts, "1", "'1' is not LOOPS:TOKENS"),
+        (parse_drafts, "1:0", "'1:0' is not LOOPS:TOKENS"),
         (parse_batches, "1,0", "'0' is not a batch size"),
     ],
 )
@@ -75,8 +84,11 @@ def test_every_setting_is_measured_or_says_why_not(model, tmp_path):
     bench = run_bench(model, random_ids(1, 40), some_settings(), path=path, **OPTIONS)
     rows = {row.name: row for row in bench.rows}
     assert list(rows) == [
-        *("3 loops", "1 loop", "kl:0.01", "gate:0.5", "oracle", "oracle, loss", "last_loop", "plain Llama")
+        *("3 loops", "1 loop", "kl:0.01", "gate:0.5", "oracle", "oracle, loss", "last_loop", "draft 1:2"),
+        *("depth batching, kl:0.01", "plain Llama"),
     ]
+    assert rows["draft 1:2"].quality == rows["3 loops"].quality
+    assert rows["depth batching, kl:0.01"].quality == rows["kl:0.01"].quality
     gate, plain = rows.pop("gate:0.5"), rows.pop("plain Llama")
     assert set(gate.refused) == {"text", "1", "2"} and "exit_gate=True" in gate.refused["text"]
     assert gate.quality is None and not gate.memory
@@ -97,7 +109,7 @@ def test_every_setting_is_measured_or_says_why_not(model, tmp_path):
 
 def test_it_goes_on_where_it_was_interrupted(model, tmp_path, monkeypatch):
     path, ids = tmp_path / "bench.json", random_ids(1, 40)
-    settings = make_settings(NUM_LOOPS, [1, 2], [], [], [])
+    settings = make_settings(NUM_LOOPS, [1, 2])
     measure, calls = bench_module.timed, []
 
     def interrupted(run, device):
@@ -162,9 +174,34 @@ def test_the_plain_llama_has_the_decoders_sizes(model):
 def test_runs_write_the_same_number_of_tokens(model):
     prompts = random_ids(2, 5)
     for setting in some_settings():
-        if setting.kind == "plain" or setting.name.startswith("gate"):
+        if setting.kind in ("plain", "batching") or setting.name.startswith("gate"):
             continue
         assert make_run(setting, model, prompts, 4)().sequences.shape == (2, 9)
+
+
+def test_the_compiled_run_writes_the_same_text(model, monkeypatch):
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(graph)
+        return graph.forward
+
+    def config():
+        made = compile_on_any_device()
+        made.backend, made.mode = backend, None
+        return made
+
+    monkeypatch.setattr(bench_runs, "compile_on_any_device", config)
+    settings = make_settings(NUM_LOOPS, [], is_compiled=True)
+    first, compiled = settings[0], next(setting for setting in settings if setting.kind == "compiled")
+    texts = [make_run(setting, model, random_ids(2, 5), 4)().sequences for setting in (first, compiled)]
+    assert torch.equal(*texts) and calls
+
+
+def test_a_model_without_depth_batching_says_so(model):
+    (setting,) = (one for one in some_settings() if one.kind == "batching")
+    with pytest.raises(ValueError, match="a llama model has no continuous depth batching"):
+        make_run(setting, plain_llama(model.config, 1, seed=0), random_ids(2, 5), 4)
 
 
 def test_the_oracle_writes_what_all_loops_write(model):

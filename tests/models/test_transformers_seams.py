@@ -372,6 +372,21 @@ def test_generate_asks_for_the_compiled_call():
     assert _Compiled(tiny_backbone("llama")).get_compiled_call(config) == config
 
 
+class _Uncompiled(compile_seams.CompiledGeneration, LlamaForCausalLM):
+    def make_compiled_call(self, compiled_call, compile_config):
+        self.asked = True
+        return self.__call__
+
+
+def test_generate_compiles_on_a_cpu_if_told_to():
+    model = _Uncompiled(tiny_backbone("llama")).eval()
+    options = {"cache_implementation": "static", "max_new_tokens": 2, "do_sample": False, "eos_token_id": None}
+    model.generate(torch.arange(3, 8)[None], **options)
+    assert not hasattr(model, "asked") or torch.accelerator.is_available()
+    model.generate(torch.arange(3, 8)[None], **options, compile_config=compile_seams.compile_on_any_device())
+    assert model.asked
+
+
 def test_recorded_outputs_are_noticed():
     noticed = []
     model = LlamaModel(tiny_backbone("llama"))
