@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import Cache, CompileConfig
+from transformers.cache_utils import StaticLayer
 
-from .compile_seams import compile_apart, records_outputs
+from .compile_seams import RecordingBackend, compile_apart, has_hooks, records_outputs
 from .layer_calls import LayerInputs
+from .repeated_graph import RepeatedGraph, loop_tensors, repeat_graph
 from .schedules import Call, LoopedDepth, RunCall
 
 
@@ -42,7 +44,10 @@ class CompiledParts:
     def __init__(self, **options: Any):
         self.options = options
         self.run_prelude = compile_apart(run_prelude, **options)
-        self.run_core = compile_apart(run_core, **options)
+        of_graph = {name: options[name] for name in ("backend", "mode", "options", "dynamic") if name in options}
+        others = {name: options[name] for name in options if name not in of_graph}
+        self.core_backend = RecordingBackend(**of_graph)
+        self.run_core = compile_apart(run_core, backend=self.core_backend, dynamic=options.get("dynamic"), **others)
         self.run_coda = compile_apart(run_coda, **options)
 
     def __reduce__(self):
@@ -81,6 +86,8 @@ class CompiledDepth(LoopedDepth):
         self.parts, self.calls, self.backbone = parts, calls, calls.backbone
         inputs: LayerInputs = calls.inputs
         self.cache: Any = inputs.cache
+        # the graph of the loop before, where it can be called again without looking for it
+        self.repeated: RepeatedGraph | None = None
         self.inputs = SharedInputs(
             inputs.position_ids, inputs.position_embeddings, inputs.masks, inputs.use_cache, inputs.kwargs
         )
@@ -100,11 +107,25 @@ class CompiledDepth(LoopedDepth):
             return super().run_loop(loop, state, encoded, run_call, num_loops)
         state, encoded = alike_in_all_loops(state, encoded)
         layers = self.cache_layers(self.core_calls(loop))
+        update = self.update_index(loop, state.device)
+        own = loop_tensors(state, layers, update)
+        if self.repeated is not None and self.repeated.takes(own):
+            return self.repeated.run(own)
         # a number would be a constant of the graph, and a tensor is an input; the whole update is computed otherwise
         share: Any = self.update_share(num_loops)
         count: Any = 1 if share == 1 else torch.tensor(float(num_loops), device=state.device)
-        update = self.update_index(loop, state.device)
-        return self.parts.run_core(self.backbone, state, encoded, self.inputs, layers, count, update)
+        with self.parts.core_backend.recorded_calls() as graph_calls:
+            updated = self.parts.run_core(self.backbone, state, encoded, self.inputs, layers, count, update)
+        if self.can_repeat(layers):
+            self.repeated = repeat_graph(graph_calls, own, updated)
+        return updated
+
+    def can_repeat(self, layers: list[Any] | None) -> bool:
+        """Return whether a loop does nothing but what is in its graph: there is no gradient, and no Python to run."""
+        if torch.is_grad_enabled() or not all(type(layer) is StaticLayer for layer in layers or []):
+            return False
+        core = self.backbone.layers[self.num_prelude : self.num_prelude + self.num_core]
+        return not has_hooks(core)
 
     def run_coda(self, state: torch.Tensor, run_call: RunCall) -> torch.Tensor:
         if not self.is_own(run_call):

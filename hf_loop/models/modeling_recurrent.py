@@ -175,7 +175,8 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
     def sized_config(self, depth: dict[str, Any]) -> Any:
         """Return the configuration from which to make a cache for these arguments of the schedule."""
         num_loops = depth.get("num_loops")
-        return self.config if num_loops is None else self.config.with_num_loops(num_loops)
+        is_own = num_loops is None or num_loops == self.config.num_loops
+        return self.config if is_own else self.config.with_num_loops(num_loops)
 
     def start_pass(
         self, inputs: ModelInputs, depth: dict[str, Any], makes_cache: bool = True, **kwargs

@@ -8,6 +8,7 @@ import torch
 from transformers import CompileConfig
 
 from hf_loop import LoopedConfig, LoopedForCausalLM
+from hf_loop.models.repeated_graph import RepeatedGraph
 
 from .tiny_backbones import tiny_backbone
 
@@ -108,6 +109,23 @@ def test_decoding_with_a_static_cache_runs_on_the_same_graphs():
     # another length of the cache is another shape: the whole model would be compiled again, too
     model.with_num_loops(2).generate(INPUT_IDS, compile_config=compile_config(graphs), **GREEDY)
     assert graphs.count == 3
+
+
+def test_a_graph_is_looked_for_once_in_every_pass(monkeypatch):
+    model, graphs, found = make_model(injection="add"), Graphs(), []
+    run = RepeatedGraph.run
+    monkeypatch.setattr(RepeatedGraph, "run", lambda self, own: found.append(len(own)) or run(self, own))
+    options = {**GREEDY, "num_loops": 4, "output_logits": True, "return_dict_in_generate": True}
+    config = compile_config(graphs)
+    outputs = model.generate(INPUT_IDS, compile_config=config, **options)
+    # three of four loops of the four tokens after the first; the state, and what the slot of the core's layer has
+    assert found == [4] * 12
+    # a hook may run any Python, which a graph does not
+    hooked = make_model(injection="add")
+    hooked.model.core_layers()[0].mlp.register_forward_hook(lambda module, inputs, output: 1.0 * output)
+    logits = hooked.generate(INPUT_IDS, compile_config=config, **options).logits
+    torch.testing.assert_close(logits, outputs.logits)
+    assert len(found) == 12
 
 
 def test_what_graphs_do_not_take_runs_uncompiled():

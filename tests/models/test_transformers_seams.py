@@ -404,3 +404,23 @@ def test_logits_processors_are_those_of_generate():
     for num_new, end in ((1, -torch.inf), (2, 1.0)):
         ids = torch.full((1, 3 + num_new), 5)
         assert torch.allclose(processors(ids, torch.ones(1, 8)), torch.tensor([[1, 1, end, 1, 1, 1 / 1.5, 1, 1]]))
+
+
+def test_a_backend_records_the_calls_of_its_graphs():
+    backend = compile_seams.RecordingBackend("eager")
+    compiled, states = compile_seams.compile_apart(_double, backend=backend), torch.ones(2)
+    compiled(states)
+    with backend.recorded_calls() as calls:
+        doubled = compiled(states)
+    compiled(states)
+    (call,) = calls
+    assert call.args[0] is states and call.outputs[0] is doubled
+    assert torch.equal(call.function(torch.full((2,), 3.0))[0], torch.full((2,), 6.0))
+    assert compile_seams.all_on_cpu([states, 2]) and not compile_seams.all_on_cpu([states.to("meta")])
+
+
+def test_hooks_are_noticed():
+    block = nn.Sequential(nn.Sequential(nn.Linear(2, 2)))
+    assert not compile_seams.has_hooks([block])
+    block[0][0].register_forward_hook(lambda *_: None)
+    assert compile_seams.has_hooks([block])
