@@ -38,12 +38,19 @@ class DepthScheduler:
         self.max_batch_rows = max_batch_rows
         self.requests = deque(range(num_requests))
         self.free_rows = deque(range(max_sequences))
+        # prompts are read some at a time: alone, a short one takes almost as long as several
+        self.least_admitted = max(1, max_sequences // 4)
         self.in_loop: deque[int] = deque()
         self.between_tokens: deque[int] = deque()
 
     def admit(self) -> list[tuple[int, int]]:
-        """Give free rows to the requests that wait, and return pairs of request and row; they are between tokens."""
-        admitted = []
+        """Give free rows to the requests that wait, and return pairs of request and row; they are between tokens.
+
+        There are none until a quarter of all rows is free, or a row for every request that is left.
+        """
+        admitted: list[tuple[int, int]] = []
+        if len(self.free_rows) < min(self.least_admitted, len(self.requests)):
+            return admitted
         while self.requests and self.free_rows:
             admitted.append((self.requests.popleft(), self.free_rows.popleft()))
             self.between_tokens.append(admitted[-1][1])

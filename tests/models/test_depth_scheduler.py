@@ -74,3 +74,15 @@ def test_the_longer_queue_runs_and_its_first_rows():
     assert scheduler.next_step() == (False, [2, 1])
     scheduler.after_token([2, 1], [True, False])
     assert scheduler.next_step() == (True, [0, 1])
+
+
+def test_prompts_wait_for_each_other():
+    scheduler = DepthScheduler(num_requests=11, max_batch_rows=8, max_sequences=8)
+    assert len(scheduler.admit()) == 8
+    rows = scheduler.next_step().rows
+    scheduler.after_token(rows, [True] + 7 * [False])
+    assert scheduler.admit() == []
+    rows = scheduler.next_step().rows
+    scheduler.after_loop(rows, len(rows) * [True])
+    scheduler.after_token(scheduler.next_step().rows, [True] + 6 * [False])
+    assert [request for request, _ in scheduler.admit()] == [8, 9]
