@@ -34,7 +34,6 @@ from .schedules import Call, Depth
 from .transformers_seams import (
     RELEASE,
     adopt_attention,
-    attention_function,
     create_masks_for_generate,
     layer_cache_name,
     make_model,
@@ -166,35 +165,6 @@ class Backbone:
         masks = kwargs.pop("attention_mask", masks)
         position_embeddings = self.rotate(hidden_states, position_ids)
         return LayerInputs(position_ids, position_embeddings, masks, cache, use_cache, kwargs)
-
-    def window_masks(
-        self, hidden_states: torch.Tensor, attention_mask: Any, position_ids: torch.Tensor, cache: Any, window: int
-    ) -> torch.Tensor | None:
-        """Make the mask of layer calls that see the last `window` positions only; arguments as those of `prepare`.
-
-        Raises:
-            ValueError: if the decoder's attention is not full, or its function makes no use of such a mask.
-        """
-        others = set(self.layer_types or ()) - {"full_attention"}
-        if others or getattr(self.config, "sliding_window", None) is not None or isinstance(attention_mask, dict):
-            found = ", ".join(sorted(others)) or "a window of its own"
-            raise ValueError(f"a window on later loops needs a decoder with full attention, got {found}")
-        if attention_function(self.config) not in ("eager", "sdpa"):
-            raise ValueError(
-                "a window on later loops needs the attention function 'eager' or 'sdpa', got "
-                f"{attention_function(self.config)!r}"
-            )
-        config = copy.copy(self.config)
-        # set directly: this copy only tells how to make masks
-        vars(config).update(layer_types=["sliding_attention"], sliding_window=window)
-        masks = create_masks_for_generate(
-            config=config,
-            inputs_embeds=hidden_states,
-            attention_mask=attention_mask,
-            **named_cache(cache),
-            position_ids=position_ids,
-        )
-        return masks["sliding_attention"]
 
     def layer_arguments(
         self, hidden_states: torch.Tensor, attention_mask: Any = None, masks: Any = None, num_past: int = 0

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from .decoding_seams import logits_processors
 from .depth_runner import DepthRunner
 from .depth_scheduler import DepthScheduler
-from .transformers_seams import logits_processors
 
 
 @dataclass

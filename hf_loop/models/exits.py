@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .checks import nearest
+from .checks import check_count, nearest
 
 
 class LoopStep(NamedTuple):
@@ -206,7 +206,12 @@ class Exits:
 
 
 def make_exits(
-    exit_criterion: str | ExitRule | None, exit_threshold: float | None, min_loops: int | None, num_loops: int
+    exit_criterion: str | ExitRule | None,
+    exit_threshold: float | None,
+    min_loops: int | None,
+    num_loops: int,
+    has_head: bool,
+    has_gate: bool,
 ) -> Exits | None:
     """Make the exits of a call from its arguments.
 
@@ -215,43 +220,28 @@ def make_exits(
         exit_threshold (`float`, *optional*): when a token is done, by default the rule's own.
         min_loops (`int`, *optional*): loops that every token runs, by default 1.
         num_loops (`int`): loops after which every token exits.
+        has_head (`bool`): whether the call can compute logits.
+        has_gate (`bool`): whether the model has a learned gate.
 
     Raises:
-        ValueError: if there is no such rule, the threshold is out of range, or `min_loops` is more than `num_loops`;
-            or one of the other arguments is given without a criterion, or a threshold beside a rule that has one.
+        ValueError: if there is no such rule, the threshold is out of range, `min_loops` is no positive integer or more
+            than `num_loops`; one of the other arguments is given without a criterion, or a threshold beside a rule
+            that has one; or the rule needs logits or a gate that are not there.
     """
     if exit_criterion is None:
         for name, value in {"exit_threshold": exit_threshold, "min_loops": min_loops}.items():
             if value is not None:
                 raise ValueError(f"`{name}` needs an `exit_criterion`, got {name}={value!r} alone")
         return None
-    if min_loops is not None and min_loops > num_loops:
+    min_loops = 1 if min_loops is None else check_count("min_loops", min_loops)
+    if min_loops > num_loops:
         raise ValueError(f"`min_loops` must be at most num_loops={num_loops}, got {min_loops}")
-    return Exits(_make_rule(exit_criterion, exit_threshold), min_loops or 1)
-
-
-def check_exits(exits: Exits, depth: dict[str, Any], outputs_loops: bool, read_logits: Any, gate: Any) -> None:
-    """Refuse exits that cannot work.
-
-    Args:
-        exits (`Exits`): the exits.
-        depth (`dict`): arguments of the depth schedule.
-        outputs_loops (`bool`): whether the output of every loop is asked for.
-        read_logits (`Callable`, *optional*): computes logits.
-        gate (`Callable`, *optional*): computes the learned gate's probability.
-
-    Raises:
-        ValueError: if the rule needs logits and there is no head, or a gate and there is none, or another argument
-            contradicts exits.
-    """
-    if exits.rule.needs_gate and gate is None:
-        raise ValueError(f"`exit_criterion={exits.rule.name!r}` needs a model with `exit_gate=True`")
-    if exits.rule.needs_logits and read_logits is None:
-        raise ValueError(f"`exit_criterion={exits.rule.name!r}` needs a model with a language-model head")
-    if outputs_loops:
-        raise ValueError("the outputs of every loop must not be asked for with `exit_criterion`")
-    if depth.get("num_backprop_loops") is not None:
-        raise ValueError(f"`num_backprop_loops` must be None with `exit_criterion`, got {depth['num_backprop_loops']}")
+    rule = _make_rule(exit_criterion, exit_threshold)
+    if rule.needs_gate and not has_gate:
+        raise ValueError(f"`exit_criterion={rule.name!r}` needs a model with `exit_gate=True`")
+    if rule.needs_logits and not has_head:
+        raise ValueError(f"`exit_criterion={rule.name!r}` needs a model with a language-model head")
+    return Exits(rule, min_loops)
 
 
 def _make_rule(exit_criterion: Any, exit_threshold: float | None) -> ExitRule:
@@ -275,4 +265,4 @@ def _later_loop(step: LoopStep) -> torch.Tensor:
     return (step.loops > 1)[:, None]
 
 
-__all__ = ["RULES", "ExitRule", "Exits", "GivenExits", "LoopStep", "Memory", "check_exits", "make_exits"]
+__all__ = ["RULES", "ExitRule", "Exits", "GivenExits", "LoopStep", "Memory", "make_exits"]

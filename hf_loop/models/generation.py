@@ -9,8 +9,9 @@ import torch
 from transformers import GenerationConfig
 
 from .checks import check_count, check_depth_names
+from .decoding_seams import GenerationHooks
 from .module_seams import module_view
-from .transformers_seams import GenerationHooks, is_prompted, is_scored_by_trl
+from .transformers_seams import is_prompted, is_scored_by_trl
 
 
 class RecurrentGenerationMixin(GenerationHooks):

@@ -13,7 +13,7 @@ from .depth_batching import DepthBatching, DepthSequence, TokenChooser
 from .depth_checks import check_settings, prompt_tensors
 from .depth_runner import DepthRunner
 from .depth_scheduler import DepthScheduler
-from .exits import check_exits, make_exits
+from .exits import make_exits
 
 
 class DepthBatchingMixin:
@@ -57,11 +57,8 @@ class DepthBatchingMixin:
         generation_config, model_kwargs = self.generation_settings(generation_config, **kwargs)
         num_loops = model_kwargs.pop("num_loops", self.config.num_loops)
         exit_names = ("exit_criterion", "exit_threshold", "min_loops")
-        exits = make_exits(*(model_kwargs.pop(name, None) for name in exit_names), num_loops)
-        if exits is not None:
-            # CODEPATH: Ouro has a gate, the other looped checkpoints have none
-            gate = self.model.exit_gate_probability if self.config.exit_gate else None
-            check_exits(exits, {}, False, self.read_logits, gate)
+        given = (model_kwargs.pop(name, None) for name in exit_names)
+        exits = make_exits(*given, num_loops, has_head=True, has_gate=self.config.exit_gate)
         check_settings(generation_config, model_kwargs)
         prompts = prompt_tensors(prompts, self.device)
         if not prompts:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layer calls of one pass of a looped model under a cache policy."""
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from .layer_calls import LayerInputs
 from .loop_cache import CachePass, CachePolicy
 from .schedules import Call
+from .transformers_seams import attention_function, create_masks_for_generate, named_cache
 
 
 class LoopCalls:
@@ -55,8 +57,35 @@ def loop_calls(
     """
     if policy.window is None:
         return LoopCalls(backbone, inputs)
-    masks = backbone.window_masks(embeddings, mask, inputs.position_ids, inputs.cache, policy.window)
-    return LoopCalls(backbone, inputs, masks)
+    return LoopCalls(backbone, inputs, window_masks(backbone, inputs, embeddings, mask, policy.window))
+
+
+def window_masks(
+    backbone: Any, inputs: LayerInputs, embeddings: torch.Tensor, mask: Any, window: int
+) -> torch.Tensor | None:
+    """Make the mask of layer calls that see the last `window` positions only; other arguments as above.
+
+    Raises:
+        ValueError: if the decoder's attention is not full, or its function makes no use of such a mask.
+    """
+    others = set(backbone.layer_types or ()) - {"full_attention"}
+    if others or getattr(backbone.config, "sliding_window", None) is not None or isinstance(mask, dict):
+        found = ", ".join(sorted(others)) or "a window of its own"
+        raise ValueError(f"a window on later loops needs a decoder with full attention, got {found}")
+    function = attention_function(backbone.config)
+    if function not in ("eager", "sdpa"):
+        raise ValueError(f"a window on later loops needs the attention function 'eager' or 'sdpa', got {function!r}")
+    config = copy.copy(backbone.config)
+    # set directly: this copy only tells how to make masks
+    vars(config).update(layer_types=["sliding_attention"], sliding_window=window)
+    masks = create_masks_for_generate(
+        config=config,
+        inputs_embeds=embeddings,
+        attention_mask=mask,
+        **named_cache(inputs.cache),
+        position_ids=inputs.position_ids,
+    )
+    return masks["sliding_attention"]
 
 
 __all__ = ["LoopCalls", "loop_calls"]

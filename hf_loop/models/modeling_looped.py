@@ -33,10 +33,11 @@ from .exit_gate import ExitGateMixin
 from .exit_losses import ExitObjective, ExitObjectiveKind
 from .exit_pass import ExitPass
 from .exit_training import ExitTrainingMixin
-from .exits import ExitRule, check_exits, make_exits
+from .exits import ExitRule, make_exits
 from .family import Family, text_classes
 from .generation_depth import DepthBatchingMixin
 from .generation_looped import LoopedGenerationMixin
+from .initial_state import InitialStateMixin, state_std
 from .injection import ConcatInjection, DiagonalInjection, make_injection
 from .loop_cache import open_cache, parse_policy
 from .loop_calls import LoopCalls, loop_calls
@@ -52,7 +53,6 @@ from .modeling_recurrent import (
 )
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
 from .schedules import Call, LoopedDepth
-from .state_noise import example_seeds, positions_in_example, truncated_normal
 from .transformers_seams import named_cache
 
 
@@ -87,16 +87,8 @@ class LoopedPreTrainedModel(RecurrentPreTrainedModel):
                 init.eye_(module.state_projection.weight)
 
 
-def state_std(config: LoopedConfig) -> float:
-    """Return `config.state_std`, by default `sqrt(2 / (5 hidden_size))` as for Huginn's weights (2502.05171)."""
-    # CODEPATH: Huginn and its retrofits start from another standard deviation than the default
-    if config.state_std is not None:
-        return config.state_std
-    return (2.0 / (5.0 * config.hidden_size)) ** 0.5
-
-
 # trf-ignore: TRF057 as above
-class LoopedModel(LoopedPreTrainedModel, ExitGateMixin, RecurrentModel):
+class LoopedModel(LoopedPreTrainedModel, InitialStateMixin, ExitGateMixin, RecurrentModel):
     """A backbone run on a looped schedule, without a head.
 
     Args:
@@ -184,11 +176,15 @@ class LoopedModel(LoopedPreTrainedModel, ExitGateMixin, RecurrentModel):
             ValueError: if the cache was made for another number of loops or another policy, arguments of exits do not
                 fit, or `output_loop_hidden_states` is set with a cache.
         """
-        exits, gate = make_exits(exit_criterion, exit_threshold, min_loops, depth["num_loops"]), None
-        if exits is not None:
-            # CODEPATH: Ouro has a gate, the other looped checkpoints have none
-            gate = self.exit_gate_probability if self.config.exit_gate else None
-            check_exits(exits, depth, output_loop_states or output_loop_hidden_states, read_logits, gate)
+        outputs_loops = output_loop_states or output_loop_hidden_states
+        num_loops, has_head = depth["num_loops"], read_logits is not None
+        exits = make_exits(exit_criterion, exit_threshold, min_loops, num_loops, has_head, self.config.exit_gate)
+        if exits is not None and outputs_loops:
+            raise ValueError("the outputs of every loop must not be asked for with `exit_criterion`")
+        if exits is not None and depth.get("num_backprop_loops") is not None:
+            raise ValueError(
+                f"`num_backprop_loops` must be None with `exit_criterion`, got {depth['num_backprop_loops']}"
+            )
         if output_loop_hidden_states:
             if inputs.cache is not None:
                 raise ValueError("`cache` must be None with `output_loop_hidden_states` or `output_loop_logits`")
@@ -204,36 +200,30 @@ class LoopedModel(LoopedPreTrainedModel, ExitGateMixin, RecurrentModel):
         calls = self.layer_calls(forward_pass, inputs.attention_mask, cache_policy)
         schedule: LoopedDepth = choose_schedule(self.parts, calls)
         if contrast_loop is not None:
-            check_contrast(contrast_loop, depth["num_loops"], exits is not None, calls, schedule.coda_calls())
-        run_call = calls.run_call
-        encoded = schedule.run_prelude(forward_pass.hidden_states, run_call)
+            check_contrast(contrast_loop, num_loops, exits is not None, calls, schedule.coda_calls())
+        encoded = schedule.run_prelude(forward_pass.hidden_states, calls.run_call)
         state = self.first_state(encoded, inputs, forward_pass.inputs.position_ids, noise_per_example)
-        loop_states: list[torch.Tensor] = []
-        keeps_states = output_loop_states or output_loop_hidden_states or contrast_loop is not None
-        kept = loop_states if keeps_states else None
-        further = self.loops_run(forward_pass)
-        if exits is None:
-            state = schedule.run_loops(state, encoded, run_call, **depth, loop_states=kept)
-        else:
-            exit_pass = ExitPass(schedule, calls, exits, read_logits, gate)
-            state, exit_loops = exit_pass.run(state, encoded, depth["num_loops"])
-            further = {"exit_loops": exit_loops, "num_loops": exit_loops.amax(dim=1)}
-        if contrast_loop is not None:
-            earlier = read_earlier_loop(schedule, calls, loop_states[contrast_loop - 1])
-            further["contrast_hidden_state"] = earlier
-        loop_hidden_states = None
-        if output_loop_hidden_states:
-            loop_hidden_states = tuple(schedule.finish(schedule.run_coda(state, run_call)) for state in loop_states)
-            last_hidden_state = loop_hidden_states[-1]
-        else:
-            last_hidden_state = schedule.finish(schedule.run_coda(state, run_call))
-        return LoopedModelOutputWithPast(
-            last_hidden_state=last_hidden_state,
-            **named_cache(forward_pass.inputs.cache if keeps_cache else None),
-            **further,
-            loop_states=tuple(loop_states) if output_loop_states else None,
-            loop_hidden_states=loop_hidden_states,
+        outputs = LoopedModelOutputWithPast(
+            **named_cache(forward_pass.inputs.cache if keeps_cache else None), **self.loops_run(forward_pass)
         )
+        if exits is not None:
+            exit_pass = ExitPass(schedule, calls, exits, read_logits, self.exit_gate_probability)
+            state, outputs.exit_loops = exit_pass.run(state, encoded, num_loops)
+            outputs.num_loops = outputs.exit_loops.amax(dim=1)
+        else:
+            kept: Any = [] if outputs_loops or contrast_loop is not None else None
+            state = schedule.run_loops(state, encoded, calls.run_call, **depth, loop_states=kept)
+            if output_loop_states:
+                outputs.loop_states = tuple(kept)
+            if contrast_loop is not None:
+                outputs.contrast_hidden_state = read_earlier_loop(schedule, calls, kept[contrast_loop - 1])
+            if output_loop_hidden_states:
+                read = (schedule.finish(schedule.run_coda(state, calls.run_call)) for state in kept)
+                outputs.loop_hidden_states = tuple(read)
+                outputs.last_hidden_state = outputs.loop_hidden_states[-1]
+                return outputs
+        outputs.last_hidden_state = schedule.finish(schedule.run_coda(state, calls.run_call))
+        return outputs
 
     def layer_calls(self, forward_pass: ForwardPass, attention_mask: Any, cache_policy: str | None) -> LoopCalls:
         """Make the layer calls of a pass under the policy of its cache, or of the call if it has no cache."""
@@ -259,55 +249,6 @@ class LoopedModel(LoopedPreTrainedModel, ExitGateMixin, RecurrentModel):
         if self.loop_lora is None or call.loop is None:
             return 0
         return self.loop_lora.update_size(call.layer - self.config.num_prelude_layers, call.loop)
-
-    def first_state(
-        self, encoded: torch.Tensor, inputs: ModelInputs, position_ids: torch.Tensor, noise_per_example: bool = False
-    ) -> torch.Tensor:
-        """Make the state before the first loop of a pass, `[B, T, D]`, from the prelude's output `[B, T, D]`."""
-        # CODEPATH: Huginn starts from noise, Ouro and others do not
-        if self.config.state_init != "normal":
-            return self.make_initial_state(encoded)
-        return self.make_initial_state(encoded, *self.noise_inputs(inputs, position_ids, noise_per_example))
-
-    def noise_inputs(
-        self, inputs: ModelInputs, position_ids: torch.Tensor, per_example: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return what the noise of every token is computed from: its position, and the seed of its example if examples
-        get different noise; neither depends on padding or on other examples."""
-        input_ids, mask = inputs.input_ids, inputs.attention_mask
-        is_padding = isinstance(mask, torch.Tensor) and mask.ndim == 2
-        if is_padding:
-            position_ids = positions_in_example(mask, position_ids.shape[-1])
-        if not per_example or input_ids is None:
-            return position_ids, None
-        return position_ids, example_seeds(input_ids, position_ids, mask if is_padding else None)
-
-    def make_initial_state(
-        self, encoded: torch.Tensor, position_ids: torch.Tensor | None = None, seeds: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Make the state before the first loop, `[B, T, D]`.
-
-        Args:
-            encoded (`torch.Tensor` of shape `[B, T, D]`): the prelude's output.
-            position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`, *optional*): positions, which `"normal"`
-                noise is computed from.
-            seeds (`torch.LongTensor` of shape `[B, T]` or `[B, 1]`, *optional*): seeds of this noise, by default 0.
-
-        Raises:
-            ValueError: if the state is noise and there are no positions.
-        """
-        state_init = self.config.state_init
-        if state_init == "input":
-            return encoded
-        if state_init == "zeros":
-            return torch.zeros_like(encoded)
-        if state_init == "learned":
-            return self.initial_state.to(encoded.dtype).expand_as(encoded)
-        if position_ids is None:
-            raise ValueError("`state_init='normal'` needs `position_ids`, from which its noise is computed")
-        seeds = position_ids.new_zeros(1, 1) if seeds is None else seeds
-        noise = truncated_normal(seeds, position_ids, encoded.shape[-1], state_std(self.config), encoded.dtype)
-        return noise.expand_as(encoded)
 
 
 # trf-ignore: TRF057 as above

@@ -221,6 +221,7 @@ def test_min_loops():
         ({"exit_criterion": "kl", "exit_threshold": True}, "`exit_threshold`"),
         ({"exit_criterion": "gate"}, "exit_gate"),
         ({"exit_criterion": "kl", "min_loops": 9}, "`min_loops`"),
+        ({"exit_criterion": "kl", "min_loops": 0}, "`min_loops`"),
         ({"exit_criterion": "kl", "output_loop_states": True}, "exit_criterion"),
         ({"exit_criterion": "kl", "output_loop_logits": True}, "exit_criterion"),
         ({"exit_criterion": "kl", "num_backprop_loops": 1}, "num_backprop_loops"),

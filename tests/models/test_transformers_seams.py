@@ -184,7 +184,7 @@ def test_prepare_inputs_puts_them_on_the_trainers_device(tmp_path):
     assert seams.prepare_inputs(trainer, inputs)["input_ids"].device.type == "cpu"
 
 
-class _Steps(seams.GenerationHooks, LlamaForCausalLM):
+class _Steps(decoding_seams.GenerationHooks, LlamaForCausalLM):
     def __init__(self, config):
         super().__init__(config)
         self.taken = []
@@ -400,7 +400,7 @@ def test_logits_processors_are_those_of_generate():
     model = LlamaForCausalLM(tiny_llama().config)
     settings = {"repetition_penalty": 1.5, "min_new_tokens": 2, "eos_token_id": 2}
     config, _ = model._prepare_generation_config(None, **settings)
-    processors = seams.logits_processors(model, config, 3, "cpu")
+    processors = decoding_seams.logits_processors(model, config, 3, "cpu")
     for num_new, end in ((1, -torch.inf), (2, 1.0)):
         ids = torch.full((1, 3 + num_new), 5)
         assert torch.allclose(processors(ids, torch.ones(1, 8)), torch.tensor([[1, 1, end, 1, 1, 1 / 1.5, 1, 1]]))
