@@ -1,5 +1,6 @@
 """`hf-loop bench`: compare ways to decode with a looped model in time, memory and quality."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +38,7 @@ def bench(
         ),
     ] = None,
     policies: Annotated[
-        str | None, typer.Option(help="Cache policies.", show_default="own,last_loop,cyclic:2,window:64")
+        str | None, typer.Option(help="Cache policies.", show_default="own,last_loop,cyclic:2,window:32")
     ] = None,
     draft: Annotated[
         str | None,
@@ -159,18 +160,21 @@ def _load_other(name: str, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedM
 
 
 def _print_table(result: "Bench", batch: int) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from ..evaluation.bench_tables import HEADINGS, refusals, table_rows
 
-    console = Console()
+    # a file has no width
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(f"decoding with {result.label}, batch {batch}:", markup=False)
-    table = Table()
-    for index, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if index else "left")
+    table = Table(box=SIMPLE_HEAD)
+    shown = [index for index, heading in enumerate(HEADINGS) if heading != "processor time"]
+    for index in shown:
+        table.add_column(HEADINGS[index], justify="right" if index else "left", no_wrap=index == 0)
     for cells in table_rows(result, batch):
-        table.add_row(*cells)
+        table.add_row(*(cells[index] for index in shown))
     console.print(table)
     for line in refusals(result, batch):
         console.print(line, markup=False)

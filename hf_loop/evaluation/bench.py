@@ -24,7 +24,8 @@ from .scan import model_settings, text_settings
 
 
 WINDOW = 128
-PROMPT_TOKENS = 32
+# few, so that the time is that of writing, not of reading
+PROMPT_TOKENS = 16
 # windows that are decoded side by side
 STEP_ROWS = 32
 # how models say that they cannot decode in some way
@@ -52,7 +53,7 @@ def run_bench(
     Args:
         model (`PreTrainedModel`): a causal language model with loops.
         input_ids (`torch.Tensor` of shape `[1, T]` or `[T]`): the tokens of a text. It is scored in windows of 128
-            that do not overlap; prompts of 32 begin at places spread evenly over it.
+            that do not overlap; prompts of 16 begin at places spread evenly over it.
         settings (`Sequence[BenchSetting]`): the ways to decode, see [`make_settings`]; the first is what the others
             are compared with.
         batch_sizes (`Sequence[int]`, *optional*, defaults to `(1,)`): prompts that are continued together.

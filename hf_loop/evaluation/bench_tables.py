@@ -8,10 +8,10 @@ HEADINGS = (
     "peak memory",
 )
 NOTES = (
-    "Time is that of the first row in the same round, times the number: median (and quartiles); below 1 is faster. "
-    "Loops, perplexity and accuracy (of the most probable next token) are measured on {num_tokens} tokens of text as "
-    "each setting decodes, times on {new_tokens} greedily generated tokens for each prompt. Peak memory is what a run "
-    "adds to that in use before it."
+    "Time is that of the first row in the same round, times the number: median ± half the distance between the "
+    "quartiles; below 1 is faster. Loops, perplexity and accuracy (of the most probable next token) are measured on "
+    "{num_tokens} tokens of text as each setting decodes, times on {new_tokens} greedily generated tokens for each "
+    "prompt. Peak memory is what a run adds to that in use before it."
 )
 
 
@@ -83,11 +83,11 @@ def _cells(bench: Bench, row: BenchRow, batch: int) -> list[str]:
 
 
 def _ratio(ratio: Spread | None) -> str:
-    return "" if ratio is None else f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
+    return "" if ratio is None else f"{ratio.median:.3f} ±{(ratio.high - ratio.low) / 2:.3f}"
 
 
 def _short(value: float) -> str:
-    return f"{value:.4f}" if value < 1e4 else f"{value:.3g}"
+    return f"{value:.5g}"
 
 
 def _size(num_bytes: float) -> str:

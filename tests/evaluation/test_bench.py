@@ -49,7 +49,7 @@ def test_the_default_settings():
     settings = make_settings(8, None, [("kl", 0.01)], ["own", "cyclic:2"], [(1, 4)], [("kl", 0.1)], True, ["other"])
     assert [setting.name for setting in settings] == [
         *("8 loops", "1 loop", "2 loops", "4 loops", "kl:0.01", "oracle", "oracle, loss", "cyclic:2", "draft 1:4"),
-        *("depth batching, kl:0.1", "compiled", "plain Llama", "other"),
+        *("batched kl:0.1", "compiled", "plain Llama", "other"),
     ]
     assert [setting.name for setting in make_settings(3, [3, 2])][:2] == ["3 loops", "2 loops"]
 
@@ -85,10 +85,10 @@ def test_every_setting_is_measured_or_says_why_not(model, tmp_path):
     rows = {row.name: row for row in bench.rows}
     assert list(rows) == [
         *("3 loops", "1 loop", "kl:0.01", "gate:0.5", "oracle", "oracle, loss", "last_loop", "draft 1:2"),
-        *("depth batching, kl:0.01", "plain Llama"),
+        *("batched kl:0.01", "plain Llama"),
     ]
     assert rows["draft 1:2"].quality == rows["3 loops"].quality
-    assert rows["depth batching, kl:0.01"].quality == rows["kl:0.01"].quality
+    assert rows["batched kl:0.01"].quality == rows["kl:0.01"].quality
     gate, plain = rows.pop("gate:0.5"), rows.pop("plain Llama")
     assert set(gate.refused) == {"text", "1", "2"} and "exit_gate=True" in gate.refused["text"]
     assert gate.quality is None and not gate.memory
@@ -232,7 +232,7 @@ def test_peak_memory_is_what_a_run_adds():
 def test_prompts_are_spread_over_the_text():
     text = torch.arange(100)[None]
     prompts = spread_prompts(text, 3)
-    assert prompts[:, 0].tolist() == [0, 34, 68] and prompts.shape == (3, 32)
+    assert prompts[:, 0].tolist() == [0, 42, 84] and prompts.shape == (3, 16)
     assert spread_prompts(text, 1)[0, 0] == 0
     assert spread_prompts(text[:, :5], 4).tolist() == [[0, 1, 2, 3, 4]] * 4
 
@@ -271,7 +271,7 @@ def test_tables_and_page():
     bench = example()
     cells = table_rows(bench, 1)
     assert cells[0] == [
-        *("2 loops", "2.00", "10.0000", "50.00 %", "75.0", "1.000 (1.000-1.000)", "1.000 (1.000-1.000)"),
+        *("2 loops", "2.00", "10", "50.00 %", "75.0", "1.000 ±0.000", "1.000 ±0.000"),
         *("2.0 KiB", "3.0 MiB"),
     ]
     assert cells[4] == ["gate:0.5", "", "refused", "", "refused", "", "", "", ""]
