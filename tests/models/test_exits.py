@@ -227,7 +227,6 @@ def test_min_loops():
         ({"exit_criterion": "kl", "num_backprop_loops": 1}, "num_backprop_loops"),
         ({"exit_criterion": GivenExits(torch.ones(1, 4)), "exit_threshold": 0.1}, "`exit_threshold`"),
     ],
-    ids=str,
 )
 def test_refused(options, message):
     with pytest.raises(ValueError, match=message):
