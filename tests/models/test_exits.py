@@ -225,12 +225,16 @@ def test_min_loops():
         ({"exit_criterion": "kl", "output_loop_states": True}, "exit_criterion"),
         ({"exit_criterion": "kl", "output_loop_logits": True}, "exit_criterion"),
         ({"exit_criterion": "kl", "num_backprop_loops": 1}, "num_backprop_loops"),
-        ({"exit_criterion": GivenExits(torch.ones(1, 4)), "exit_threshold": 0.1}, "`exit_threshold`"),
     ],
 )
 def test_refused(options, message):
     with pytest.raises(ValueError, match=message):
         tiny_looped()(random_ids(1, 4), **options)
+
+
+def test_a_rule_has_its_own_threshold():
+    with pytest.raises(ValueError, match="`exit_threshold`"):
+        tiny_looped()(random_ids(1, 4), exit_criterion=GivenExits(torch.ones(1, 4)), exit_threshold=0.1)
 
 
 def test_rules_that_read_logits_need_a_head():
