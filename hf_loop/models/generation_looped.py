@@ -35,10 +35,12 @@ class LoopedGenerationMixin(CompiledGeneration):
         generation_config, model_kwargs = super().generation_settings(generation_config, **kwargs)
         if contrast_weight is None:
             contrast_weight = getattr(generation_config, "contrast_weight", None)
-        # a copy of the caller's, from which `make_logits_processors` takes it
-        generation_config.contrast_weight = check_weight(contrast_weight, model_kwargs.get("contrast_loop"))
-        if generation_config.contrast_weight == 0:
+        contrast_weight = check_weight(contrast_weight, model_kwargs.get("contrast_loop"))
+        if contrast_weight == 0:
             model_kwargs.pop("contrast_loop", None)
+        else:
+            # a copy of the caller's, from which `make_logits_processors` takes it
+            generation_config.contrast_weight = contrast_weight
         # `decode` takes them from there
         vars(generation_config).update({name: value for name, value in drafting.items() if value is not None})
         check_drafting(generation_config, model_kwargs, model_kwargs.get("num_loops", self.config.num_loops))
