@@ -29,7 +29,7 @@ PROMPT_TOKENS = 16
 # windows that are decoded side by side
 STEP_ROWS = 32
 # how models say that they cannot decode in some way
-REFUSALS = (ValueError, TypeError, NotImplementedError)
+REFUSALS = (ValueError, TypeError)
 
 
 def run_bench(

@@ -11,6 +11,7 @@ at once may exit at other loops than token by token. The other rules look at the
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ class LoopStep(NamedTuple):
 Memory = torch.Tensor | None
 
 
-class ExitRule:
+class ExitRule(ABC):
     """Base class of exit rules.
 
     Args:
@@ -72,6 +73,7 @@ class ExitRule:
             )
         self.threshold = threshold
 
+    @abstractmethod
     def __call__(self, step: LoopStep, memory: Memory) -> tuple[torch.Tensor, Memory]:
         """Tell which tokens are done after a loop.
 
@@ -82,7 +84,6 @@ class ExitRule:
         Returns:
             `tuple[torch.BoolTensor, torch.Tensor | None]`: the tokens that are done, `[B, T]`, and the new memory.
         """
-        raise NotImplementedError
 
 
 class StateChange(ExitRule):
