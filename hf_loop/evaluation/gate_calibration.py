@@ -102,6 +102,6 @@ def _ranking(scores: torch.Tensor, is_positive: torch.Tensor) -> float:
     values, index, counts = scores.unique(return_inverse=True, return_counts=True)
     # equal scores share the mean of their ranks
     last = counts.cumsum(0)
-    ranks = (last - (counts - 1) / 2).double()[index]
-    above = ranks[is_positive].sum().item() - num_positive * (num_positive + 1) / 2
+    ranks = (last - (counts - 1) / 2).cpu().double()[index.cpu()]
+    above = ranks[is_positive.cpu()].sum().item() - num_positive * (num_positive + 1) / 2
     return above / (num_positive * num_negative)

@@ -203,27 +203,29 @@ class LoopedModel(LoopedPreTrainedModel, InitialStateMixin, ExitGateMixin, Recur
             check_contrast(contrast_loop, num_loops, exits is not None, calls, schedule.coda_calls())
         encoded = schedule.run_prelude(forward_pass.hidden_states, calls.run_call)
         state = self.first_state(encoded, inputs, forward_pass.inputs.position_ids, noise_per_example)
-        outputs = LoopedModelOutputWithPast(
-            **named_cache(forward_pass.inputs.cache if keeps_cache else None), **self.loops_run(forward_pass)
-        )
+        further: dict[str, Any] = self.loops_run(forward_pass)
+        kept: Any = [] if outputs_loops or contrast_loop is not None else None
         if exits is not None:
             exit_pass = ExitPass(schedule, calls, exits, read_logits, self.exit_gate_probability)
-            state, outputs.exit_loops = exit_pass.run(state, encoded, num_loops)
-            outputs.num_loops = outputs.exit_loops.amax(dim=1)
+            state, exit_loops = exit_pass.run(state, encoded, num_loops)
+            further |= {"num_loops": exit_loops.amax(dim=1), "exit_loops": exit_loops}
         else:
-            kept: Any = [] if outputs_loops or contrast_loop is not None else None
             state = schedule.run_loops(state, encoded, calls.run_call, **depth, loop_states=kept)
             if output_loop_states:
-                outputs.loop_states = tuple(kept)
+                further["loop_states"] = tuple(kept)
             if contrast_loop is not None:
-                outputs.contrast_hidden_state = read_earlier_loop(schedule, calls, kept[contrast_loop - 1])
-            if output_loop_hidden_states:
-                read = (schedule.finish(schedule.run_coda(state, calls.run_call)) for state in kept)
-                outputs.loop_hidden_states = tuple(read)
-                outputs.last_hidden_state = outputs.loop_hidden_states[-1]
-                return outputs
-        outputs.last_hidden_state = schedule.finish(schedule.run_coda(state, calls.run_call))
-        return outputs
+                further["contrast_hidden_state"] = read_earlier_loop(schedule, calls, kept[contrast_loop - 1])
+        if output_loop_hidden_states:
+            read = tuple(schedule.finish(schedule.run_coda(state, calls.run_call)) for state in kept)
+            further["loop_hidden_states"], last_hidden_state = read, read[-1]
+        else:
+            last_hidden_state = schedule.finish(schedule.run_coda(state, calls.run_call))
+        # made at once, since outputs are in the order in which they are set
+        return LoopedModelOutputWithPast(
+            last_hidden_state=last_hidden_state,
+            **named_cache(forward_pass.inputs.cache if keeps_cache else None),
+            **further,
+        )
 
     def layer_calls(self, forward_pass: ForwardPass, attention_mask: Any, cache_policy: str | None) -> LoopCalls:
         """Make the layer calls of a pass under the policy of its cache, or of the call if it has no cache."""

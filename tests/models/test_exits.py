@@ -1,6 +1,7 @@
 """Exit rules: what each looks at, and that exits change nothing but what a token's own exit changes."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -201,6 +202,18 @@ def test_exits_come_from_the_generation_configuration_too():
     plain = model.generate(prompt, **GREEDY, output_logits=True, return_dict_in_generate=True).logits
     exited = model.generate(prompt, **GREEDY, **settings, output_logits=True, return_dict_in_generate=True).logits
     assert not torch.equal(plain[0], exited[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"exit_criterion": "state_change"}, {"contrast_loop": 1}, {"output_loop_states": True}, {"use_cache": True}],
+    ids=str,
+)
+def test_outputs_come_in_the_order_of_their_fields(options):
+    outputs = tiny_looped().model(random_ids(1, 4), **options)
+    order = [field.name for field in dataclasses.fields(outputs)]
+    assert list(outputs.keys()) == sorted(outputs.keys(), key=order.index)
+    assert torch.equal(outputs[0], outputs.last_hidden_state)
 
 
 def test_min_loops():

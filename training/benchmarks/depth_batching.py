@@ -30,6 +30,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 import hf_loop
+from hf_loop.loading import load_pretrained
 from hf_loop.models.exits import ExitRule
 
 
@@ -83,7 +84,7 @@ class RowCalls:
 def make_model(args: argparse.Namespace) -> Any:
     """Load the model, or make one of random weights."""
     if args.model is not None:
-        return AutoModelForCausalLM.from_pretrained(args.model).eval()
+        return load_pretrained(AutoModelForCausalLM, args.model)
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden_size": args.width, "intermediate_size": 5 * args.width // 2}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4}

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_loop.evaluation import gate_calibration
+from hf_loop.loading import load_pretrained
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
     args = parser.parse_args()
     print("| model | loop | predicted | measured | calibration error | ranking |\n|---|---|---|---|---|---|")
     for folder in args.models:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder)
+        model: Any = load_pretrained(AutoModelForCausalLM, folder)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         text = args.text.read_text(encoding="utf-8")[: 16 * args.max_tokens]
         input_ids = tokenizer(text, return_tensors="pt").input_ids[:, : args.max_tokens]
