@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inputs of layer calls, and special cases of calling some layers."""
 
-import functools
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Cache
+
+from .class_facts import class_fact
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def run_by_token(layer: Any, hidden_states: torch.Tensor, keywords: dict[str, An
     return torch.cat(outputs, dim=1)
 
 
-@functools.cache
+@class_fact
 def named_arguments(layer_class: type[nn.Module]) -> frozenset[str] | None:
     """Return the names of the arguments that a layer class takes, or `None` if it takes any."""
     parameters = inspect.signature(layer_class.forward).parameters

@@ -40,6 +40,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .class_facts import class_fact
+
 
 RELEASE: str = transformers.__version__
 
@@ -103,7 +105,7 @@ class CacheNames:
             return self.past_key_values
 
 
-@functools.cache
+@class_fact
 def layer_cache_name(layer_class: type[nn.Module]) -> str:
     """Return the name of the argument under which a layer class takes the cache."""
     parameters = inspect.signature(layer_class.forward).parameters

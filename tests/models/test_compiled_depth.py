@@ -73,6 +73,13 @@ def test_every_number_of_loops_runs_on_the_same_graphs(variant):
     assert counts == [3] * len(LOOPS)
 
 
+def test_compiling_warns_of_nothing(recwarn):
+    # torch gives each of its warnings once
+    torch._dynamo.utils.warn_once_cache.clear()
+    make_model().generate(INPUT_IDS, compile_config=compile_config(Graphs()), **GREEDY)
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def gradients(model, **kwargs) -> dict[str, torch.Tensor]:
     model.zero_grad()
     model(INPUT_IDS, labels=INPUT_IDS, use_cache=False, **kwargs).loss.backward()
