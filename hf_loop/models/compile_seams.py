@@ -13,6 +13,8 @@ from torch import nn
 from transformers import CompileConfig
 from transformers.utils import output_capturing
 
+from .single_row import replace_single_rows
+
 
 def compile_apart(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compile a function with graphs of its own.
@@ -62,6 +64,7 @@ class RecordingBackend:
         patches: Any = {}
         if self.wraps_in_cpp and not torch.is_grad_enabled() and all_on_cpu(inputs):
             patches = {"config_patches": {"cpp_wrapper": True}}
+            replace_single_rows(graph)
         function = self.compile_graph(graph, inputs, **patches)
 
         def run_graph(*args: Any) -> Any:

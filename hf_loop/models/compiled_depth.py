@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_loop authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""A looped schedule that runs as three compiled graphs: the prelude, one pass of the core, and the coda.
+"""A looped schedule that runs as three compiled graphs: the prelude, one pass of the core, and the coda. In
+decoding, the head is a fourth.
 
 The graph of the core is called once per loop, and whatever differs between loops is an input of it: the state, the
 cache layers of the loop's slots, the index of the loop's LoRA update. So all numbers of loops run on the same three
@@ -8,16 +9,19 @@ graphs, and compiling takes as long for 2 loops as for 32.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from transformers import Cache, CompileConfig
 from transformers.cache_utils import StaticLayer
 
+from .backbone import compute_logits
 from .compile_seams import RecordingBackend, compile_apart, has_hooks, records_outputs
 from .layer_calls import LayerInputs
 from .repeated_graph import RepeatedGraph, loop_tensors, repeat_graph
 from .schedules import Call, LoopedDepth, RunCall
+from .transformers_seams import cache_of
 
 
 # keywords by which layers find a cache that they are not given
@@ -43,12 +47,13 @@ class CompiledParts:
 
     def __init__(self, **options: Any):
         self.options = options
-        self.run_prelude = compile_apart(run_prelude, **options)
         of_graph = {name: options[name] for name in ("backend", "mode", "options", "dynamic") if name in options}
-        others = {name: options[name] for name in options if name not in of_graph}
-        self.core_backend = RecordingBackend(**of_graph)
-        self.run_core = compile_apart(run_core, backend=self.core_backend, dynamic=options.get("dynamic"), **others)
-        self.run_coda = compile_apart(run_coda, **options)
+        self.backend = RecordingBackend(**of_graph)
+        others = {name: options[name] for name in options if name not in ("backend", "mode", "options")}
+        self.run_prelude, self.run_core, self.run_coda, self.compute_logits = (
+            compile_apart(part, backend=self.backend, **others)
+            for part in (run_prelude, run_core, run_coda, compute_logits)
+        )
 
     def __reduce__(self):
         # compiled functions cannot be copied or saved
@@ -114,7 +119,7 @@ class CompiledDepth(LoopedDepth):
         # a number would be a constant of the graph, and a tensor is an input; the whole update is computed otherwise
         share: Any = self.update_share(num_loops)
         count: Any = 1 if share == 1 else torch.tensor(float(num_loops), device=state.device)
-        with self.parts.core_backend.recorded_calls() as graph_calls:
+        with self.parts.backend.recorded_calls() as graph_calls:
             updated = self.parts.run_core(self.backbone, state, encoded, self.inputs, layers, count, update)
         if self.can_repeat(layers):
             self.repeated = repeat_graph(graph_calls, own, updated)
@@ -179,6 +184,18 @@ def choose_schedule(parts: CompiledParts | None, calls: Any) -> Any:
         and not records_outputs()
     )
     return CompiledDepth(parts, calls) if parts is not None and takes_graphs else calls.backbone.depth
+
+
+def choose_head(parts: CompiledParts | None, outputs: Any) -> Callable[..., torch.Tensor]:
+    """Return the function that computes logits of the outputs of a pass: compiled if the model decodes on graphs.
+
+    Args:
+        parts (`CompiledParts`, *optional*): the compiled functions, if the model is compiled.
+        outputs (`LoopedModelOutputWithPast`): the outputs.
+    """
+    if parts is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return compute_logits
+    return parts.compute_logits if is_fixed(cache_of(outputs)) else compute_logits
 
 
 def is_fixed(cache: Any) -> bool:

@@ -27,7 +27,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .backbone import Backbone
-from .compiled_depth import CompiledParts, GenerationParts, choose_schedule
+from .compiled_depth import CompiledParts, GenerationParts, choose_head, choose_schedule
 from .configuration_looped import LoopedConfig
 from .exit_gate import ExitGateMixin
 from .exit_losses import ExitObjective, ExitObjectiveKind
@@ -53,7 +53,7 @@ from .modeling_recurrent import (
 )
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
 from .schedules import Call, LoopedDepth
-from .transformers_seams import named_cache
+from .transformers_seams import keep_logits, named_cache
 
 
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
@@ -311,6 +311,11 @@ class LoopedForCausalLM(
         if exit_objective is not None:
             kwargs |= self.objective_arguments(exit_objective, kwargs)
         return super().forward(output_loop_logits=output_loop_logits, **kwargs)
+
+    def read_last_logits(self, outputs: Any, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+        compute = choose_head(self.model.parts, outputs)
+        hidden_states = keep_logits(outputs.last_hidden_state, logits_to_keep)
+        return compute(self.config.decoder_config, self.lm_head, hidden_states, self.model.spec)
 
     def read_outputs(self, outputs: Any, logits_to_keep: int | torch.Tensor, output_loop_logits=False, **own):
         read = super().read_outputs(outputs, logits_to_keep)

@@ -345,7 +345,7 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.read_logits(outputs.last_hidden_state, logits_to_keep)
+        logits = self.read_last_logits(outputs, logits_to_keep)
         loss = None if labels is None else self.compute_loss(outputs, logits, labels, loss_weights, kwargs, **own)
         return self.output_class(loss=loss, logits=logits, **self.read_outputs(outputs, logits_to_keep, **own))
 
@@ -371,6 +371,10 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
         """Compute logits `[B, T, V]` of the headless model's last hidden states `[B, T, D]`."""
         hidden_states = keep_logits(hidden_states, logits_to_keep)
         return compute_logits(self.config.decoder_config, self.lm_head, hidden_states, self.model.spec)
+
+    def read_last_logits(self, outputs: Any, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+        """Compute the logits `[B, T, V]` of the headless model's outputs."""
+        return self.read_logits(outputs.last_hidden_state, logits_to_keep)
 
 
 def make_head(outer: Any) -> nn.Linear:

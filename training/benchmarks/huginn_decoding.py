@@ -61,7 +61,9 @@ def serve(code: Path, model_folder: Path) -> None:
         start = time.process_time()
         # a random first state would be another one in ours
         options = {"num_steps": SIZES["mean_recurrence"], "init_scale": 0.0}
-        output = model.generate(PROMPT, max_new_tokens=NUM_TOKENS, min_new_tokens=NUM_TOKENS, do_sample=False, **options)
+        output = model.generate(
+            PROMPT, max_new_tokens=NUM_TOKENS, min_new_tokens=NUM_TOKENS, do_sample=False, **options
+        )
         print(json.dumps([time.process_time() - start, output[0].tolist()]), flush=True)
 
 
