@@ -66,7 +66,8 @@ def bench(
         typer.Option(
             "--output-dir",
             "--out",
-            help="Where bench.json, bench.md and bench.png go; a benchmark that was interrupted there goes on.",
+            help="Where bench.json, bench.md and bench.png go; a benchmark that was interrupted there goes on. Name "
+            "the model's own folder to make them part of its card.",
             show_default="benches/MODEL",
         ),
     ] = None,

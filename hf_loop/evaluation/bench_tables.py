@@ -48,17 +48,25 @@ def alt_text(bench: Bench) -> str:
     )
 
 
-def to_markdown(bench: Bench, figure: str) -> str:
-    """Return a page with the figure and a table for each batch size.
+def to_markdown(bench: Bench, figure: str, level: int = 1) -> str:
+    """Return a page, or a section of one, with the figure and a table for each batch size.
 
     Args:
         bench (`Bench`): the benchmark.
         figure (`str`): the figure's file, from the page.
+        level (`int`, *optional*, defaults to 1): the level of the heading.
     """
     sizes = {"num_tokens": bench.settings["tokens"], "new_tokens": bench.settings["new_tokens"]}
-    lines = [f"# Ways to decode with {bench.label}", "", f"![{alt_text(bench)}]({figure})", "", NOTES.format(**sizes)]
+    lines = [f"{'#' * level} Ways to decode with {bench.label}", ""]
+    lines += [f"![{alt_text(bench)}]({figure})", "", NOTES.format(**sizes)]
     for batch in batches_of(bench):
-        lines += ["", f"## Batch {batch}", "", f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
+        lines += [
+            "",
+            f"{'#' * level}# Batch {batch}",
+            "",
+            f"| {' | '.join(HEADINGS)} |",
+            f"|{' --- |' * len(HEADINGS)}",
+        ]
         lines += [f"| {' | '.join(cells)} |" for cells in table_rows(bench, batch)]
         refused = refusals(bench, batch)
         lines += ["", *(f"- {line}" for line in refused)] if refused else []

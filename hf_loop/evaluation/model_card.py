@@ -13,6 +13,9 @@ from ..files import read_json, write_text
 from ..models import family_of
 from ..paths import no_such
 from ..weight_files import count_stored_parameters
+from .bench_plots import plot_bench
+from .bench_results import BENCH_FILE, Bench
+from .bench_tables import to_markdown
 from .card_template import CARD_FILE, FIGURES_FOLDER, render_card
 from .curves import DEFAULT_TOLERANCE, LoopCurve, has_safe_range, safe_range
 from .memory import kv_bytes_per_loop, kv_bytes_per_token
@@ -27,6 +30,7 @@ PIPELINE_TAGS = {
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForTokenClassification": "token-classification",
 }
+BENCH_FIGURE = f"{FIGURES_FOLDER}/decoding.png"
 
 
 @dataclass
@@ -68,6 +72,7 @@ class ModelCardFacts:
         has_remote_code (`bool`): whether the folder carries the model's code.
         tags (`list[str]`): tags for the Hub.
         results (`Results`): measurements, and how to repeat them.
+        bench (`Bench`, *optional*): a benchmark of the ways to decode.
         training_summary (`str`, *optional*): hyperparameters and losses, as markdown.
     """
 
@@ -90,18 +95,20 @@ class ModelCardFacts:
     has_remote_code: bool = False
     tags: list[str] = field(default_factory=list)
     results: Results = field(default_factory=Results)
+    bench: Bench | None = None
     training_summary: str | None = None
 
     @classmethod
     def from_folder(cls, folder: str | Path, repo_id: str | None = None) -> "ModelCardFacts":
-        """Gather the facts from a folder that `save_pretrained` wrote: `config.json`, and `results.json` if present.
+        """Gather the facts from a folder that `save_pretrained` wrote: `config.json`, and the measurements in
+        `results.json` and `bench.json` if present.
 
         Args:
             folder (`str` or `Path`): the model folder.
             repo_id (`str`, *optional*): the repository that the card will stand in; defaults to the folder's name.
 
         Raises:
-            ValueError: if the folder holds no language model of a family, or its `results.json` is damaged.
+            ValueError: if the folder holds no language model of a family, or its measurements are damaged.
         """
         folder = Path(folder)
         config = family_config(folder)
@@ -130,6 +137,7 @@ class ModelCardFacts:
             has_remote_code="auto_map" in read_json(folder / "config.json"),
             tags=["hf_loop", *family.classes[auto_class].family_tags, config.model_type],
             results=Results.load(folder) if (folder / RESULTS_FILE).is_file() else Results(),
+            bench=Bench.load(folder / BENCH_FILE) if (folder / BENCH_FILE).is_file() else None,
         )
         # a schedule of tokens decides itself what it keeps of them
         if config.kind == "depth":
@@ -176,6 +184,9 @@ def write_model_card(folder: str | Path, facts: ModelCardFacts | None = None) ->
             figures[metric] = f"{FIGURES_FOLDER}/{metric}_over_loops.png"
             (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
             plot_loop_curves(curves, folder / figures[metric])
+    if facts.bench is not None:
+        (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
+        plot_bench(facts.bench, folder / BENCH_FIGURE)
     path = folder / CARD_FILE
     write_text(path, render_model_card(facts, figures))
     return path
@@ -210,6 +221,7 @@ def render_model_card(facts: ModelCardFacts, figures: dict[str, str] | None = No
         results=results,
         sections=sections,
         figures=figures or {},
+        decoding=None if facts.bench is None else to_markdown(facts.bench, BENCH_FIGURE, level=2),
         model_name=facts.repo_id.split("/")[-1],
     )
 

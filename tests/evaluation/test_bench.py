@@ -10,9 +10,8 @@ from hf_loop.evaluation import bench as bench_module
 from hf_loop.evaluation import bench_runs
 from hf_loop.evaluation.bench import run_bench, spread_prompts
 from hf_loop.evaluation.bench_plots import plot_bench
-from hf_loop.evaluation.bench_quality import Quality
-from hf_loop.evaluation.bench_results import Bench, BenchRow, spread
-from hf_loop.evaluation.bench_runs import Memory, cache_bytes, make_run, measure_memory, plain_llama
+from hf_loop.evaluation.bench_results import Bench, spread
+from hf_loop.evaluation.bench_runs import cache_bytes, make_run, measure_memory, plain_llama
 from hf_loop.evaluation.bench_settings import (
     THRESHOLDS,
     BenchSetting,
@@ -29,6 +28,7 @@ from hf_loop.models.transformers_seams import cache_of
 
 from ..models.looped_variants import VARIANTS, tiny_looped
 from ..models.model_tester import random_ids
+from .bench_example import example
 
 
 NUM_LOOPS = 3
@@ -241,22 +241,6 @@ def test_quartiles():
     assert spread([]) is None
     assert spread([2.0]) == (2, 2, 2)
     assert spread([1.0, 2.0, 3.0, 4.0, 5.0]) == (2, 3, 4)
-
-
-def example() -> Bench:
-    rows = [
-        BenchRow("2 loops", "loops", Quality(10.0, 0.5, 2.0), {"1": Memory(2048.0, 3 << 20)}),
-        BenchRow("1 loop", "loops", Quality(math.inf, 0.25, 1.0)),
-        BenchRow("kl:0.1", "exit", Quality(11.0, 0.5, 1.5)),
-        BenchRow("oracle", "oracle", Quality(10.0, 0.5, 1.25)),
-        BenchRow("gate:0.5", "exit", refused={"text": "it has no gate", "1": "it has no gate"}),
-        BenchRow("plain Llama", "plain"),
-    ]
-    rounds = [
-        {"2 loops": [0.01, 0.02], "1 loop": [0.005, 0.01], "kl:0.1": [0.006, 0.02], "oracle": [0.006, 0.02]},
-        {"2 loops": [0.02, 0.02], "1 loop": [0.012, 0.02], "plain Llama": [0.01, 0.0]},
-    ]
-    return Bench("tiny", 2, {"tokens": 64, "new_tokens": 4}, rows, {"1": rounds})
 
 
 def test_ratios_are_taken_within_a_round():

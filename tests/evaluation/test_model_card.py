@@ -15,11 +15,13 @@ from hf_loop.models import (
     family_of,
     register_family,
 )
+from hf_loop.published_files import published_files
 
 from ..models.composed_variants import make_composed
 from ..models.families import CAUSAL_FAMILIES
 from ..toy_family import FAMILY as TOY
 from ..toy_family import ToyConfig, ToyForCausalLM
+from .bench_example import example
 
 
 BACKBONE = LlamaConfig(
@@ -214,8 +216,17 @@ def stub_card(tags):
     return ModelCard.from_template(data, model_description=f"Pushed on the Hub. {STUB_SENTENCE}")
 
 
+def test_a_benchmark_of_decoding_is_a_section(model_folder):
+    example().save(model_folder / "bench.json")
+    card = write_model_card(model_folder).read_text()
+    assert "\n## Ways to decode with tiny\n" in card and "\n### Batch 1\n" in card
+    assert "](figures/decoding.png)" in card and "| kl:0.1 | 1.50 | 11 | 50.00 % |" in card
+    assert {"bench.json", "figures/decoding.png"} <= set(published_files(model_folder))
+
+
 def test_a_push_replaces_the_stub_and_takes_the_measurements_along(model_folder, tmp_path):
     Results(curves=[CURVE]).save(model_folder)
+    example().save(model_folder / "bench.json")
     model = LoopedForCausalLM.from_pretrained(model_folder)
     upload = tmp_path / "upload"
     model.save_pretrained(upload)
@@ -226,6 +237,7 @@ def test_a_push_replaces_the_stub_and_takes_the_measurements_along(model_folder,
     assert "| safe range (accuracy) | 4 to 8 loops |" in card.content
     assert card.data.tags[-1] == "mine"
     assert json.loads((upload / "results.json").read_text())["curves"][0]["label"] == "sampled depth"
+    assert "## Ways to decode with tiny" in card.content and (upload / "bench.json").is_file()
     assert (upload / "figures" / "accuracy_over_loops.png").is_file()
 
 

@@ -131,13 +131,12 @@ def compile_seconds(args: argparse.Namespace, num_loops: int, is_whole: bool) ->
     return first - later
 
 
-def in_new_process(*options: str) -> str:
-    """Run this script in a process of its own with an empty compile cache, and return its last line."""
-    with tempfile.TemporaryDirectory() as cache:
-        # compiled in the process itself, where processor time is counted
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-        command = [sys.executable, __file__, *options]
-        output = subprocess.run(command, env=environment, capture_output=True, check=True, text=True).stdout
+def in_new_process(cache: str, *options: str) -> str:
+    """Run this script in a process of its own with a compile cache in folder `cache`, and return its last line."""
+    # compiled in the process itself, where processor time is counted
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    command = [sys.executable, __file__, *options]
+    output = subprocess.run(command, env=environment, capture_output=True, check=True, text=True).stdout
     return output.strip().splitlines()[-1]
 
 
@@ -161,10 +160,11 @@ def main() -> None:
     if args.intermediate_size:
         sizes += ["--intermediate-size", str(args.intermediate_size)]
     if args.processes:
-        for index in range(args.processes):
-            ratios = json.loads(in_new_process("--as-json", "--rounds", str(args.rounds), *sizes))
-            line = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
-            print(f"process {index}: {line}", flush=True)
+        with tempfile.TemporaryDirectory() as cache:
+            for index in range(args.processes):
+                ratios = json.loads(in_new_process(cache, "--as-json", "--rounds", str(args.rounds), *sizes))
+                line = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+                print(f"process {index}: {line}", flush=True)
         return
     ratios = compare(args)
     if args.as_json:
@@ -172,7 +172,8 @@ def main() -> None:
         return
     print("\nseconds to compile (the C++ compiler runs in other processes and is not in them)")
     for num_loops, how in ((8, "parts"), (16, "parts"), (32, "parts"), (8, "whole")):
-        result = float(in_new_process("--compile", str(num_loops), how, *sizes))
+        with tempfile.TemporaryDirectory() as cache:
+            result = float(in_new_process(cache, "--compile", str(num_loops), how, *sizes))
         print(f"  {num_loops:>2} loops, {how:<6} {result:6.1f}", flush=True)
 
 

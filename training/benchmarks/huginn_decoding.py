@@ -4,9 +4,9 @@
     python -m venv ../huginn && ../huginn/bin/pip install torch==2.13.0 transformers==4.53.3
     python training/benchmarks/huginn_decoding.py ../recurrent-pretraining/recpre ../huginn/bin/python
 
-Huginn's code (`raven_modeling_minimal.py`) needs transformers 4, so it runs in an environment of its own and in its own
-process. It makes the model and decodes it with the `generate` that it has, over its growing cache; its static cache
-takes bfloat16 only. Ours is what `hf-loop convert` makes of the saved model, and must say the same tokens.
+Huginn's code (`raven_modeling_minimal.py`) needs transformers 4, so it runs in an environment and a process of its
+own. It makes the model and decodes it with the `generate` that it has, over its growing cache; its static cache takes
+bfloat16 only. Ours is what `hf-loop convert` makes of the saved model, and must say the same tokens.
 
 1 + 2 x 8 + 1 layer calls of width 256, 48 tokens after a prompt of 16; processor times on one thread, medians of
 rounds in which all decode one after the other, in an order that changes, with quartiles. About three minutes.
