@@ -110,12 +110,15 @@ class CompiledDepth(LoopedDepth):
     ) -> torch.Tensor:
         if not self.is_own(run_call):
             return super().run_loop(loop, state, encoded, run_call, num_loops)
-        state, encoded = alike_in_all_loops(state, encoded)
-        layers = self.cache_layers(self.core_calls(loop))
+        first = self.first_slot(loop)
+        layers = None if self.cache is None else self.cache.layers[first : first + self.num_core]
         update = self.update_index(loop, state.device)
+        if self.repeated is not None:
+            own = loop_tensors(state, layers, update)
+            if self.repeated.takes(own):
+                return self.repeated.run(own)
+        state, encoded = alike_in_all_loops(state, encoded)
         own = loop_tensors(state, layers, update)
-        if self.repeated is not None and self.repeated.takes(own):
-            return self.repeated.run(own)
         # a number would be a constant of the graph, and a tensor is an input; the whole update is computed otherwise
         share: Any = self.update_share(num_loops)
         count: Any = 1 if share == 1 else torch.tensor(float(num_loops), device=state.device)

@@ -19,16 +19,16 @@ class RepeatedGraph(NamedTuple):
     Args:
         call (`GraphCall`): the call of that loop.
         own (`list[torch.Tensor]`): the loop's own tensors.
-        places (`list[int]`): for every argument of the graph, the index of the loop's tensor that it is, or -1.
+        places (`list[list[int]]`): for every one of these tensors, which arguments of the graph it is.
     """
 
     call: GraphCall
     own: list[torch.Tensor]
-    places: list[int]
+    places: list[list[int]]
 
     def takes(self, own: list[torch.Tensor]) -> bool:
         """Return whether the graph is that of another loop, with tensors `own`."""
-        if torch.is_grad_enabled() or len(own) != len(self.own):
+        if torch.is_grad_enabled() or len(own) != len(self.own) or not own[0].is_contiguous():
             return False
         for tensor, other in zip(own, self.own):
             if tensor.shape != other.shape or tensor.dtype != other.dtype or tensor.device != other.device:
@@ -37,7 +37,10 @@ class RepeatedGraph(NamedTuple):
 
     def run(self, own: list[torch.Tensor]) -> torch.Tensor:
         """Run the loop with tensors `own` and return the state after it, `[B, T, D]`."""
-        args = [arg if place < 0 else own[place] for arg, place in zip(self.call.args, self.places)]
+        args = list(self.call.args)
+        for tensor, places in zip(own, self.places):
+            for place in places:
+                args[place] = tensor
         return self.call.function(*args)[0]
 
 
@@ -61,10 +64,9 @@ def repeat_graph(calls: list[GraphCall], own: list[torch.Tensor], updated: torch
     # with a break there are several graphs, and with another result Python comes after the graph
     if len(calls) != 1 or len(calls[0].outputs) != 1 or calls[0].outputs[0] is not updated:
         return None
-    index_of = {id(tensor): index for index, tensor in enumerate(own)}
-    places = [index_of.get(id(arg), -1) for arg in calls[0].args]
-    # each is one argument: the graph was made of these tensors and not of something computed from them
-    return RepeatedGraph(calls[0], own, places) if set(places) >= set(range(len(own))) else None
+    places = [[place for place, arg in enumerate(calls[0].args) if arg is tensor] for tensor in own]
+    # each is an argument: the graph was made of these tensors and not of something computed from them
+    return RepeatedGraph(calls[0], own, places) if all(places) else None
 
 
 __all__ = ["RepeatedGraph", "loop_tensors", "repeat_graph"]

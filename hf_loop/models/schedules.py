@@ -116,8 +116,12 @@ class LoopedDepth(Depth):
 
     def core_calls(self, loop: int) -> list[Call]:
         """List the calls of one loop, counted from 0."""
-        first = self.num_prelude + self.num_coda + loop * self.num_core
+        first = self.first_slot(loop)
         return [Call(self.num_prelude + index, first + index, loop) for index in range(self.num_core)]
+
+    def first_slot(self, loop: int) -> int:
+        """Return the first cache slot of a loop, counted from 0."""
+        return self.num_prelude + self.num_coda + loop * self.num_core
 
     def coda_calls(self) -> list[Call]:
         """List the calls after the last loop."""
