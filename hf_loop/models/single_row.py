@@ -13,9 +13,6 @@ import torch
 from torch import nn
 
 
-LINEAR = (nn.functional.linear, torch._C._nn.linear)
-
-
 def single_row_linear(row: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Apply a linear map to a single row, as a sum that inductor makes a loop of.
 
@@ -38,7 +35,7 @@ def replace_single_rows(graph: torch.fx.GraphModule) -> None:
         graph (`torch.fx.GraphModule`): the graph, which is changed. Its nodes have an example of their value.
     """
     for node in graph.graph.nodes:
-        if node.op == "call_function" and node.target in LINEAR and has_single_row(*node.args, **node.kwargs):
+        if node.target is nn.functional.linear and has_single_row(*node.args, **node.kwargs):
             names = {"input": "row"}
             node.kwargs = {names.get(name, name): value for name, value in node.kwargs.items()}
             node.target = single_row_linear
@@ -47,14 +44,12 @@ def replace_single_rows(graph: torch.fx.GraphModule) -> None:
 
 def has_single_row(input: Any, weight: Any, bias: Any = None) -> bool:
     """Return whether a linear map in a graph is one of a single row, in single precision."""
-    rows, weights = input.meta["example_value"], weight.meta["example_value"]
-    sizes = rows.shape[:-1]
-    return (
-        rows.dtype == weights.dtype == torch.float32
-        and all(isinstance(size, int) and size == 1 for size in sizes)
-        and isinstance(weights, torch.Tensor)
-        and weights.ndim == 2
-    )
+    rows, weights = (node.meta.get("example_value") for node in (input, weight))
+    if not isinstance(rows, torch.Tensor) or not isinstance(weights, torch.Tensor) or weights.ndim != 2:
+        return False
+    # the size of a dimension may be a symbol
+    is_single = all(isinstance(size, int) and size == 1 for size in rows.shape[:-1])
+    return is_single and rows.dtype == weights.dtype == torch.float32
 
 
 __all__ = ["replace_single_rows", "single_row_linear"]
