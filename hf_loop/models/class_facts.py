@@ -14,7 +14,7 @@ Fact = TypeVar("Fact")
 
 
 def class_fact(function: Callable[[type[nn.Module]], Fact]) -> Callable[[type[nn.Module]], Fact]:
-    """Decorate a function of a class of modules, which is then called once per class and is a constant of compiled graphs.
+    """Decorate a function of a class, which is then called once per class and is a constant of compiled graphs.
 
     torch would trace through `functools.cache`, with a warning.
 
