@@ -121,6 +121,9 @@ def bench(
             Bench.load(file).check_settings(bench_settings(cut_windows(input_ids, WINDOW), new_tokens), file)
         others = {name_of(other): _load_other(other, tokenizer) for other in compare or []}
         language_model = load_model(model).to(default_device())
+        # of the usual rules, those that the model has the parts for
+        if exits is None and not getattr(language_model.config, "exit_gate", False):
+            rules = [(rule, threshold) for rule, threshold in rules if rule != "gate"]
         # of drafts, those that leave a loop to go on from them
         drafts = [pair for pair in drafts if draft is not None or pair[0] < language_model.config.num_loops]
         settings = make_settings(
