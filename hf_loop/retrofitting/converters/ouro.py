@@ -160,8 +160,8 @@ def _check_supported(config: dict[str, Any]) -> None:
     threshold = config.get("early_exit_threshold")
     if threshold is not None and threshold < 1:
         raise ValueError(
-            f"`early_exit_threshold` of an Ouro checkpoint must be 1, got {threshold}: the converted model reads out "
-            "the last loop for every token"
+            f"`early_exit_threshold` of an Ouro checkpoint must be 1, got {threshold}: set it to 1, and let tokens "
+            f"exit by `generate(exit_criterion='gate', exit_threshold={threshold})`"
         )
     if config.get("early_exit_step") is not None:
         raise ValueError(
