@@ -15,7 +15,7 @@ from ..paths import no_such
 from ..weight_files import count_stored_parameters
 from .bench_plots import plot_bench
 from .bench_results import BENCH_FILE, Bench
-from .bench_tables import to_markdown
+from .bench_tables import batches_of, to_markdown
 from .card_template import CARD_FILE, FIGURES_FOLDER, render_card
 from .curves import DEFAULT_TOLERANCE, LoopCurve, has_safe_range, safe_range
 from .memory import kv_bytes_per_loop, kv_bytes_per_token
@@ -137,7 +137,7 @@ class ModelCardFacts:
             has_remote_code="auto_map" in read_json(folder / "config.json"),
             tags=["hf_loop", *family.classes[auto_class].family_tags, config.model_type],
             results=Results.load(folder) if (folder / RESULTS_FILE).is_file() else Results(),
-            bench=Bench.load(folder / BENCH_FILE) if (folder / BENCH_FILE).is_file() else None,
+            bench=read_bench(folder),
         )
         # a schedule of tokens decides itself what it keeps of them
         if config.kind == "depth":
@@ -147,6 +147,18 @@ class ModelCardFacts:
                 facts.kv_bytes = {count: kv_bytes_per_token(config, count, dtype) for count in counts}
                 facts.kv_bytes_per_loop = kv_bytes_per_loop(config, dtype)
         return facts
+
+
+def read_bench(folder: Path) -> Bench | None:
+    """Read the benchmark of decoding in a model folder, `None` if there is none, or one without a time so far.
+
+    Raises:
+        ValueError: if the file does not hold a benchmark.
+    """
+    if not (folder / BENCH_FILE).is_file():
+        return None
+    bench = Bench.load(folder / BENCH_FILE)
+    return bench if batches_of(bench) else None
 
 
 def family_config(folder: str | Path) -> Any:

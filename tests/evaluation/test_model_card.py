@@ -5,6 +5,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import LlamaConfig
 
 from hf_loop.evaluation import LoopCurve, ModelCardFacts, Results, render_model_card, write_model_card
+from hf_loop.evaluation.bench_results import Bench
 from hf_loop.evaluation.card_template import TEMPLATES, read_template
 from hf_loop.evaluation.hub_card import STUB_SENTENCE, TRAINER_SENTENCE, write_card, write_card_before_push
 from hf_loop.models import (
@@ -222,6 +223,9 @@ def test_a_benchmark_of_decoding_is_a_section(model_folder):
     assert "\n## Ways to decode with tiny\n" in card and "\n### Batch 1\n" in card
     assert "](figures/decoding.png)" in card and "| kl:0.1 | 1.50 | 11 | 50.00 % |" in card
     assert {"bench.json", "figures/decoding.png"} <= set(published_files(model_folder))
+    # interrupted before the first time
+    Bench("tiny", 2, {}).save(model_folder / "bench.json")
+    assert "Ways to decode" not in write_model_card(model_folder).read_text()
 
 
 def test_a_push_replaces_the_stub_and_takes_the_measurements_along(model_folder, tmp_path):
