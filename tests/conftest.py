@@ -1,8 +1,10 @@
-"""Marks the tests that a release of transformers can break, which tests/releases.py runs under any release."""
+"""Marks the tests that a release of transformers can break, which tests/releases.py runs under any release, and gives
+tests of compiling graphs of their own."""
 
 from pathlib import Path
 
 import pytest
+import torch
 
 
 TESTS = Path(__file__).parent
@@ -36,3 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(TESTS).as_posix() in RELEASE_TESTS:
             item.add_marker(pytest.mark.release)
+
+
+@pytest.fixture(autouse=True)
+def graphs_are_those_of_one_test(request: pytest.FixtureRequest) -> None:
+    # torch makes a limited number of graphs of a function, and all tests of a process would share them
+    if "compil" in request.node.nodeid:
+        torch.compiler.reset()
