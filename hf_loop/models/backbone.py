@@ -77,6 +77,8 @@ class Backbone:
         self.layer_types: list[str] | None = getattr(self.config, "layer_types", None)
         self.num_positions: int | None = getattr(self.config, "max_position_embeddings", None)
         self.mask_config = _without_stateless_layers(self.config, self.layer_types)
+        # set inside `hook_calls` only
+        self.call_hook: Any = getattr(self.model, "call_hook", None)
         if self.outer is None:
             self.depth: Any = Depth(len(self.layers), self.final_norm)
         else:
@@ -220,8 +222,20 @@ class Backbone:
         Returns:
             `torch.Tensor` of shape `[B, T, D]`: the layer's output.
         """
-        index, slot = call.layer, call.slot
         layer = self.layer_of(call) if layer is None else layer
+        if self.call_hook is None:
+            return self._run_layer(call, layer, hidden_states, inputs, layer_cache)
+
+        def run_layer(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+            return self._run_layer(call, layer, hidden_states, inputs, layer_cache)
+
+        return self.call_hook(call, layer, hidden_states, run_layer)
+
+    def _run_layer(
+        self, call: Call, layer: Any, hidden_states: torch.Tensor, inputs: LayerInputs, layer_cache: Any
+    ) -> torch.Tensor:
+        """Run a layer as `run_call` says, without a hook."""
+        index, slot = call.layer, call.slot
         layer_type = self.layer_types[index] if self.layer_types is not None else None
         if inputs.cache is None and ("cache" in inputs.kwargs or "attention_instances" in inputs.kwargs):
             # these paged caches (vLLM, and continuous batching up to 5.23) are not given to the layer: they find
