@@ -57,8 +57,11 @@ def test_a_hook_can_skip_a_call_of_one_loop():
 
 def test_one_hook_at_a_time():
     model = tiny_looped()
-    with hook_calls(model, lambda call, layer, states, run: run(layer, states)):
-        with pytest.raises(ValueError, match="hooked already"), hook_calls(model, lambda *args: args[2]):
-            pass
+    with (
+        hook_calls(model, lambda call, layer, states, run: run(layer, states)),
+        pytest.raises(ValueError, match="hooked already"),
+        hook_calls(model, lambda *args: args[2]),
+    ):
+        pass
     with hook_calls(model, lambda call, layer, states, run: run(layer, states)):
         pass
