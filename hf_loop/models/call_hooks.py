@@ -39,7 +39,7 @@ def hook_calls(model: Any, hook: CallHook) -> Generator[None]:
     """
     headless = model.base_model
     decoder: Any = Backbone(headless).model
-    if getattr(headless, "parts", None) is not None or hasattr(model, "_orig_mod"):
+    if getattr(headless, "parts", None) is not None:
         raise ValueError("layer calls of a compiled model cannot be hooked; load the model again")
     if getattr(decoder, "call_hook", None) is not None:
         raise ValueError("layer calls of this model are hooked already; leave the other `with` block first")
