@@ -1,8 +1,8 @@
 """A looped model whose weights are set by hand so that loop r performs step r of a machine: pointer chasing.
 
-A row is `<bos>`, one token for every edge `a>b` of a function on nodes, in any order, and query tokens. A query holds a
-pointer, at first its own node. Each loop follows one edge of it, so that the logits of a query after r loops name the
-r-th successor of its node, with a probability of 1 up to rounding.
+A row is `<bos>`, one token for every edge `a>b` of a function on nodes, in any order, and query tokens. A query holds
+a pointer, at first its own node. Each loop follows one edge of it, so that the logits of a query after r loops name
+the r-th successor of its node, with a probability of 1 up to rounding.
 
     attention: the pointer is the query, the start of every edge its key: the end of the one that matches is read
     MLP:       the pointer is replaced by what was read
@@ -66,7 +66,11 @@ def make_constructed_tokenizer(num_nodes: int = NUM_NODES):
 
 
 def make_constructed(
-    num_nodes: int = NUM_NODES, num_core_layers: int = 1, num_prelude_layers: int = 0, num_coda_layers: int = 0, **fields
+    num_nodes: int = NUM_NODES,
+    num_core_layers: int = 1,
+    num_prelude_layers: int = 0,
+    num_coda_layers: int = 0,
+    **fields,
 ) -> LoopedForCausalLM:
     """The looped model, in evaluation mode.
 
