@@ -56,7 +56,7 @@ _HOMES = {
     "unroll": "retrofitting",
 }
 # packages that are public as a whole: their `__all__` is what they offer, and the rest of hf_loop may change
-_PACKAGES = ("evaluation", "models", "retrofitting", "tasks", "trainer")
+_PACKAGES = ("analysis", "evaluation", "models", "retrofitting", "tasks", "trainer")
 # for the tasks whose pipelines would keep a depth from the model
 _PIPELINES = {
     "feature-extraction": "DepthFeatureExtractionPipeline",

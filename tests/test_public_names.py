@@ -9,7 +9,7 @@ import pytest
 import hf_loop
 
 
-PACKAGES = ["evaluation", "models", "retrofitting", "tasks", "trainer"]
+PACKAGES = ["analysis", "evaluation", "models", "retrofitting", "tasks", "trainer"]
 
 
 def test_the_package_lists_what_it_offers():
