@@ -2,6 +2,7 @@
 
 from .associative_recall import associative_recall, recall_accuracy
 from .coin_flips import coin_flips
+from .computation_graph import ComputationGraph
 from .delayed_shell_game import delayed_shell_game
 from .grids import grid_tokenizer
 from .maze import maze
@@ -16,6 +17,7 @@ from .tokenizer import word_tokenizer
 
 
 __all__ = [
+    "ComputationGraph",
     "associative_recall",
     "coin_flips",
     "delayed_shell_game",
