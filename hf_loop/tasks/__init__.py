@@ -1,5 +1,6 @@
 """Diagnostic tasks as `datasets` with text, each with its own tokenizer."""
 
+from .addition import addition
 from .associative_recall import associative_recall, recall_accuracy
 from .coin_flips import coin_flips
 from .computation_graph import ComputationGraph
@@ -18,6 +19,7 @@ from .tokenizer import word_tokenizer
 
 __all__ = [
     "ComputationGraph",
+    "addition",
     "associative_recall",
     "coin_flips",
     "delayed_shell_game",

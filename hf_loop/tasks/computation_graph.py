@@ -1,9 +1,8 @@
 """The graph of a computation: which intermediate values an answer follows from, and by which operations.
 
-Tasks such as [`addition`] keep the graph of every row as JSON in its column `graph`, which
-[`ComputationGraph.from_json`] reads. What a model answers can then be compared with every value on the way: see "Faith
-and Fate: Limits of Transformers on Compositionality" (https://huggingface.co/papers/2305.18654), whose depth, width
-and average parallelism these are.
+Tasks such as [`addition`] keep the graph of every row, in the columns of [`graph_columns`]. What a model answers can
+then be compared with every value on the way: see "Faith and Fate: Limits of Transformers on Compositionality"
+(https://huggingface.co/papers/2305.18654), whose depth, width and average parallelism these are.
 """
 
 import hashlib
@@ -11,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 INPUT = "input"
@@ -62,11 +61,12 @@ def apply_operation(operation: str, values: Sequence[int]) -> int:
     Raises:
         ValueError: if there is no such operation.
     """
+    if operation in OPERATIONS:
+        return OPERATIONS[operation](values)
     name, _, modulus = operation.partition(MODULO)
-    if name not in OPERATIONS or (modulus and not modulus.isdigit()):
+    if name not in OPERATIONS or not modulus.isdigit():
         raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, also mod N, got {operation!r}")
-    value = OPERATIONS[name](values)
-    return value % int(modulus) if modulus else value
+    return OPERATIONS[name](values) % int(modulus)
 
 
 class ComputationGraph:
@@ -204,3 +204,27 @@ class ComputationGraph:
                 raise ValueError(f"value of {name!r} must be {graph.nodes[name].value}, got {value}")
             names.append(name)
         return graph
+
+
+def graph_columns(
+    graph: ComputationGraph, answer_nodes: Sequence[str], thought_nodes: Sequence[str]
+) -> dict[str, Any]:
+    """Return the columns by which a row keeps its graph, and what its words say of it.
+
+    Args:
+        graph (`ComputationGraph`): the graph.
+        answer_nodes (`Sequence[str]`): for each word of the answer the node whose value it is.
+        thought_nodes (`Sequence[str]`): for each word of the thoughts the node whose value it is, `""` for a word that
+            is no value.
+
+    Returns:
+        `dict`: `graph`, which [`ComputationGraph.from_json`] reads, `answer_nodes`, `thought_nodes`, and the
+        `graph_depth` and `graph_width`.
+    """
+    return {
+        "graph": graph.to_json(),
+        "answer_nodes": list(answer_nodes),
+        "thought_nodes": list(thought_nodes),
+        "graph_depth": graph.depth,
+        "graph_width": graph.width,
+    }
