@@ -6,6 +6,7 @@ from .coin_flips import coin_flips
 from .computation_graph import ComputationGraph
 from .delayed_shell_game import delayed_shell_game
 from .grids import grid_tokenizer
+from .i_gsm import i_gsm
 from .maze import maze
 from .passkey import passkey
 from .passkey_text import passkey_text
@@ -24,6 +25,7 @@ __all__ = [
     "coin_flips",
     "delayed_shell_game",
     "grid_tokenizer",
+    "i_gsm",
     "maze",
     "passkey",
     "passkey_text",

@@ -151,13 +151,6 @@ class ComputationGraph:
             open_nodes += parents
         return [other for other in self.nodes if other in found]
 
-    def restricted_to(self, names: Sequence[str]) -> "ComputationGraph":
-        """Return the graph of these nodes and all they follow from."""
-        kept = set(names).union(*(self.ancestors(name) for name in names))
-        part = ComputationGraph()
-        part.nodes = {name: node for name, node in self.nodes.items() if name in kept}
-        return part
-
     def subgraph_keys(self) -> dict[str, str]:
         """Return for each node a text that stands for it with all it follows from: operations and values.
 
