@@ -6,6 +6,7 @@ from .coin_flips import coin_flips
 from .computation_graph import ComputationGraph
 from .delayed_shell_game import delayed_shell_game
 from .grids import grid_tokenizer
+from .group_words import group_words
 from .i_gsm import i_gsm
 from .maze import maze
 from .passkey import passkey
@@ -25,6 +26,7 @@ __all__ = [
     "coin_flips",
     "delayed_shell_game",
     "grid_tokenizer",
+    "group_words",
     "i_gsm",
     "maze",
     "passkey",
