@@ -2,13 +2,17 @@
 
 from .addition import addition
 from .associative_recall import associative_recall, recall_accuracy
+from .boolean_circuits import boolean_circuits
 from .coin_flips import coin_flips
 from .computation_graph import ComputationGraph
 from .delayed_shell_game import delayed_shell_game
 from .grids import grid_tokenizer
 from .group_words import group_words
 from .i_gsm import i_gsm
+from .list_ops import list_ops
 from .maze import maze
+from .modular_arithmetic import modular_arithmetic
+from .p_hop import p_hop
 from .passkey import passkey
 from .passkey_text import passkey_text
 from .puzzle_csv import puzzle_csv
@@ -23,12 +27,16 @@ __all__ = [
     "ComputationGraph",
     "addition",
     "associative_recall",
+    "boolean_circuits",
     "coin_flips",
     "delayed_shell_game",
     "grid_tokenizer",
     "group_words",
     "i_gsm",
+    "list_ops",
     "maze",
+    "modular_arithmetic",
+    "p_hop",
     "passkey",
     "passkey_text",
     "puzzle_csv",
