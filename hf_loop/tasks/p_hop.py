@@ -65,8 +65,8 @@ def p_hop(
     check_integers({"sequence_length": sequence_length, "alphabet_size": alphabet_size}, low=3)
     if alphabet_size > len(ascii_lowercase):
         raise ValueError(f"alphabet_size must be at most {len(ascii_lowercase)}, got {alphabet_size}")
-    alphabet = ascii_lowercase[:alphabet_size]
-    others = {symbol: alphabet.replace(symbol, "") for symbol in alphabet}
+    alphabet: str = ascii_lowercase[:alphabet_size]
+    others: dict[str, str] = {symbol: alphabet.replace(symbol, "") for symbol in alphabet}
 
     def draw_row(num_hops: int, rng: random.Random) -> TaskRow:
         for _ in range(MAX_TRIES):
