@@ -12,6 +12,8 @@ from .i_gsm import i_gsm
 from .list_ops import list_ops
 from .maze import maze
 from .modular_arithmetic import modular_arithmetic
+from .multiplication import multiplication
+from .non_adjacent_sum import non_adjacent_sum
 from .p_hop import p_hop
 from .passkey import passkey
 from .passkey_text import passkey_text
@@ -36,6 +38,8 @@ __all__ = [
     "list_ops",
     "maze",
     "modular_arithmetic",
+    "multiplication",
+    "non_adjacent_sum",
     "p_hop",
     "passkey",
     "passkey_text",
