@@ -230,6 +230,10 @@ class LoopedDepth(Depth):
         """
         previous = state
         state = run_calls(self.model.injection(state, encoded), run_call, self.core_calls(loop))
+        return self.end_loop(previous, state, num_loops)
+
+    def end_loop(self, previous: torch.Tensor, state: torch.Tensor, num_loops: int) -> torch.Tensor:
+        """Compute the state after a loop from the one before it and the core's output, each `[B, T, D]`."""
         share = self.update_share(num_loops)
         # of the whole update this is f(s): computing s + (f(s) - s) would add rounding
         if isinstance(share, torch.Tensor) or share < 1:
@@ -374,7 +378,10 @@ class HierarchicalDepth(Depth):
 
     def run_stack(self, state: torch.Tensor, run_call: RunCall, cycle: int, call: int) -> torch.Tensor:
         """Run one stack call on a state `[B, T, D]`."""
-        state = run_calls(state, run_call, self.stack_calls(cycle, call))
+        return self.norm_stack(run_calls(state, run_call, self.stack_calls(cycle, call)))
+
+    def norm_stack(self, state: torch.Tensor) -> torch.Tensor:
+        """Apply the norm at the end of a stack call, `[B, T, D]`."""
         if self.stack_norm == "weightless":
             return self.model.stack_norm(state)
         return self.norm(state) if self.stack_norm == "final" else state
