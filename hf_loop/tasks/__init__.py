@@ -1,8 +1,10 @@
 """Diagnostic tasks as `datasets` with text, each with its own tokenizer."""
 
 from .addition import addition
+from .approximate_counting import approximate_counting
 from .associative_recall import associative_recall, recall_accuracy
 from .boolean_circuits import boolean_circuits
+from .cellular_automaton import cellular_automaton
 from .coin_flips import coin_flips
 from .computation_graph import ComputationGraph
 from .delayed_shell_game import delayed_shell_game
@@ -28,8 +30,10 @@ from .tokenizer import word_tokenizer
 __all__ = [
     "ComputationGraph",
     "addition",
+    "approximate_counting",
     "associative_recall",
     "boolean_circuits",
+    "cellular_automaton",
     "coin_flips",
     "delayed_shell_game",
     "grid_tokenizer",

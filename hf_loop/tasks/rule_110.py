@@ -18,6 +18,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerFast
 
 from .blocks import check_integers, draw_split, ragged_dataset
+from .cellular_automaton import run_rule
 from .counts import plain_counts
 from .tokenizer import IGNORE_INDEX, SPECIAL_TOKENS, word_tokenizer
 
@@ -101,11 +102,7 @@ def rule_110_accuracy(predictions: np.ndarray, rows: Dataset) -> dict[str, float
 
 def run_rule_110(states: np.ndarray, num_steps: int) -> np.ndarray:
     """The states `[..., bits]`, rings of 0 and 1, after `num_steps` steps of Rule 110."""
-    for _ in range(num_steps):
-        left, right = np.roll(states, 1, -1), np.roll(states, -1, -1)
-        # 110 is 01101110: a cell is born right of nothing but left of a live one, and dies in the middle of three
-        states = (states | right) & (1 - (left & states & right))
-    return states
+    return run_rule(states, 110, num_steps)
 
 
 def _draw(
