@@ -13,7 +13,7 @@ model once for every window and again in every pass of sleep. `state` joins the 
 the rows of a feedback memory are kept apart in `CapturedCall.memory`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 
 from ..evaluation.running import evaluation_mode
 from ..models.schedules import Call
+from .interventions import Intervention, check_interventions
 from .places import Place
 from .watching import CallEvent, watch_calls
 
@@ -150,6 +151,7 @@ def capture(
     inputs: torch.Tensor | Mapping[str, Any],
     num_loops: int | None = None,
     num_sleep_passes: int | None = None,
+    interventions: Sequence[Intervention] = (),
 ) -> Captured:
     """Run a model once, without a cache and without gradient, and keep the state after every layer call.
 
@@ -159,17 +161,23 @@ def capture(
             Only a model without a time schedule takes padding.
         num_loops (`int`, *optional*): number of loops, by default that of the configuration.
         num_sleep_passes (`int`, *optional*): passes of a sleep model, by default its configuration's.
+        interventions (`Sequence[Intervention]`, *optional*): changes of the states, made one after the other, see
+            `patching.py`. The states are kept as they are after them.
 
     Returns:
         `Captured`: the states, on the model's device.
 
     Raises:
-        ValueError: if a model with a time schedule is given padding, or the model is compiled.
+        ValueError: if a model with a time schedule is given padding, the model is compiled, or it has no place for an
+            intervention.
     """
     given = model_inputs(model, inputs, num_loops=num_loops, num_sleep_passes=num_sleep_passes)
-    captured = Captured()
+    captured, num_tokens = Captured(), count_tokens(given)
+    check_interventions(interventions, model, num_tokens, num_loops)
 
     def after_call(event: CallEvent, state: torch.Tensor) -> torch.Tensor:
+        for intervention in interventions:
+            state = intervention.after_call(event, state)
         place = event.place
         rows, parts = place.rows, [state[:, : place.num_lead], state[:, state.shape[1] - place.num_tail :]]
         memory = torch.cat(parts, dim=1) if place.num_lead or place.num_tail else None
@@ -177,14 +185,21 @@ def capture(
         return state
 
     def after_loop(event: CallEvent, state: torch.Tensor) -> torch.Tensor:
+        for intervention in interventions:
+            state = intervention.after_loop(event, state)
         captured.loop_ends.append(CapturedCall(event.call, event.place, state[:, event.place.rows]))
         if event.call.loop == 0 and event.loop_start is not None:
             start = event.loop_start[:, event.place.rows]
             captured.loop_starts.append(CapturedCall(event.call, event.place, start))
         return state
 
-    depth = {"num_loops": num_loops, "num_sleep_passes": num_sleep_passes}
-    with evaluation_mode(model), watch_calls(model, count_tokens(given), after_call, after_loop, **depth):
+    def layers_from(loop: int) -> int:
+        for intervention in interventions:
+            loop = intervention.layers_from(loop)
+        return loop
+
+    watch = watch_calls(model, num_tokens, after_call, after_loop, num_loops, num_sleep_passes, layers_from)
+    with evaluation_mode(model), watch:
         output = model(**given)
     captured.logits = getattr(output, "logits", None)
     return captured

@@ -50,10 +50,19 @@ def keep(event: CallEvent, state: torch.Tensor) -> torch.Tensor:
 class Watch:
     """What happens at the calls of one forward pass, see [`watch_calls`]."""
 
-    def __init__(self, model: Any, clock: CallClock, num_loops: int | None, after_call: Change, after_loop: Change):
+    def __init__(
+        self,
+        model: Any,
+        clock: CallClock,
+        num_loops: int | None,
+        after_call: Change,
+        after_loop: Change,
+        layers_from: Callable[[int], int],
+    ):
         self.backbone = Backbone(model.base_model)
         self.depth: Any = self.backbone.depth
         self.clock, self.after_call, self.after_loop = clock, after_call, after_loop
+        self.layers_from = layers_from
         self.num_loops = model.config.num_loops if num_loops is None and model.config.has_loops else num_loops
         self.last_slots = {call.loop: call.slot for call in clock.calls if call.loop is not None}
         config = model.config
@@ -66,6 +75,8 @@ class Watch:
 
     def run_call(self, call: Call, layer: Any, hidden_states: torch.Tensor, run_layer: Any) -> torch.Tensor:
         """The hook of `hook_calls`."""
+        if call.loop is not None and (source := self.layers_from(call.loop)) != call.loop:
+            layer = self.backbone.layer_of(call._replace(loop=source))
         state = run_layer(layer, hidden_states)
         start = self.loop_start if call.loop is not None else None
         ends_loop = self.last_slots.get(call.loop) == call.slot
@@ -125,6 +136,7 @@ def watch_calls(
     after_loop: Change = keep,
     num_loops: int | None = None,
     num_sleep_passes: int | None = None,
+    layers_from: Callable[[int], int] = int,
 ) -> Generator[None]:
     """Call functions at every layer call of the one forward pass inside the `with` block.
 
@@ -140,11 +152,14 @@ def watch_calls(
             update and the norm at its end. In a hierarchical model it is the slow state after a slow cycle.
         num_loops (`int`, *optional*): number of loops of the pass, by default that of the configuration.
         num_sleep_passes (`int`, *optional*): passes of a sleep model, by default its configuration's.
+        layers_from (`Callable`, *optional*): takes a loop and returns the one whose layers run in it, for a model
+            with an update per loop; by default its own.
 
     Raises:
         ValueError: as [`hook_calls`] does.
     """
-    watch = Watch(model, CallClock(model, num_tokens, num_loops, num_sleep_passes), num_loops, after_call, after_loop)
+    clock = CallClock(model, num_tokens, num_loops, num_sleep_passes)
+    watch = Watch(model, clock, num_loops, after_call, after_loop, layers_from)
     depth_model = watch.depth.model if watch.num_loops is not None else None
     with ExitStack() as stack:
         stack.enter_context(hook_calls(model, watch.run_call))

@@ -92,7 +92,7 @@ def make_constructed(
         num_key_value_heads=1,
         max_position_embeddings=64,
         no_rope_layers=[0] * num_layers,
-        rms_norm_eps=0.0,
+        rms_norm_eps=1e-12,
         tie_word_embeddings=False,
         bos_token_id=BOS_ID,
         eos_token_id=None,
