@@ -20,6 +20,9 @@ from .compositionality_errors import (
 )
 from .compositionality_information import InformationGain, information_gains, relative_information_gain
 from .curves import LoopCurve, safe_range
+from .depth_control_plots import plot_depth_controls
+from .depth_control_results import DepthControls
+from .depth_controls import depth_controls
 from .gate_calibration import GateCalibration, gate_calibration
 from .memory import kv_bytes_per_loop, kv_bytes_per_token
 from .model_card import ModelCardFacts, render_model_card, write_model_card
@@ -46,6 +49,7 @@ __all__ = [
     "BenchmarkResult",
     "BenchmarkResults",
     "Compositionality",
+    "DepthControls",
     "DepthErrors",
     "DepthFrequency",
     "FailureChecks",
@@ -64,6 +68,7 @@ __all__ = [
     "accuracy_over_loops",
     "benchmarks_over_loops",
     "compositionality",
+    "depth_controls",
     "errors_by_depth",
     "failure_checks",
     "gate_calibration",
@@ -76,6 +81,7 @@ __all__ = [
     "node_errors",
     "node_values",
     "perplexity_over_loops",
+    "plot_depth_controls",
     "plot_layer_scan",
     "plot_loop_curves",
     "read_graphs",

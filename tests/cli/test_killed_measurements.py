@@ -13,6 +13,7 @@ from ..test_kills import Moments, in_child, main
 COMMANDS = {
     "scan": ("--loops", "2,3", "--window", "16", "--max-tokens", "60", "--device", "cpu"),
     "sweep": ("--loops", "1,2", "--window", "16", "--max-tokens", "60"),
+    "sweep with controls": ("--controls", "--loops", "1,2", "--window", "16", "--max-tokens", "60"),
 }
 
 
@@ -35,7 +36,7 @@ def test_a_killed_measurement_ends_with_the_same_files(name, seed, plain_folder,
     log = tmp_path / "log"
 
     def command(folder):
-        arguments = ["hf-loop", name, model, "--text", text, *COMMANDS[name], "--output-dir", folder]
+        arguments = ["hf-loop", name.split()[0], model, "--text", text, *COMMANDS[name], "--output-dir", folder]
         monkeypatch.setattr("sys.argv", [str(argument) for argument in arguments])
         main()
 

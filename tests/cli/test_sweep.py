@@ -1,8 +1,9 @@
 import json
+import math
 
 import pytest
 
-from hf_loop.evaluation import Results, perplexity_over_loops
+from hf_loop.evaluation import DepthControls, Results, perplexity_over_loops
 from hf_loop.models import LoopedForCausalLM
 
 
@@ -48,6 +49,41 @@ def test_accuracy_on_a_task_and_a_card_from_it(hf_loop, looped_folder):
     assert "![accuracy over loops]" in (looped_folder / "README.md").read_text()
 
 
+def test_controls_on_a_text(hf_loop, looped_folder, tokenizer, text_file, tmp_path):
+    arguments = ("sweep", looped_folder, "--text", text_file, "--window", 15, "--output-dir", tmp_path / "out")
+    code, out, err = hf_loop(*arguments, "--loops", "1,2,4", "--controls")
+    assert code == 0, err
+    controls = DepthControls.load(tmp_path / "out" / "controls.json")
+    # four loops are more than the model's own: in the curve alone
+    assert [row.loops for row in controls.rows] == [1, 2]
+    assert Results.load(tmp_path / "out").curves[0].num_loops == [1, 2, 4]
+    # the second half of the windows
+    input_ids = tokenizer(text_file.read_text(), return_tensors="pt")["input_ids"][0]
+    windows = list(input_ids.split(15))
+    assert len(windows) % 2 == 0
+    measured = perplexity_over_loops(
+        LoopedForCausalLM.from_pretrained(looped_folder), windows[len(windows) // 2 :], [1, 2]
+    )
+    assert [math.exp(row.prefix) for row in controls.rows] == pytest.approx(measured.values, rel=1e-5)
+    assert f"{controls.row(1).prefix:.4f}" in out and "All loops share their weights" in out
+    assert (tmp_path / "out" / "controls.png").is_file()
+    # the same again measures nothing, other text needs another folder
+    before = (tmp_path / "out" / "controls.json").read_bytes()
+    assert hf_loop(*arguments, "--loops", "1", "--controls")[0] == 0
+    assert (tmp_path / "out" / "controls.json").read_bytes() == before
+    code, _, err = hf_loop(*arguments, "--max-tokens", 60, "--controls")
+    assert code == 2 and "was measured with other settings" in err
+
+
+def test_controls_on_a_task(hf_loop, looped_folder, tmp_path):
+    arguments = ("sweep", looped_folder, "--task", "shell_game", "--length", 4, "--num-examples", 16, "--loops", "1,2")
+    code, out, err = hf_loop(*arguments, "--output-dir", tmp_path / "out", "--controls", "--quiet")
+    assert code == 0, err
+    controls = DepthControls.load(tmp_path / "out" / "controls.json")
+    assert controls.num_fit_tokens == 8 * 5 == controls.num_test_tokens
+    assert "share of the gap to full depth" in out
+
+
 def test_a_second_sweep_joins_the_first(hf_loop, plain_folder, text_file, tmp_path):
     arguments = ("sweep", plain_folder, "--text", text_file, "--loops", "1,2", "--output-dir", tmp_path / "out")
     for core in ("0-1", "1-2", "1-2"):
@@ -76,6 +112,7 @@ def test_the_default_folder_is_named_after_the_model(hf_loop, looped_folder, tex
         (["--task", "shel_game"], "did you mean 'shell_game'?"),
         (["--task", "coin_flips"], "tokenizer is not the one of coin_flips"),
         (["--task", "shell_game", "--loops", "-1"], "'-1' is not a loop count"),
+        (["--task", "shell_game", "--controls", "--loops", "2,4"], "has 2; --loops 2,4 names none"),
     ],
 )
 def test_errors_are_one_line_and_write_nothing(hf_loop, looped_folder, tmp_path, arguments, message):
@@ -91,3 +128,14 @@ def test_a_damaged_results_file_is_found_before_the_work(hf_loop, looped_folder)
     assert code == 2
     assert "is not valid JSON" in err
     assert (looped_folder / "results.json").read_text() == "{"
+
+
+def test_a_damaged_controls_file_is_found_before_the_work(hf_loop, looped_folder, plain_folder, tmp_path):
+    (looped_folder / "controls.json").write_text("{")
+    arguments = ("--task", "shell_game", "--controls", "--output-dir")
+    code, _, err = hf_loop("sweep", looped_folder, *arguments, looped_folder)
+    assert code == 2
+    assert "is not valid JSON" in err
+    code, _, err = hf_loop("sweep", plain_folder, *arguments, tmp_path / "out")
+    assert code == 2
+    assert "fewer loops than its own, of which" in err

@@ -16,6 +16,8 @@ from hf_loop.evaluation.bench_quality import Quality
 from hf_loop.evaluation.bench_results import Bench, BenchRow
 from hf_loop.evaluation.block_perplexity import BlockCurve
 from hf_loop.evaluation.block_plots import plot_block_curves
+from hf_loop.evaluation.depth_control_plots import plot_depth_controls
+from hf_loop.evaluation.depth_control_results import ControlledDepth, DepthControls
 from hf_loop.evaluation.puzzle_plots import plot_puzzle_results
 from hf_loop.evaluation.seed_plots import plot_seeds
 
@@ -53,6 +55,11 @@ def loop_curves(path):
 def block_curves(path):
     curves = [BlockCurve(name, 5, [[1.0 + index, 2.0, 3.0]], [4, 5, 5]) for index, name in enumerate(NAMES)]
     plot_block_curves(curves, path)
+
+
+def controlled_depths(path):
+    rows = [ControlledDepth(loops, *(loops + index / 10 for index in range(8))) for loops in (1, 2, 4)]
+    plot_depth_controls(DepthControls("model", 4, False, 10, 10, rows=rows), path)
 
 
 def puzzle_results(path):
@@ -97,6 +104,7 @@ FIGURES = {
     "hf_loop/evaluation/bench_plots.py": bench,
     "hf_loop/evaluation/plots.py": loop_curves,
     "hf_loop/evaluation/block_plots.py": block_curves,
+    "hf_loop/evaluation/depth_control_plots.py": controlled_depths,
     "hf_loop/evaluation/puzzle_plots.py": puzzle_results,
     "hf_loop/evaluation/scan_plots.py": layer_scan,
     "hf_loop/evaluation/seed_plots.py": seeds,
