@@ -1,6 +1,16 @@
 """What goes on inside the loops of a model."""
 
 from .capture import Captured, CapturedCall, capture
+from .dynamics import (
+    LoopDynamics,
+    PathIndependence,
+    count_flips,
+    find_cycles,
+    first_lasting_right,
+    loop_dynamics,
+    overthinking,
+    path_independence,
+)
 from .interventions import Intervention
 from .lens import FittedLens, LensReading, fit_lens, logit_lens, loop_answers
 from .masks import MaskScores, masked_weights
@@ -14,16 +24,24 @@ __all__ = [
     "FittedLens",
     "Intervention",
     "LensReading",
+    "LoopDynamics",
     "MaskScores",
+    "PathIndependence",
     "ablate",
     "capture",
+    "count_flips",
     "effect_table",
+    "find_cycles",
+    "first_lasting_right",
     "fit_lens",
     "freeze",
     "logit_lens",
     "loop_answers",
+    "loop_dynamics",
     "masked_weights",
+    "overthinking",
     "patch",
+    "path_independence",
     "run_patched",
     "skip",
     "swap",
