@@ -14,6 +14,7 @@ from .i_gsm import i_gsm
 from .list_ops import list_ops
 from .maze import maze
 from .modular_arithmetic import modular_arithmetic
+from .multi_hop_facts import multi_hop_facts
 from .multiplication import multiplication
 from .non_adjacent_sum import non_adjacent_sum
 from .p_hop import p_hop
@@ -42,6 +43,7 @@ __all__ = [
     "list_ops",
     "maze",
     "modular_arithmetic",
+    "multi_hop_facts",
     "multiplication",
     "non_adjacent_sum",
     "p_hop",
