@@ -8,6 +8,7 @@ from .cellular_automaton import cellular_automaton
 from .coin_flips import coin_flips
 from .computation_graph import ComputationGraph
 from .delayed_shell_game import delayed_shell_game
+from .fact_recall import fact_recall
 from .grids import grid_tokenizer
 from .group_words import group_words
 from .i_gsm import i_gsm
@@ -22,6 +23,7 @@ from .passkey import passkey
 from .passkey_text import passkey_text
 from .puzzle_csv import puzzle_csv
 from .rule_110 import rule_110, rule_110_accuracy
+from .scan import scan
 from .shell_game import shell_game
 from .successor import successor, successor_accuracy
 from .sudoku import sudoku
@@ -37,6 +39,7 @@ __all__ = [
     "cellular_automaton",
     "coin_flips",
     "delayed_shell_game",
+    "fact_recall",
     "grid_tokenizer",
     "group_words",
     "i_gsm",
@@ -53,6 +56,7 @@ __all__ = [
     "recall_accuracy",
     "rule_110",
     "rule_110_accuracy",
+    "scan",
     "shell_game",
     "successor",
     "successor_accuracy",

@@ -26,11 +26,19 @@ def row_lengths(
     Returns:
         `np.ndarray`: `[num_rows]`, integers.
     """
-    num_groups = -(-num_rows // group_size)
+    bounds = growing_bounds(-(-num_rows // group_size), min_blocks, max_blocks, curriculum)
+    return np.repeat(rng.integers(min_blocks, bounds + 1), group_size)[:num_rows]
+
+
+def growing_bounds(num_groups: int, low: int, high: int, curriculum: float) -> np.ndarray:
+    """A bound for each group of rows, which grows evenly from `low` to `high` over the first `curriculum` of them.
+
+    Returns:
+        `np.ndarray`: `[num_groups]`, integers.
+    """
     progress = np.arange(num_groups) / num_groups
     share = np.minimum(progress / curriculum, 1.0) if curriculum > 0 else np.ones(num_groups)
-    bounds = min_blocks + ((max_blocks - min_blocks) * share).astype(np.int64)
-    return np.repeat(rng.integers(min_blocks, bounds + 1), group_size)[:num_rows]
+    return low + ((high - low) * share).astype(np.int64)
 
 
 def is_test(codes: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ def boolean_circuits(
     difficulty: int = 4,
     *,
     max_operators: int = 32,
-    min_difficulty: int = 1,
+    min_difficulty: int = 2,
     test_difficulties: Sequence[int] | None = None,
     curriculum: float = 0.0,
     group_size: int = 1,
@@ -40,7 +40,8 @@ def boolean_circuits(
 
     Args:
         num_train, num_test, difficulty, min_difficulty, test_difficulties, curriculum, group_size, seed: see
-            [`task_splits`]. Rows of a difficulty differ in length.
+            [`task_splits`]. Rows of a difficulty differ in length; of depth 1 there are 14, of which a few are for
+            testing.
         max_operators (`int`): the most operators of an expression, at least its depth. Expressions that are nearly as
             deep as this are chains, with an operator for each level and few besides.
 

@@ -42,7 +42,7 @@ def group_words(
     *,
     group: GroupName = "S3",
     letters: Letters | None = None,
-    min_difficulty: int = 1,
+    min_difficulty: int = 8,
     test_difficulties: Sequence[int] | None = None,
     curriculum: float = 0.0,
     group_size: int = 1,
@@ -54,7 +54,8 @@ def group_words(
 
     Args:
         num_train, num_test, difficulty, min_difficulty, test_difficulties, curriculum, group_size, seed: see
-            [`task_splits`].
+            [`task_splits`]. Of short words there are few: of two letters, 256 words of length 8 and 32 of them for
+            testing, so where training begins with one letter `test_difficulties` should not.
         group (`str`): `"S3"`, `"S5"`, `"A5"` or `"Z60"`.
         letters (`str`, *optional*): `"all"` draws letters from all elements, `"generators"` from two (of Z60, three)
             that generate the group, which leaves a small model far fewer products to learn. By default S5 and A5 have

@@ -25,7 +25,7 @@ def list_ops(
     difficulty: int = 4,
     *,
     max_operators: int = 32,
-    min_difficulty: int = 1,
+    min_difficulty: int = 2,
     test_difficulties: Sequence[int] | None = None,
     curriculum: float = 0.0,
     group_size: int = 1,

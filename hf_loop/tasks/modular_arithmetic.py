@@ -24,7 +24,7 @@ def modular_arithmetic(
     *,
     modulus: int = 7,
     max_operators: int = 32,
-    min_difficulty: int = 1,
+    min_difficulty: int = 2,
     test_difficulties: Sequence[int] | None = None,
     curriculum: float = 0.0,
     group_size: int = 1,

@@ -74,6 +74,7 @@ def task_splits(
     group_size: int = 1,
     seed: int = 0,
     max_difficulty: int | None = None,
+    keep_apart: bool = True,
 ) -> DatasetDict:
     """Draw training and test rows.
 
@@ -94,6 +95,7 @@ def task_splits(
         group_size (`int`): so many training rows in turn have one difficulty.
         seed (`int`): seed of the draw; the same seed gives the same rows.
         max_difficulty (`int`, *optional*): the highest difficulty there is.
+        keep_apart (`bool`): whether test rows are none of training; `False` for facts that are to be memorized.
 
     Returns:
         `DatasetDict`: the splits `"train"` and `"test"`.
@@ -116,10 +118,10 @@ def task_splits(
         curriculum,
         np.random.default_rng(draw_train.getrandbits(64)),
     ).tolist()
-    train = [_training_row(draw_row, level, draw_train) for level in lengths]
+    train = [_training_row(draw_row, level, draw_train, keep_apart) for level in lengths]
     share, rest = divmod(num_test, len(levels))
     wanted = [level for i, level in enumerate(levels) for _ in range(share + (i < rest))]
-    test = _test_rows(draw_row, wanted, draw_test)
+    test = _test_rows(draw_row, wanted, draw_test, keep_apart)
     return DatasetDict(
         {"train": task_dataset(train, lengths, tokenizer), "test": task_dataset(test, wanted, tokenizer)}
     )
@@ -187,23 +189,28 @@ def _levels(
     return sorted(test_difficulties)
 
 
-def _training_row(draw_row: Callable[[int, random.Random], TaskRow], difficulty: int, rng: random.Random) -> TaskRow:
+def _training_row(
+    draw_row: Callable[[int, random.Random], TaskRow], difficulty: int, rng: random.Random, keep_apart: bool
+) -> TaskRow:
     for _ in range(MAX_TRIES):
         row = draw_row(difficulty, rng)
-        if not is_test_content(row.content()):
+        if not (keep_apart and is_test_content(row.content())):
             return row
     raise ValueError(f"difficulty must be another than {difficulty}: all rows of it are for testing")
 
 
 def _test_rows(
-    draw_row: Callable[[int, random.Random], TaskRow], difficulties: Sequence[int], rng: random.Random
+    draw_row: Callable[[int, random.Random], TaskRow],
+    difficulties: Sequence[int],
+    rng: random.Random,
+    keep_apart: bool,
 ) -> list[TaskRow]:
     rows: dict[str, TaskRow] = {}
     for difficulty in difficulties:
         for _ in range(MAX_TRIES):
             row = draw_row(difficulty, rng)
             content = row.content()
-            if content not in rows and is_test_content(content):
+            if content not in rows and (is_test_content(content) or not keep_apart):
                 rows[content] = row
                 break
         else:
