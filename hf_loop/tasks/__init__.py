@@ -21,6 +21,7 @@ from .non_adjacent_sum import non_adjacent_sum
 from .p_hop import p_hop
 from .passkey import passkey
 from .passkey_text import passkey_text
+from .post_machine import post_machine, run_program
 from .puzzle_csv import puzzle_csv
 from .rule_110 import rule_110, rule_110_accuracy
 from .scan import scan
@@ -52,10 +53,12 @@ __all__ = [
     "p_hop",
     "passkey",
     "passkey_text",
+    "post_machine",
     "puzzle_csv",
     "recall_accuracy",
     "rule_110",
     "rule_110_accuracy",
+    "run_program",
     "scan",
     "shell_game",
     "successor",
