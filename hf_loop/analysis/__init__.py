@@ -15,6 +15,9 @@ from .interventions import Intervention
 from .lens import FittedLens, LensReading, fit_lens, logit_lens, loop_answers
 from .masks import MaskScores, masked_weights
 from .patching import EffectTable, ablate, effect_table, freeze, patch, run_patched, skip, swap
+from .probe import NodeProbes, NodeTable, node_table, probe_nodes
+from .probe_plots import plot_node_probes
+from .probe_states import loop_states
 
 
 __all__ = [
@@ -26,6 +29,8 @@ __all__ = [
     "LensReading",
     "LoopDynamics",
     "MaskScores",
+    "NodeProbes",
+    "NodeTable",
     "PathIndependence",
     "ablate",
     "capture",
@@ -38,10 +43,14 @@ __all__ = [
     "logit_lens",
     "loop_answers",
     "loop_dynamics",
+    "loop_states",
     "masked_weights",
+    "node_table",
     "overthinking",
     "patch",
     "path_independence",
+    "plot_node_probes",
+    "probe_nodes",
     "run_patched",
     "skip",
     "swap",

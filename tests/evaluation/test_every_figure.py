@@ -10,6 +10,7 @@ import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
+from hf_loop.analysis import NodeProbes, plot_node_probes
 from hf_loop.evaluation import LayerScan, LoopCurve, ScanCell, layer_ranges, plot_layer_scan, plot_loop_curves
 from hf_loop.evaluation.bench_plots import plot_bench
 from hf_loop.evaluation.bench_quality import Quality
@@ -62,6 +63,13 @@ def controlled_depths(path):
     plot_depth_controls(DepthControls("model", 4, False, 10, 10, rows=rows), path)
 
 
+def node_probes(path):
+    nodes = [f"node {index} with a long name" for index in range(7)]
+    accuracy = [[0.3 + 0.1 * (loop >= index) * index for loop in range(6)] for index in range(7)]
+    probes = NodeProbes(nodes, list(range(7)), list(range(6)), [0.3] * 7, accuracy, accuracy, 10, 10)
+    plot_node_probes(probes, path)
+
+
 def puzzle_results(path):
     halting = {"dead_ends": HALTING, "blanks": HALTING}
     plot_puzzle_results({"accuracy": ACCURACY, "halting": halting}, path, max_segments=4)
@@ -101,6 +109,7 @@ def passes(path):
 
 
 FIGURES = {
+    "hf_loop/analysis/probe_plots.py": node_probes,
     "hf_loop/evaluation/bench_plots.py": bench,
     "hf_loop/evaluation/plots.py": loop_curves,
     "hf_loop/evaluation/block_plots.py": block_curves,
