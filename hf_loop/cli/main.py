@@ -15,6 +15,7 @@ from .errors import one_line_errors
 from .eval import eval_
 from .generate import generate
 from .info import info
+from .inspect import inspect
 from .output import lasting_output
 from .push import push
 from .quickstart import quickstart
@@ -62,6 +63,7 @@ app.command()(info)
 app.command()(sweep)
 app.command("eval")(eval_)
 app.command()(scan)
+app.command()(inspect)
 app.command()(bench)
 app.command()(retrofit)
 app.command()(unroll)

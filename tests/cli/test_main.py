@@ -19,6 +19,7 @@ COMMANDS = (
     "sweep",
     "eval",
     "scan",
+    "inspect",
     "retrofit",
     "unroll",
     "convert",
