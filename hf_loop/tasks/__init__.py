@@ -23,6 +23,7 @@ from .passkey import passkey
 from .passkey_text import passkey_text
 from .post_machine import post_machine, run_program
 from .puzzle_csv import puzzle_csv
+from .reasoning_gym_task import reasoning_gym_task
 from .rule_110 import rule_110, rule_110_accuracy
 from .scan import scan
 from .shell_game import shell_game
@@ -55,6 +56,7 @@ __all__ = [
     "passkey_text",
     "post_machine",
     "puzzle_csv",
+    "reasoning_gym_task",
     "recall_accuracy",
     "rule_110",
     "rule_110_accuracy",
