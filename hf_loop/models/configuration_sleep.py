@@ -147,8 +147,7 @@ class SleepConfig(TimeConfig):
                 f"order, got {memory_layers}"
             )
         start, end = self.sleep_range
-        writers = [*memory_layers, *self._linear_layers]
-        if not any(start <= index < end for index in writers):
+        if not any(start <= index < end for index in self.writing_layers):
             raise ValueError(
                 f"`fast_weight_layers` must have one of the layers {start} to {end - 1} that sleep, as none of these "
                 f"has linear attention, got {memory_layers}"
@@ -183,6 +182,11 @@ class SleepConfig(TimeConfig):
         if self._linear_layers:
             return []
         return list(range(3, self.num_layers, 4)) or [self.num_layers - 1]
+
+    @property
+    def writing_layers(self) -> list[int]:
+        """Layers of the decoder that have fast weights, or after which a fast-weight layer is inserted."""
+        return [*self.memory_layers, *self._linear_layers]
 
     def inserted_calls(self, calls: list[Call]) -> list[Call]:
         """Return those layer calls of a pass that a fast-weight layer follows, in their order."""

@@ -8,7 +8,17 @@ from typing import Any
 import torch
 
 from .backbone import Backbone
-from .cost import Work, given_depth, norm_work, num_positions, pass_work, used_parameters, work_with_head
+from .cost import (
+    PARAMETERS,
+    Measure,
+    Work,
+    given_depth,
+    norm_work,
+    num_positions,
+    pass_work,
+    used_parameters,
+    work_with_head,
+)
 from .exit_losses import ExitObjective, ExitObjectiveKind, exit_loss, scored_tokens
 from .puzzle_loss import IGNORE_INDEX
 
@@ -54,10 +64,14 @@ class ExitTrainingMixin:
             return loss
         return super().compute_loss(outputs, logits, labels, loss_weights, kwargs) + loss
 
-    def count_work(self, inputs: Mapping[str, Any]) -> Work:
+    def count_work(self, inputs: Mapping[str, Any], measure: Measure = PARAMETERS) -> Work:
         """Count the work of a forward pass, given the arguments of `forward`."""
         objective = inputs.get("exit_objective")
-        return work_with_head(self, inputs) if objective is None else work_with_exits(self, objective, inputs)
+        if objective is None:
+            return work_with_head(self, inputs, measure)
+        if measure is not PARAMETERS:
+            raise ValueError(f"`exit_objective` must be None, got {objective}: only its parameters can be counted")
+        return work_with_exits(self, objective, inputs)
 
 
 def work_with_exits(model: Any, objective: ExitObjective | str, inputs: Mapping[str, Any]) -> Work:

@@ -21,12 +21,14 @@ are in a ring buffer of W entries, token i of a sequence at index `i % W`; with 
 growing at `(m + 1) * b`, and block t then overwrites block `t - m - 1`.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from .configuration_feedback import FeedbackConfig
-from .token_sequences import Chunk
+from .token_sequences import Chunk, plan_chunks
 
 
 # decoding grows the ring buffer by this many entries at a time, because growing copies it
@@ -135,6 +137,35 @@ def memory_queries(config: FeedbackConfig, is_updated: bool, is_stale: bool) -> 
     length, is_from_layer = config.feedback_length, config.feedback_source == "layer"
     lead = length if is_stale or (is_updated and is_from_layer) else 0
     return lead, 0 if is_from_layer or not is_updated else length
+
+
+class ChunkSize(NamedTuple):
+    """The size of a chunk of one sequence: the memory queries before and after its tokens, the tokens, the keys."""
+
+    num_lead: int
+    num_tokens: int
+    num_tail: int
+    num_keys: int
+
+
+def chunk_sizes(config: FeedbackConfig, steps: Iterable[int], has_memory: bool) -> Iterator[ChunkSize]:
+    """Yield the sizes of the chunks of one sequence, without running them.
+
+    Args:
+        config (`FeedbackConfig`): configuration of the model.
+        steps (`Iterable[int]`): numbers of tokens that one forward pass after the other reads, with a cache.
+        has_memory (`bool`): whether the sequence starts from a memory.
+    """
+    is_stale, capacity, seen = True, 0, 0
+    for num_tokens in steps:
+        for chunk in plan_chunks([num_tokens], [seen], config.block_size, keep_all=True):
+            is_complete = chunk.ends[0] % config.block_size == 0
+            lead, tail = memory_queries(config, is_complete, has_memory and is_stale)
+            capacity = _ring_capacity(config, capacity, chunk)
+            yield ChunkSize(lead, chunk.num_tokens, tail, config.feedback_length + capacity + tail)
+            is_stale = is_complete or (is_stale and not lead)
+            has_memory = has_memory or is_complete
+        seen += num_tokens
 
 
 def _ring_capacity(config: FeedbackConfig, current: int, chunk: Chunk) -> int:

@@ -19,7 +19,8 @@
 With no memory and every block kept, this is the backbone.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,12 +30,22 @@ from transformers.utils import logging
 
 from .backbone import Backbone, LayerInputs
 from .configuration_feedback import FeedbackConfig
-from .cost import Work, given_depth, norm_work, num_positions, pass_work
+from .cost import (
+    PARAMETERS,
+    Measure,
+    Span,
+    Work,
+    attention_work,
+    given_depth,
+    norm_work,
+    num_positions,
+    pass_work,
+)
 from .family import Family, text_classes
 from .family_checks import check_blocks
 from .feedback_blocks import BlockRun
 from .feedback_masks import block_masks
-from .feedback_plan import BlockPlan, memory_queries, plan_block
+from .feedback_plan import BlockPlan, chunk_sizes, plan_block
 from .feedback_state import FeedbackState, start_state
 from .memory_files import MemoryMixin
 from .modeling_classification import make_classifiers
@@ -267,18 +278,22 @@ class FeedbackModel(FeedbackPreTrainedModel, TimeModel):
         tail = (start + block_size + memory)[:, : plan.num_tail]
         return torch.cat([lead, positions, tail], dim=1)
 
-    def count_work(self, inputs: Mapping[str, Any]) -> Work:
-        config, num_rows, num_normed = self.config, 0, num_positions(inputs)
-        has_start = config.feedback_source == "top" or config.feedback_init == "prefix"
-        for length in self.sequences_of(inputs).lengths:
-            has_memory = has_start or inputs.get("initial_feedback") is not None
-            for chunk in plan_chunks([length], [0], config.block_size, keep_all=False):
-                is_complete = chunk.num_tokens == config.block_size
-                lead, tail = memory_queries(config, is_complete, has_memory)
-                num_rows += lead + chunk.num_tokens + tail
-                num_normed += tail
-                has_memory = has_memory or is_complete
-        return pass_work(self, given_depth(self, inputs)) * num_rows + norm_work(self) * num_normed
+    def count_work(self, inputs: Mapping[str, Any], measure: Measure = PARAMETERS) -> Work:
+        lengths = self.sequences_of(inputs).lengths
+        # padding is normed, too
+        work = norm_work(self, measure) * (num_positions(inputs) - sum(lengths))
+        for length, number in Counter(lengths).items():
+            work += self.count_steps([length], inputs, measure) * number
+        return work
+
+    def count_steps(self, steps: Sequence[int], inputs: Mapping[str, Any], measure: Measure = PARAMETERS) -> Work:
+        config, depth = self.config, given_depth(self, inputs)
+        has_memory = config.feedback_source == "top" or config.feedback_init == "prefix"
+        chunks = list(chunk_sizes(config, steps, has_memory or inputs.get("initial_feedback") is not None))
+        spans = [Span(chunk.num_lead + chunk.num_tokens + chunk.num_tail, chunk.num_keys) for chunk in chunks]
+        normed = norm_work(self, measure) * sum(chunk.num_tokens + chunk.num_tail for chunk in chunks)
+        rows = pass_work(self, depth, measure=measure) * sum(span.num_queries for span in spans)
+        return rows + normed + attention_work(self, depth, spans, measure)
 
 
 # trf-ignore: TRF057 as above

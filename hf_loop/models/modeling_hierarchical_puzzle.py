@@ -31,7 +31,7 @@ from transformers.utils import auto_docstring, can_return_tuple
 from .backbone import PUZZLE_BACKBONES, TWO_STACK_BACKBONES, Backbone, LayerInputs, compute_logits
 from .checks import check_count
 from .configuration_hierarchical import HierarchicalPuzzleConfig
-from .cost import Work, given_depth, norm_work, pass_work, used_parameters
+from .cost import PARAMETERS, Measure, Work, given_depth, norm_work, pass_work
 from .family import Family
 from .family_checks import check_both_directions
 from .generation_puzzle import PuzzleSolvingMixin
@@ -193,10 +193,10 @@ class HierarchicalPuzzleModel(HierarchicalPuzzlePreTrainedModel, HierarchicalSta
             change=change.flatten(1).norm(dim=1) / start.flatten(1).norm(dim=1).clamp(min=1e-12),
         )
 
-    def count_work(self, inputs: Mapping[str, Any]) -> Work:
+    def count_work(self, inputs: Mapping[str, Any], measure: Measure = PARAMETERS) -> Work:
         num_rows, num_cells = inputs["input_ids"].shape
         num_positions = num_rows * (num_cells + self.config.num_puzzle_tokens)
-        return (pass_work(self, given_depth(self, inputs)) + norm_work(self)) * num_positions
+        return (pass_work(self, given_depth(self, inputs), measure=measure) + norm_work(self, measure)) * num_positions
 
 
 # trf-ignore: TRF057 as above
@@ -338,13 +338,13 @@ class HierarchicalForPuzzle(HierarchicalPuzzlePreTrainedModel, PuzzleSolvingMixi
             return None
         return self.halt_head(outputs.last_hidden_state[:, 0]).float()
 
-    def count_work(self, inputs: Mapping[str, Any]) -> Work:
+    def count_work(self, inputs: Mapping[str, Any], measure: Measure = PARAMETERS) -> Work:
         """Count the work of a training step, given the arguments of `forward`."""
-        segment, num_segments = self.model.count_work(inputs), inputs.get("num_segments", 1)
-        num_cells, head = inputs["input_ids"].numel(), used_parameters(self.lm_head)
+        segment, num_segments = self.model.count_work(inputs, measure), inputs.get("num_segments", 1)
+        num_cells, head = inputs["input_ids"].numel(), measure.module(self.lm_head)
         # CODEPATH: the targets of Q-learning take one more segment
         num_targets = int(self.config.halting == "q_learning" and inputs.get("labels") is not None)
-        halting = used_parameters(self.halt_head) * len(inputs["input_ids"]) if hasattr(self, "halt_head") else 0
+        halting = measure.module(self.halt_head) * len(inputs["input_ids"]) if hasattr(self, "halt_head") else 0
         work = segment + segment.without_gradient() * (num_segments - 1 + num_targets)
         return work + Work(head, head) * num_cells + Work(halting * (1 + num_targets), halting)
 

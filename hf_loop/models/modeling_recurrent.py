@@ -14,7 +14,7 @@
 """Base classes of the families' models: the backbone, one forward pass, and the language-model head."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -27,7 +27,7 @@ from .backbone import Backbone, BackboneSpec, LayerInputs, backbone_spec, comput
 from .cache_slots import check_num_slots
 from .checks import check_count
 from .configuration_recurrent import kind_of
-from .cost import Work, given_depth, norm_work, num_positions, pass_work
+from .cost import PARAMETERS, Measure, Work, given_depth, steps_work, text_shape
 from .forward_signature import name_arguments
 from .generation import RecurrentGenerationMixin
 from .keyword_checks import check_keywords
@@ -148,9 +148,15 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
         """Return the number of parameters in the update of a call."""
         return 0
 
-    def count_work(self, inputs: Mapping[str, Any]) -> Work:
+    def count_work(self, inputs: Mapping[str, Any], measure: Measure = PARAMETERS) -> Work:
         """Count the work of a forward pass, given the arguments of `forward`."""
-        return (pass_work(self, given_depth(self, inputs)) + norm_work(self)) * num_positions(inputs)
+        num_rows, length = text_shape(inputs)
+        return self.count_steps([length], inputs, measure) * num_rows
+
+    def count_steps(self, steps: Sequence[int], inputs: Mapping[str, Any], measure: Measure = PARAMETERS) -> Work:
+        """Count the work on one text that is read with a cache, `steps` tokens in one forward pass after the other,
+        given the other arguments of `forward`."""
+        return steps_work(self, given_depth(self, inputs), steps, measure)
 
     def depth_arguments(self, **depth: Any) -> dict[str, Any]:
         """Check the arguments of the depth schedule and return those that are given.

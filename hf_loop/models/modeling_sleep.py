@@ -27,7 +27,7 @@ over only if there is a cache, as nothing else would read the result.
 With one pass over one window this is the backbone itself, bit for bit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,18 @@ from transformers import Cache
 from .backbone import Backbone, next_positions
 from .checks import check_count
 from .configuration_sleep import SleepConfig
-from .cost import Work, given_depth, norm_work, num_positions, pass_work, work_with_head
+from .cost import (
+    PARAMETERS,
+    Measure,
+    Span,
+    Work,
+    attention_work,
+    given_depth,
+    norm_work,
+    num_positions,
+    pass_work,
+    work_with_head,
+)
 from .family import Family, text_classes
 from .family_checks import check_sleep
 from .fast_weight_layer import FastWeightLayer, ShortConvolution, ZeroLinear
@@ -47,8 +58,9 @@ from .modeling_recurrent import ModelInputs, RecurrentForCausalLM
 from .modeling_time import TimeModel, TimePreTrainedModel, named_hidden_states, scatter_states
 from .outputs import RecurrentCausalLMOutputWithPast, RecurrentModelOutputWithPast, wants_hidden_states
 from .puzzle_loss import IGNORE_INDEX
+from .schedules import Call
 from .sleep_passes import SleepPasses
-from .sleep_windows import check_sleep_cache, open_windows, read_tokens, sleep_over
+from .sleep_windows import check_sleep_cache, open_windows, read_tokens, sleep_over, window_spans
 from .token_sequences import Chunk, plan_chunks
 from .transformers_seams import named_cache
 
@@ -191,27 +203,69 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
         windows = open_windows(passes, len(window.filled), cache)
         sleep_over(passes, windows, indices, num_passes).store(cache, 0)
 
-    def count_work(self, inputs: Mapping[str, Any]) -> Work:
-        config, depth = self.config, given_depth(self, inputs)
-        inserted = dict(zip(config.memory_layers, self.memory_layers))
-        read = core = pass_work(self, depth, inserted=inserted)
-        coda = Work()
-        # CODEPATH: in the paper all layers sleep, or the middle ones
-        if config.sleep_layers is not None:
-            calls, (start, end) = config.calls(), config.sleep_range
-            core, coda = (pass_work(self, depth, part, inserted) for part in (calls[start:end], calls[end:]))
-        num_passes, window = self._check_num_passes(inputs.get("num_sleep_passes")), config.sleep_window
-        again = (core * (num_passes - 1) + coda) * window if num_passes > 1 else Work()
+    def count_work(self, inputs: Mapping[str, Any], measure: Measure = PARAMETERS) -> Work:
+        window = self.config.sleep_window
         sequences, once = self.sequences_of(inputs), inputs.get("reads_once")
         once = None if once is None else sequences.gather(once)
-        work = norm_work(self) * num_positions(inputs) + read * sum(sequences.lengths)
+        read, slept, cut = [], [], []
         for row, length in enumerate(sequences.lengths):
-            # the last window is not slept over
-            num_slept = (length - 1) // window
-            for number in range(num_slept):
-                if once is None or not once[row, number * window : (number + 1) * window].any():
-                    work += again.without_gradient() if self._cut_here([length], number + 1) else again
-        return work
+            spans = list(window_spans(self.config, [length]))
+            for number, (span, sleep_span) in enumerate(spans):
+                read.append(span)
+                # the last window is not slept over
+                is_last = number == len(spans) - 1
+                if is_last or (once is not None and once[row, number * window : (number + 1) * window].any()):
+                    continue
+                (cut if self._cut_here([length], number + 1) else slept).append(sleep_span)
+        # padding is normed, too
+        padding = norm_work(self, measure) * (num_positions(inputs) - sum(sequences.lengths))
+        work = padding + self._read_work(read, inputs, measure) + self._sleep_work(slept, inputs, measure)
+        return work + self._sleep_work(cut, inputs, measure).without_gradient()
+
+    def count_steps(self, steps: Sequence[int], inputs: Mapping[str, Any], measure: Measure = PARAMETERS) -> Work:
+        spans = list(window_spans(self.config, steps))
+        slept = [span for _, span in spans if span is not None]
+        read = self._read_work([span for span, _ in spans], inputs, measure)
+        return read + self._sleep_work(slept, inputs, measure)
+
+    def _read_work(self, spans: list[Span], inputs: Mapping[str, Any], measure: Measure) -> Work:
+        """Count the passes that read the tokens of `spans`."""
+        return norm_work(self, measure) * _num_rows(spans) + self._pass_work(spans, inputs, measure)
+
+    def _sleep_work(self, spans: list[Span], inputs: Mapping[str, Any], measure: Measure) -> Work:
+        """Count the further passes over windows."""
+        num_passes = self._check_num_passes(inputs.get("num_sleep_passes"))
+        if num_passes == 1 or not spans:
+            return Work()
+        work = Work(0, -self._unread_work(spans, inputs, measure))
+        # CODEPATH: in the paper all layers sleep, or the middle ones
+        if self.config.sleep_layers is None:
+            return work + self._pass_work(spans, inputs, measure) * (num_passes - 1)
+        calls, (start, end) = self.config.calls(), self.config.sleep_range
+        core, coda = (self._pass_work(spans, inputs, measure, part) for part in (calls[start:end], calls[end:]))
+        return work + core * (num_passes - 1) + coda
+
+    def _unread_work(self, spans: list[Span], inputs: Mapping[str, Any], measure: Measure) -> int:
+        """Count what gradient does not reach in the last pass over windows, as it follows the last write."""
+        calls = Backbone(self).depth.trained_calls(**given_depth(self, inputs))
+        last = max(index for index, call in enumerate(calls) if call.layer in self.config.writing_layers)
+        # CODEPATH: the next window reads the keys and values of all calls, if they are kept
+        if self.config.eviction == "sliding":
+            last = max(last, len(calls) - 2)
+        inserted: Any = dict(zip(self.config.memory_layers, self.memory_layers)).get(calls[last].layer)
+        # CODEPATH: an inserted layer writes before it reads, a decoder's own layer is counted whole
+        is_read = inserted is None or (self.config.eviction == "sliding" and last < len(calls) - 1)
+        reads = [] if is_read else [inserted.gate_proj, inserted.output_norm, inserted.o_proj]
+        read_work = sum(map(measure.module, reads)) * _num_rows(spans)
+        return self._pass_work(spans, inputs, measure, calls[last + 1 :]).trained + read_work
+
+    def _pass_work(
+        self, spans: list[Span], inputs: Mapping[str, Any], measure: Measure, calls: list[Call] | None = None
+    ) -> Work:
+        """Count one pass of `calls`, by default of all, over the rows of spans."""
+        depth, inserted = given_depth(self, inputs), dict(zip(self.config.memory_layers, self.memory_layers))
+        rows = pass_work(self, depth, calls, inserted, measure) * _num_rows(spans)
+        return rows + attention_work(self, depth, spans, measure, calls, inserted)
 
     def _passes(self, depth: dict[str, Any], all_layers: bool, kwargs: dict[str, Any]) -> SleepPasses:
         keywords = {name: value for name, value in kwargs.items() if name not in _PACKING_ARGUMENTS}
@@ -219,6 +273,10 @@ class SleepModel(SleepPreTrainedModel, TimeModel):
 
     def _check_num_passes(self, num_passes: int | None, name: str = "num_sleep_passes") -> int:
         return self.config.num_sleep_passes if num_passes is None else check_count(name, num_passes)
+
+
+def _num_rows(spans: list[Span]) -> int:
+    return sum(span.num_queries for span in spans)
 
 
 def _predicts(labels: torch.Tensor, shift_labels: torch.Tensor | None) -> torch.Tensor:
@@ -276,11 +334,11 @@ class SleepForCausalLM(SleepPreTrainedModel, RecurrentForCausalLM, MemoryMixin):
             kwargs |= self._reads_once(labels, kwargs.get("shift_labels"))
         return super().forward(labels=labels, **kwargs)
 
-    def count_work(self, inputs: Mapping[str, Any]) -> Work:
+    def count_work(self, inputs: Mapping[str, Any], measure: Measure = PARAMETERS) -> Work:
         """Count the work of a forward pass, given the arguments of `forward`."""
         if inputs.get("labels") is not None:
             inputs = {**inputs, **self._reads_once(inputs["labels"], inputs.get("shift_labels"))}
-        return work_with_head(self, inputs)
+        return work_with_head(self, inputs, measure)
 
     def _reads_once(self, labels: torch.Tensor, shift_labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         # CODEPATH: Algorithm 1 of the paper reads windows with labels once; generation has no such difference

@@ -68,6 +68,10 @@ class Depth:
         """List the modules that run between the layer calls of one pass, and whether gradient reaches each."""
         return []
 
+    def calls_from_constants(self) -> list[Call]:
+        """List those trained calls whose input carries no gradient, so that none is computed for it."""
+        return []
+
     @property
     def ends_with_norm(self) -> bool:
         """Whether a pass ends with the final norm."""
@@ -154,6 +158,12 @@ class LoopedDepth(Depth):
             *((module, loop >= first) for loop in range(num_loops) for module in in_loop),
             *((module, True) for module in self.modules_before_coda()),
         ]
+
+    def calls_from_constants(self, num_loops: int | None = None, num_backprop_loops: int | None = None) -> list[Call]:
+        num_loops = self.config.num_loops if num_loops is None else num_loops
+        first = 0 if num_backprop_loops is None else max(0, num_loops - num_backprop_loops)
+        # an injection gives every loop an input with gradient
+        return self.core_calls(first)[:1] if first > 0 and self.config.injection == "none" else []
 
     def modules_before_coda(self) -> list[Any]:
         """List the modules between the last loop and the coda."""
@@ -311,6 +321,17 @@ class HierarchicalDepth(Depth):
             return []
         stack_calls = self.stack_calls_with_gradient(num_loops, num_backprop_loops)
         return [(self.norm, is_trained) for _, is_trained in stack_calls]
+
+    def calls_from_constants(self, num_loops: int | None = None, num_backprop_loops: int | None = None) -> list[Call]:
+        found = []
+        is_injected, has_two = self.config.injection == "add", self.num_calls > self.low_cycles
+        high, low = self.config.state_init == "input", False
+        for (cycle, call), is_trained in self.stack_calls_with_gradient(num_loops, num_backprop_loops):
+            is_high = not has_two or call == self.low_cycles
+            if is_trained and not (high or low or (is_injected and call < self.low_cycles)):
+                found += self.stack_calls(cycle, call)[:1]
+            high, low = (is_trained, low) if is_high else (high, is_trained)
+        return found
 
     def stack_calls_with_gradient(
         self, num_loops: int | None, num_backprop_loops: int | None

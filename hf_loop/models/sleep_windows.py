@@ -7,14 +7,17 @@ Only sequences with equally many tokens run together, in reading and in sleep: p
 weights of linear attention decay.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import Cache
 
+from .cost import Span
 from .sleep_passes import SleepPasses
 from .sleep_states import LayerState, WindowPosition, merge_columns, select_sequences
+from .token_sequences import plan_chunks
 
 
 class OpenWindows(NamedTuple):
@@ -106,6 +109,23 @@ def open_windows(passes: SleepPasses, batch_size: int, cache: Cache | None) -> O
     return OpenWindows(position, [layer.state for layer in layers[1:]], window.hidden_states)
 
 
+def window_spans(config: Any, steps: Iterable[int]) -> Iterator[tuple[Span, Span | None]]:
+    """Yield the spans of one sequence: those that the first pass reads, and of a window that it fills those of sleep.
+
+    Args:
+        config (`SleepConfig`): configuration of the model.
+        steps (`Iterable[int]`): numbers of tokens that one forward pass after the other reads, with a cache.
+    """
+    window, filled, kept = config.sleep_window, 0, 0
+    for num_tokens in steps:
+        for chunk in plan_chunks([num_tokens], [filled], window, keep_all=True):
+            filled += chunk.num_tokens
+            is_full = filled == window
+            yield Span(chunk.num_tokens, kept + filled), Span(window, kept + window) if is_full else None
+            if is_full:
+                filled, kept = 0, 0 if config.eviction == "hard" else window - 1
+
+
 def check_sleep_cache(cache: Cache, passes: SleepPasses) -> list[Any]:
     """Return the layers of a cache, which must have been made for these passes.
 
@@ -187,4 +207,4 @@ def sleep_over(passes: SleepPasses, windows: OpenWindows, indices: list[int], nu
     return windows
 
 
-__all__ = ["OpenWindows", "check_sleep_cache", "open_windows", "read_tokens", "sleep_over"]
+__all__ = ["OpenWindows", "check_sleep_cache", "open_windows", "read_tokens", "sleep_over", "window_spans"]
