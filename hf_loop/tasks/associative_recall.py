@@ -72,7 +72,7 @@ def associative_recall(
         `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"`, `"test"` and those of `test_blocks`, and
         the tokenizer they are made with. Columns: `input_ids` and `labels` (`-100` where there is no label); and for
         the questions of a row, in order, `distances` (blocks between the question and the last time its key was
-        written) and `updated` (whether that was not the first time).
+        written) and `updated` (whether that was not the first time). The `difficulty` is the number of blocks.
 
     Raises:
         ValueError: if an argument is out of range, the pairs or the questions do not fit in a block, or the longest
@@ -176,7 +176,7 @@ def _split(split: str, lengths: np.ndarray, layout: _Layout, rng: np.random.Gene
         )
         for name, part in rows.items():
             columns[name].append(part)
-    return ragged_dataset(columns)
+    return ragged_dataset(columns).add_column("difficulty", lengths.tolist())
 
 
 def _draw(num_rows: int, num_blocks: int, layout: _Layout, rng: np.random.Generator) -> dict[str, np.ndarray]:

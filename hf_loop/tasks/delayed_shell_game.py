@@ -69,7 +69,7 @@ def delayed_shell_game(
     Returns:
         `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"`, `"test"` and those of `test_blocks` with
         the columns `prompt` and `answer` (text), `input_ids` and `labels` (of one length in a row, `-100` where there
-        is no label), and the tokenizer they are made with.
+        is no label) and `difficulty` (the number of swaps), and the tokenizer they are made with.
 
     Raises:
         ValueError: if an argument is out of range, the swaps do not fit in a block, or there are not so many games for
@@ -145,7 +145,8 @@ def _rows(
         prompts += [" ".join(row) for row in words[ids[:, 1:-1]]]
         answers += words[ids[:, -1]].tolist()
     dataset = ragged_dataset({"input_ids": input_ids, "labels": labels})
-    return dataset.add_column("prompt", prompts).add_column("answer", answers)
+    dataset = dataset.add_column("prompt", prompts).add_column("answer", answers)
+    return dataset.add_column("difficulty", lengths.tolist())
 
 
 def _moves(num_cups: int) -> np.ndarray:

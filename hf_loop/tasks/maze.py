@@ -51,8 +51,8 @@ def maze(
 
     Returns:
         `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"` and `"test"` with the columns `puzzle`,
-        `answer`, `length`, `input_ids` and `labels` (a token for every cell: padding 0, wall 1, free 2, start 3, goal
-        4, way 5), and their tokenizer.
+        `answer`, `length`, `difficulty` (the length as well), `input_ids` and `labels` (a token for every cell:
+        padding 0, wall 1, free 2, start 3, goal 4, way 5), and their tokenizer.
 
     Raises:
         ValueError: if an argument is out of range, or mazes with ways of these lengths are not found.
@@ -162,7 +162,12 @@ def _one_maze(is_test: bool, size: int, lengths: tuple[int, int], rng: random.Ra
         place = before[place]
     for grid in (puzzle, answer):
         grid[start], grid[goal] = START, GOAL
-    return {"puzzle": "".join(puzzle), "answer": "".join(answer), "length": steps[goal]}
+    return {
+        "puzzle": "".join(puzzle),
+        "answer": "".join(answer),
+        "length": steps[goal],
+        "difficulty": steps[goal],
+    }
 
 
 def _seen(row: dict[str, Any], size: int, symmetry: int) -> dict[str, Any]:

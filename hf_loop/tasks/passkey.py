@@ -63,7 +63,7 @@ def passkey(
     Returns:
         `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"`, `"test"` and those of `test_blocks` with
         the columns `prompt` and `answer` (text), `input_ids` and `labels` (of one length in a row, `-100` where there
-        is no label), and the tokenizer they are made with.
+        is no label) and `difficulty` (the number of blocks), and the tokenizer they are made with.
 
     Raises:
         ValueError: if an argument is out of range, key and question do not fit in a block, or there are not so many
@@ -129,4 +129,5 @@ def _rows(
         prompts += [" ".join(row) for row in words[ids[:, 1:-key_length]]]
     dataset = ragged_dataset({"input_ids": input_ids, "labels": labels})
     answers = [" ".join(row) for row in words[FIRST_SYMBOL_ID + keys]]
-    return dataset.add_column("prompt", prompts).add_column("answer", answers)
+    dataset = dataset.add_column("prompt", prompts).add_column("answer", answers)
+    return dataset.add_column("difficulty", lengths.tolist())

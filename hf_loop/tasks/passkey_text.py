@@ -66,7 +66,8 @@ def passkey_text(
 
     Returns:
         `DatasetDict`: the splits `"train"`, `"test"` and those of `test_filler` with the columns `input_ids` and
-        `labels` (`-100` everywhere but on the key behind the question) and `answer` (the key as text).
+        `labels` (`-100` everywhere but on the key behind the question), `answer` (the key as text) and `difficulty`
+        (the tokens of filler).
 
     Raises:
         ValueError: if an argument is out of range, or there are not so many keys for testing.
@@ -102,7 +103,7 @@ def _rows(keys: np.ndarray, lengths: np.ndarray, tokenizer: PreTrainedTokenizerB
         input_ids.append(row[None])
         labels.append(np.where(np.arange(len(row)) < len(row) - len(answer), np.int32(IGNORE_INDEX), row)[None])
     dataset = ragged_dataset({"input_ids": input_ids, "labels": labels})
-    return dataset.add_column("answer", [str(key) for key in keys])
+    return dataset.add_column("answer", [str(key) for key in keys]).add_column("difficulty", lengths.tolist())
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

@@ -50,8 +50,8 @@ def rule_110(
         seed (`int`): seed of the draw; the same seed gives the same rows.
 
     Returns:
-        `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"` and `"test"` with the columns `input_ids`
-        and `labels` (`-100` where there is no label), and the tokenizer they are made with.
+        `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"` and `"test"` with the columns `input_ids`,
+        `labels` (`-100` where there is no label) and `difficulty` (`num_steps`), and the tokenizer they are made with.
 
     Raises:
         ValueError: if an argument is out of range, or the questions do not fit in a block.
@@ -72,7 +72,8 @@ def rule_110(
 
     splits = DatasetDict()
     for split, count in (("train", num_train), ("test", num_test)):
-        splits[split] = ragged_dataset({name: [part] for name, part in draw_split(split, count, draw).items()})
+        rows = ragged_dataset({name: [part] for name, part in draw_split(split, count, draw).items()})
+        splits[split] = rows.add_column("difficulty", [num_steps] * count)
     return splits, tokenizer
 
 

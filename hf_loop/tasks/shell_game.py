@@ -35,7 +35,8 @@ def shell_game(
 
     Returns:
         `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"` and `"test"` with the columns `prompt`,
-        `answer`, `input_ids` and `labels` (explained in `state_tracking.py`), and the tokenizer they are made with.
+        `answer`, `input_ids`, `labels` and `difficulty` (explained in `state_tracking.py`), and the tokenizer they
+        are made with.
 
     Raises:
         ValueError: if a size is out of range or there are not so many games for testing.

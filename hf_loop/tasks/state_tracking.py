@@ -81,7 +81,7 @@ class StateTracking:
 
         Returns:
             `DatasetDict`: columns `prompt` and `answer` (text), `input_ids` and `labels` (of one length in a row,
-            `-100` where there is no label).
+            `-100` where there is no label), and `difficulty` (the number of moves).
 
         Raises:
             ValueError: if an argument is out of range, or there are not so many games for a split.
@@ -129,7 +129,7 @@ class StateTracking:
 
     def _dataset(self, games: list[Game]) -> Dataset:
         vocabulary = self.tokenizer().get_vocab()
-        rows: dict[str, list] = {name: [] for name in ("prompt", "answer", "input_ids", "labels")}
+        rows: dict[str, list] = {name: [] for name in ("prompt", "answer", "input_ids", "labels", "difficulty")}
         for start, moves in games:
             trace = [self.states[state] for state in self.play(start, moves)]
             words = [BOS_TOKEN, trace[0], *moves, trace[-1]]
@@ -138,6 +138,7 @@ class StateTracking:
             rows["input_ids"].append([vocabulary[word] for word in words])
             # nothing is asked of `<bos>` and the start; the state before the first move is asked after the start
             rows["labels"].append([IGNORE_INDEX, IGNORE_INDEX, *(vocabulary[word] for word in trace)])
+            rows["difficulty"].append(len(moves))
         return Dataset.from_dict(rows)
 
 

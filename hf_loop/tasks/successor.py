@@ -57,7 +57,7 @@ def successor(
     Returns:
         `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"` and `"test"`, and the tokenizer they are
         made with. Columns: `input_ids` and `labels` (`-100` where there is no label); and for the questions of a row,
-        in order, `hops`.
+        in order, `hops`. The `difficulty` is the most hops of a question of the row.
 
     Raises:
         ValueError: if an argument is out of range, or the edges or the questions do not fit.
@@ -96,7 +96,9 @@ def successor(
 
     splits = DatasetDict()
     for split, count in (("train", num_train), ("test", num_test)):
-        splits[split] = ragged_dataset({name: [part] for name, part in draw_split(split, count, draw).items()})
+        drawn = draw_split(split, count, draw)
+        rows = ragged_dataset({name: [part] for name, part in drawn.items()})
+        splits[split] = rows.add_column("difficulty", drawn["hops"].max(axis=1).tolist())
     return splits, tokenizer
 
 

@@ -65,8 +65,8 @@ def sudoku(
 
     Returns:
         `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"` and `"test"` with the columns `puzzle`,
-        `answer`, `blanks`, `dead_ends` (of the puzzle itself, before symmetries), `input_ids` and `labels` (a token
-        for every cell: padding 0, blank 1, the number one 2), and their tokenizer.
+        `answer`, `blanks`, `dead_ends` (of the puzzle itself, before symmetries), `difficulty` (the blanks as well),
+        `input_ids` and `labels` (a token for every cell: padding 0, blank 1, the number one 2), and their tokenizer.
 
     Raises:
         ValueError: if an argument is out of range, or puzzles as hard as these are not found.
@@ -143,4 +143,5 @@ def _puzzles(
 
 def _as_row(puzzle: Board, solution: Board, size: int) -> dict[str, Any]:
     texts = {"puzzle": "".join(map(str, puzzle)), "answer": "".join(map(str, solution))}
-    return {**texts, "blanks": puzzle.count(BLANK), "dead_ends": dead_ends(puzzle, size)}
+    blanks = puzzle.count(BLANK)
+    return {**texts, "blanks": blanks, "dead_ends": dead_ends(puzzle, size), "difficulty": blanks}

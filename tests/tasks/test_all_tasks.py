@@ -8,41 +8,41 @@ import pytest
 from hf_loop import tasks
 
 
-# for each task small sizes, and difficulties of which there are enough rows for testing
-TASKS = {
-    "addition": {"difficulty": 4, "min_difficulty": 2},
+# sizes other than the defaults: small, and of difficulties that have enough rows for testing
+SIZES = {
     "approximate_counting": {"difficulty": 4, "min_difficulty": 2},
     "boolean_circuits": {"difficulty": 6, "min_difficulty": 3},
-    "cellular_automaton": {"difficulty": 4},
     "fact_recall": {"difficulty": 3},
-    "group_words": {"difficulty": 8, "min_difficulty": 4},
-    "i_gsm": {"difficulty": 4, "min_difficulty": 2},
-    "list_ops": {"difficulty": 4, "min_difficulty": 2},
-    "modular_arithmetic": {"difficulty": 4, "min_difficulty": 2},
-    "multiplication": {"difficulty": 4, "min_difficulty": 2},
-    "non_adjacent_sum": {"difficulty": 7, "min_difficulty": 4},
-    "p_hop": {"difficulty": 4, "sequence_length": 32},
+    # without the facts, all of which would have to be among the training rows
+    "multi_hop_facts": {"difficulty": 3, "min_difficulty": 2},
+    "p_hop": {"sequence_length": 32},
     "post_machine": {"difficulty": 6, "min_difficulty": 3},
     "scan": {"difficulty": 12, "min_difficulty": 2},
 }
 # the same facts are asked for in both splits
 MEMORIZED = {"fact_recall"}
-# all facts must fit in the training rows, and there is a third split
-TESTED_ELSEWHERE = {"multi_hop_facts"}
+
+
+def options_of(name):
+    """The difficulties of a task by default, and other sizes; `None` if it is no task, or needs further arguments."""
+    function = getattr(tasks, name)
+    parameters = {} if isinstance(function, type) else signature(function).parameters
+    required = [parameter for parameter in parameters.values() if parameter.default is parameter.empty]
+    if "min_difficulty" not in parameters or len(required) > 2:
+        return None
+    defaults = {argument: parameters[argument].default for argument in ("difficulty", "min_difficulty")}
+    return defaults | SIZES.get(name, {})
+
+
+TASKS = {name: options_of(name) for name in tasks.__all__ if options_of(name) is not None}
 
 
 def make(name, num_train=60, num_test=12, **options):
     return getattr(tasks, name)(num_train, num_test, **TASKS[name] | options)
 
 
-def test_every_task_with_a_difficulty_is_here():
-    functions = {name: getattr(tasks, name) for name in tasks.__all__}
-    with_difficulty = {
-        name
-        for name, function in functions.items()
-        if not isinstance(function, type) and "min_difficulty" in signature(function).parameters
-    }
-    assert with_difficulty == TASKS.keys() | TESTED_ELSEWHERE
+def test_tasks_are_found():
+    assert {"boolean_circuits", "group_words", "scan", *SIZES} <= TASKS.keys()
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -51,7 +51,7 @@ def test_rows_have_the_columns_and_the_answer_at_the_end(name):
     assert set(splits["test"]["difficulty"]) == {TASKS[name]["difficulty"]}
     for row in [*splits["train"], *splits["test"]]:
         prompt, answer = row["prompt"].split(), row["answer"].split()
-        assert TASKS[name].get("min_difficulty", 1) <= row["difficulty"] <= TASKS[name]["difficulty"]
+        assert TASKS[name]["min_difficulty"] <= row["difficulty"] <= TASKS[name]["difficulty"]
         text = tokenizer.convert_ids_to_tokens(row["input_ids"])
         # the prompt, and all of the answer, or its last word where the others are asked in the prompt
         assert text[: len(prompt) + 1] == ["<bos>", *prompt]
@@ -68,7 +68,8 @@ def test_rows_have_the_columns_and_the_answer_at_the_end(name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_without_options_there_are_a_hundred_rows_for_testing(name):
-    assert getattr(tasks, name)(4, 100)[0]["test"].num_rows == 100
+    num_train = 3000 if name == "multi_hop_facts" else 4
+    assert getattr(tasks, name)(num_train, 100)[0]["test"].num_rows == 100
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -100,14 +101,14 @@ def test_what_is_memorized_is_tested(name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_curriculum_grows_in_groups(name):
-    low, high = TASKS[name].get("min_difficulty", 1), TASKS[name]["difficulty"]
-    levels = np.array(make(name, num_train=240, curriculum=1.0, group_size=4)[0]["train"]["difficulty"])
+    low, high = TASKS[name]["min_difficulty"], TASKS[name]["difficulty"]
+    levels = np.array(make(name, num_train=240, curriculum=0.5, group_size=4)[0]["train"]["difficulty"])
     groups = levels.reshape(-1, 4)
     assert (groups == groups[:, :1]).all()
-    bounds = low + (high - low) * np.arange(60) / 60
+    bounds = low + (high - low) * np.minimum(np.arange(60) / 30, 1)
     assert (groups[:, 0] <= bounds).all()
-    # it grows: the first sixth stays easy, and the last is not all easy
-    assert levels[:40].max() < levels[-40:].max()
+    # it grows: the first sixth has nothing as hard as the second half
+    assert levels[:40].max() < levels[-120:].max()
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -119,5 +120,26 @@ def test_numbers_that_make_no_sense_are_refused(name, argument):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_whole_numbers_of_numpy_are_numbers(name):
-    splits, _ = make(name, num_train=np.int64(5), num_test=np.int64(8))
-    assert splits.num_rows == {"train": 5, "test": 8}
+    splits, _ = make(name, num_train=np.int64(5), num_test=np.int64(12))
+    assert (splits["train"].num_rows, splits["test"].num_rows) == (5, 12)
+
+
+# the tasks whose difficulty is set by other arguments, and what it is
+OTHERS = [
+    (tasks.coin_flips, {"num_moves": 7, "curriculum": 0.5}, lambda row: len(row["prompt"].split()) - 1),
+    (tasks.shell_game, {"num_swaps": 6, "curriculum": 0.5}, lambda row: row["prompt"].count("<->")),
+    (tasks.delayed_shell_game, {"curriculum": 0.5, "group_size": 4}, lambda row: row["prompt"].count("<->")),
+    (tasks.passkey, {"max_blocks": 5, "group_size": 4}, lambda row: len(row["input_ids"]) // 32),
+    (tasks.associative_recall, {"group_size": 4}, lambda row: len(row["input_ids"]) // 32),
+    (tasks.successor, {}, lambda row: max(row["hops"])),
+    (tasks.rule_110, {"num_steps": 5}, lambda row: 5),
+    (tasks.maze, {"size": 7}, lambda row: row["answer"].count("o") + 1),
+    (tasks.sudoku, {"size": 4}, lambda row: row["puzzle"].count("0")),
+]
+
+
+@pytest.mark.parametrize(("task", "options", "difficulty"), OTHERS, ids=lambda value: getattr(value, "__name__", ""))
+def test_rows_of_the_other_tasks_have_a_difficulty_too(task, options, difficulty):
+    splits, _ = task(24, 10, **options)
+    for rows in splits.values():
+        assert [difficulty(row) for row in rows] == list(rows["difficulty"])
