@@ -9,9 +9,6 @@ from hf_loop.analysis import NodeProbes, loop_states, node_table, probe_nodes
 from hf_loop.analysis.probe import logistic_probe, ridge_probe
 from hf_loop.tasks.computation_graph import ComputationGraph
 
-from ..models.hierarchical_variants import tiny_hierarchical
-from ..models.looped_variants import tiny_looped
-from ..models.model_tester import random_ids
 from .constructed import NUM_NODES, chase, make_constructed, make_row
 
 
@@ -183,29 +180,3 @@ def test_in_a_machine_of_one_step_a_loop_the_rth_value_is_readable_after_loop_r(
         assert max(accuracy[:step] + accuracy[step + 1 :], default=0) < 0.75
         assert probes.readable_loop(name, share=0.9, stays=False) == step
         assert probes.readable_loop(name, share=0.9) == (num_loops if step == num_loops else None)
-
-
-@pytest.mark.parametrize("make", [tiny_looped, tiny_hierarchical])
-def test_states_are_those_of_each_row_alone(make):
-    model = make()
-    rows = [row[:length] for row, length in zip(random_ids(3, 9), (9, 6, 8), strict=True)]
-    states = loop_states(model, rows, [0, -1, 5], batch_size=2)
-    assert states.shape[:2] == (3, model.config.num_loops)
-    for row, position, found in zip(rows, (0, 5, 5), states, strict=True):
-        (alone,) = loop_states(model, [row], None)
-        torch.testing.assert_close(found, alone[:, position], atol=1e-5, rtol=1e-5)
-
-
-def test_bad_requests_for_states_are_named():
-    model = tiny_looped()
-    rows = [[3, 4, 5], [6, 7]]
-    with pytest.raises(ValueError, match="positions must be given for rows of several lengths, got 2 to 3"):
-        loop_states(model, rows, None)
-    with pytest.raises(ValueError, match="one for each of 2 rows, got 1"):
-        loop_states(model, rows, [0])
-    with pytest.raises(ValueError, match="2 is outside of row 1, which has 2 tokens"):
-        loop_states(model, rows, 2)
-    with pytest.raises(ValueError, match="rows is empty"):
-        loop_states(model, [])
-    with pytest.raises(ValueError, match="include_start must be False"):
-        loop_states(tiny_hierarchical(), rows, include_start=True)
