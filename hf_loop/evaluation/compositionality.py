@@ -160,8 +160,8 @@ def compositionality(rows: Dataset, predicted: Sequence[NodeValues], training_ro
     Args:
         rows (`Dataset`): test rows of a task with graphs.
         predicted (`Sequence[Mapping[str, int]]`): for each row the values that the model gives for nodes, those of the
-            answer at least; [`node_values`] reads them from text. Errors are classified where the values of the
-            parents are known too, from a chain of thought or a probe.
+            answer at least; [`node_values`] reads them from text. The more nodes have a value, from a chain of
+            thought or a probe, the nearer to its cause is an error found.
         training_rows (`Dataset`): the rows that the model was trained on.
 
     Returns:

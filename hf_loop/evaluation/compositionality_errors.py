@@ -25,7 +25,7 @@ class DepthErrors:
 
     Args:
         depth (`int`): operations on the longest path from an input.
-        num_nodes (`int`): nodes that are classified.
+        num_nodes (`int`): nodes with a value.
         shares (`dict[str, float]`): the shares of them that are `"correct"`, `"local"`, `"propagated"` and
             `"restored"`.
     """
@@ -74,12 +74,15 @@ def node_values(text: str, nodes: Sequence[str]) -> dict[str, int]:
 
 
 def node_errors(graph: ComputationGraph, predicted: NodeValues) -> dict[str, NodeError]:
-    """Classify the nodes of a graph by the values that a model gives for them and for their parents.
+    """Classify the nodes whose values a model gives, by these values and those of their parents.
 
     - `"correct"`: the value is right, and so are all parents';
     - `"local"`: the value is wrong, and not what the operation gives of the parents' values, right or wrong;
     - `"propagated"`: the value is wrong, and what the operation gives of the parents' wrong values;
     - `"restored"`: the value is right, though a parent's is wrong.
+
+    A parent whose value is not given, such as a carry that no chain of thought writes, is taken as computed without
+    error from those that are. Where it was not, the next node with a value has the local error.
 
     Args:
         graph (`ComputationGraph`): the graph with the right values.
@@ -87,24 +90,28 @@ def node_errors(graph: ComputationGraph, predicted: NodeValues) -> dict[str, Nod
             them.
 
     Returns:
-        `dict[str, str]`: the class of each node but the inputs. A node is left out if its value, or that of a parent,
-        is not known.
+        `dict[str, str]`: the class of each node with a value but the inputs.
 
     Raises:
         ValueError: if a value is given for a node that is not in the graph.
     """
     _check_nodes(graph, predicted)
-    known = {name: node.value for name, node in graph.nodes.items() if not node.parents} | dict(predicted)
+    # of each node the value that the nodes after it are computed from
+    values: dict[str, int] = {}
     errors: dict[str, NodeError] = {}
     for name, node in graph.nodes.items():
-        if not node.parents or any(other not in known for other in (name, *node.parents)):
+        if not node.parents:
+            values[name] = predicted.get(name, node.value)
             continue
-        parents_right = all(known[parent] == graph.nodes[parent].value for parent in node.parents)
-        if known[name] == node.value:
+        implied = apply_operation(node.operation, [values[parent] for parent in node.parents])
+        values[name] = predicted.get(name, implied)
+        if name not in predicted:
+            continue
+        parents_right = all(values[parent] == graph.nodes[parent].value for parent in node.parents)
+        if values[name] == node.value:
             errors[name] = "correct" if parents_right else "restored"
         else:
-            consistent = known[name] == apply_operation(node.operation, [known[parent] for parent in node.parents])
-            errors[name] = "propagated" if consistent else "local"
+            errors[name] = "propagated" if values[name] == implied else "local"
     return errors
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from hf_loop.evaluation import accuracy_by_shape, compositionality, node_values, read_graphs
+from hf_loop.evaluation import accuracy_by_shape, compositionality, node_errors, node_values, read_graphs
 from hf_loop.evaluation.compositionality import ShapeAccuracy
 from hf_loop.tasks import ComputationGraph, addition, coin_flips, i_gsm, multiplication, non_adjacent_sum
+from hf_loop.tasks.addition import addition_row
 
 
 def chain(length):
@@ -44,10 +45,23 @@ def test_right_thoughts_and_answers():
     assert [entry.size for entry in found.by_depth] == [4, 7]
     assert all(entry.wrong is None and entry.num_wrong == 0 for entry in found.frequencies)
     assert [entry.depth for entry in found.frequencies] == [2, 4, 6, 7]
-    # digits alone do not tell which sum they were made of
-    assert found.errors == []
+    assert [entry.depth for entry in found.errors] == [2, 4, 6, 7]
+    assert all(entry.shares["correct"] == 1 for entry in found.errors)
     assert {entry.difficulty for entry in found.guesses} == {2, 3}
     assert all(entry.accuracy == 1 for entry in found.guesses)
+
+
+def test_a_wrong_digit_in_the_thoughts_of_a_sum():
+    # 21 + 43 = 64 and 64 + 65 = 129; with 65 in place of 64 the sum is 130, and with the right last digit 139
+    row = addition_row([21, 43, 65], num_digits=2, reverse_digits=True)
+    graph = ComputationGraph.from_json(row.columns["graph"])
+    nodes = row.columns["thought_nodes"] + row.columns["answer_nodes"]
+    assert node_errors(graph, node_values("5 6 0 = 0 3 1", nodes)) == {
+        **{"digit1.0": "local", "digit1.1": "correct", "carry1.1": "correct"},
+        # 5 + 5 carries, and 6 + 6 + 1 carries too, as it should
+        **{"digit2.0": "propagated", "digit2.1": "propagated", "sum2.2": "correct"},
+    }
+    assert node_errors(graph, node_values("5 6 0 = 9 3 1", nodes))["digit2.0"] == "restored"
 
 
 def test_wrong_answers_in_a_report():

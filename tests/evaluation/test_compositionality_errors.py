@@ -38,8 +38,10 @@ def test_values_of_words():
         ({"sum": 15, "digit": 6, "carry": 1}, {"sum": "correct", "digit": "local", "carry": "correct"}),
         # the model copied an input wrong, and added right
         ({"x": 9, "sum": 17, "digit": 5}, {"sum": "propagated", "digit": "restored"}),
-        # without a value of its parent no node is classified
-        ({"digit": 5, "carry": 3}, {}),
+        # a sum that is not given is the right one
+        ({"digit": 5, "carry": 3}, {"digit": "correct", "carry": "local"}),
+        # or the right one of a wrong input: 9 + 8
+        ({"x": 9, "digit": 7, "carry": 1}, {"digit": "propagated", "carry": "restored"}),
         ({"sum": 15}, {"sum": "correct"}),
         ({}, {}),
     ],
