@@ -30,6 +30,7 @@ from .shell_game import shell_game
 from .successor import successor, successor_accuracy
 from .sudoku import sudoku
 from .tokenizer import word_tokenizer
+from .two_subroutines import two_subroutines
 
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "successor",
     "successor_accuracy",
     "sudoku",
+    "two_subroutines",
     "word_tokenizer",
 ]
 

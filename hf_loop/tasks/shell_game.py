@@ -43,10 +43,15 @@ def shell_game(
     """
     if whole_number(num_cups) is None or num_cups < 3:
         raise ValueError(f"num_cups must be an integer of at least 3, got {num_cups!r}")
+    task = cup_machine(num_cups)
+    return task.splits(num_train, num_test, num_swaps, curriculum, seed), task.tokenizer()
+
+
+def cup_machine(num_cups: int) -> StateTracking:
+    """The machine whose state is the cup that the ball is under, and whose moves are the swaps of two cups."""
     moves = {}
     for left, right in combinations(range(num_cups), 2):
         after = list(range(num_cups))
         after[left], after[right] = right, left
         moves[f"{left + 1}<->{right + 1}"] = tuple(after)
-    task = StateTracking(states=tuple(f"ball:{cup + 1}" for cup in range(num_cups)), moves=moves)
-    return task.splits(num_train, num_test, num_swaps, curriculum, seed), task.tokenizer()
+    return StateTracking(states=tuple(f"ball:{cup + 1}" for cup in range(num_cups)), moves=moves)

@@ -23,6 +23,7 @@ from ..tasks import (
     shell_game,
     successor,
     sudoku,
+    two_subroutines,
 )
 from ..tokenizing import load_tokenizer
 from .answer_rows import SEGMENT_MARK, WeightedCollator, repeat_segments
@@ -44,6 +45,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "shell_game": shell_game,
     "successor": successor,
     "sudoku": sudoku,
+    "two_subroutines": two_subroutines,
 }
 
 
