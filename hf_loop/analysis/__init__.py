@@ -14,6 +14,10 @@ from .dynamics import (
 from .interventions import Intervention
 from .lens import FittedLens, LensReading, fit_lens, logit_lens, loop_answers
 from .masks import MaskScores, masked_weights
+from .modularity import measure_modularity
+from .modularity_plots import plot_modularity
+from .modularity_results import ModularityResults
+from .modularity_training import MaskTraining, train_masks
 from .patching import EffectTable, ablate, effect_table, freeze, patch, run_patched, skip, swap
 from .probe import NodeProbes, NodeTable, node_table, probe_nodes
 from .probe_plots import plot_node_probes
@@ -29,6 +33,8 @@ __all__ = [
     "LensReading",
     "LoopDynamics",
     "MaskScores",
+    "MaskTraining",
+    "ModularityResults",
     "NodeProbes",
     "NodeTable",
     "PathIndependence",
@@ -45,15 +51,18 @@ __all__ = [
     "loop_dynamics",
     "loop_states",
     "masked_weights",
+    "measure_modularity",
     "node_table",
     "overthinking",
     "patch",
     "path_independence",
+    "plot_modularity",
     "plot_node_probes",
     "probe_nodes",
     "run_patched",
     "skip",
     "swap",
+    "train_masks",
 ]
 
 

@@ -16,6 +16,7 @@ from .eval import eval_
 from .generate import generate
 from .info import info
 from .inspect import inspect
+from .modularity import modularity
 from .output import lasting_output
 from .push import push
 from .quickstart import quickstart
@@ -65,6 +66,7 @@ app.command("eval")(eval_)
 app.command()(scan)
 app.command()(inspect)
 app.command()(bench)
+app.command()(modularity)
 app.command()(retrofit)
 app.command()(unroll)
 app.command()(convert)

@@ -54,7 +54,7 @@ def accuracy_over_loops(
     batch_size = check_positive_int("batch_size", batch_size)
     if len(dataset) == 0:
         raise ValueError("dataset is empty; there is nothing to measure")
-    batches = list(_padded_batches(dataset, batch_size))
+    batches = list(padded_batches(dataset, batch_size))
     last_correct, all_correct = dict.fromkeys(loops, 0.0), dict.fromkeys(loops, 0.0)
     with evaluation_mode(model), tqdm(total=len(loops) * len(batches), disable=not progress, desc=label) as bar:
         for num_loops in loops:
@@ -82,7 +82,7 @@ def _share_of_the_most_frequent_answer(batches: list[dict[str, torch.Tensor]]) -
     return max(answers.values()) / answers.total()
 
 
-def _padded_batches(
+def padded_batches(
     dataset: Dataset | Sequence[Mapping[str, Any]], batch_size: int
 ) -> Iterator[dict[str, torch.Tensor]]:
     for start in range(0, len(dataset), batch_size):

@@ -16,6 +16,7 @@ is asked of it.
 import random
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerFast
@@ -38,7 +39,7 @@ def two_subroutines(
     num_test: int,
     difficulty: int = 8,
     *,
-    min_difficulty: int = 1,
+    min_difficulty: int = 4,
     test_difficulties: Sequence[int] | None = None,
     curriculum: float = 0.0,
     group_size: int = 1,
@@ -72,7 +73,7 @@ def two_subroutines(
     tokenizer = word_tokenizer(
         [word for machine in MACHINES for word in (*machine.states, *machine.moves)] + list(QUESTIONS)
     )
-    sizes = {
+    sizes: dict[str, Any] = {
         "min_difficulty": min_difficulty,
         "test_difficulties": test_difficulties,
         "curriculum": curriculum,

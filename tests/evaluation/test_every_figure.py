@@ -11,6 +11,7 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from hf_loop.analysis import NodeProbes, plot_node_probes
+from hf_loop.analysis.modularity_plots import plot_modularity
 from hf_loop.evaluation import LayerScan, LoopCurve, ScanCell, layer_ranges, plot_layer_scan, plot_loop_curves
 from hf_loop.evaluation.bench_plots import plot_bench
 from hf_loop.evaluation.bench_quality import Quality
@@ -21,6 +22,8 @@ from hf_loop.evaluation.depth_control_plots import plot_depth_controls
 from hf_loop.evaluation.depth_control_results import ControlledDepth, DepthControls
 from hf_loop.evaluation.puzzle_plots import plot_puzzle_results
 from hf_loop.evaluation.seed_plots import plot_seeds
+
+from ..analysis.test_modularity_plots import make_results
 
 
 ROOT = Path(__file__).parents[2]
@@ -108,8 +111,13 @@ def passes(path):
     script("sleep/passes.py").draw(results, path)
 
 
+def modularity(path):
+    plot_modularity(make_results(6), path)
+
+
 FIGURES = {
     "hf_loop/analysis/probe_plots.py": node_probes,
+    "hf_loop/analysis/modularity_plots.py": modularity,
     "hf_loop/evaluation/bench_plots.py": bench,
     "hf_loop/evaluation/plots.py": loop_curves,
     "hf_loop/evaluation/block_plots.py": block_curves,
