@@ -22,7 +22,7 @@ MODEL_FILES = (
     *("tokenizer*.json", "tokenizer*.model", "spiece.model", "vocab.*", "merges.txt", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template*", "additional_chat_templates/*.jinja"),
     # the measurements that the card states
-    *("results.json", "puzzle_results.json", "bench.json"),
+    *("results.json", "puzzle_results.json", "bench.json", "inspect.json"),
 )
 # the arguments of a run and its recipe, which name files of this machine
 OF_THE_RUN = ("training_args.bin", "recipe.yaml")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,9 +106,41 @@ class Inspection:
         return build(cls, read_json(path), f"the inspection {path}")
 
 
+def to_markdown(inspection: Inspection, figure: str, level: int = 2) -> str:
+    """Return a section of a model card: the figure and what it shows, in two sentences.
+
+    Args:
+        inspection (`Inspection`): what was found.
+        figure (`str`): the figure's file, from the card.
+        level (`int`, *optional*, defaults to 2): the level of the heading.
+    """
+    count, last = inspection.num_loops, inspection.tokens[-1]
+    what = "answer" if inspection.readout == ANSWER else f"logit lens of {inspection.readout}"
+    answer = (
+        f"The {what} after every loop at the end of the prompt {_code(inspection.prompt)}: after {_code(last)} it is "
+        f"{_code(inspection.top[-1][-1])} (probability {inspection.probability[-1][-1]:.2f}) at {count} loops, "
+        f"{'at once' if inspection.settled() == 1 else f'from loop {inspection.settled()} on'}."
+    )
+    steps = [(loop, step) for loop, step in enumerate(inspection.step_norm, start=1) if step is not None]
+    moves = "How far the state moves in a loop is not known."
+    if steps:
+        (first, start), (final, end) = steps[0], steps[-1]
+        moves = f"A loop moves the state by {start:.2g} of its norm in loop {first} and by {end:.2g} in loop {final}."
+    alt = f"The most probable next token after each of {count} loops, and the step of the state in every loop."
+    return f"{'#' * level} Inside the loops\n\n![{alt}]({figure})\n\n{answer} {moves}\n"
+
+
+def _code(text: str) -> str:
+    """Return text as code in Markdown, on one line."""
+    text = " ".join(text.split()) or text
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    # a text that touches the fence with a backtick needs the spaces, which are not shown
+    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
+
+
 def known(values: Any) -> list[float | None]:
     """Return numbers as a list, with `None` for those that are not finite."""
     return [value if math.isfinite(value) else None for value in map(float, values)]
 
 
-__all__ = ["ANSWER", "INSPECTION_FILE", "Inspection"]
+__all__ = ["ANSWER", "INSPECTION_FILE", "Inspection", "to_markdown"]

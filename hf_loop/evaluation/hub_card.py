@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
+from ..analysis.inspection_results import INSPECTION_FILE
 from .bench_results import BENCH_FILE
 from .card_template import CARD_FILE, CARD_MARKER
 from .model_card import ModelCardFacts, family_config, write_model_card
@@ -43,7 +44,7 @@ def write_card_before_push(model: PreTrainedModel, folder: str | Path, repo_id: 
     if card is not None and not _is_generated(card):
         return
     is_puzzle = family_config(folder).kind == "puzzle"
-    for name in (PUZZLE_RESULTS_FILE,) if is_puzzle else (RESULTS_FILE, BENCH_FILE):
+    for name in (PUZZLE_RESULTS_FILE,) if is_puzzle else (RESULTS_FILE, BENCH_FILE, INSPECTION_FILE):
         _take_along(name, model, folder)
     if card is None:
         write_card(folder, repo_id)

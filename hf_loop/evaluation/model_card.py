@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCardData
 
+from ..analysis.inspection_plots import plot_inspection
+from ..analysis.inspection_results import INSPECTION_FILE, Inspection
+from ..analysis.inspection_results import to_markdown as describe_inspection
 from ..configurations import read_config
 from ..files import read_json, write_text
 from ..models import family_of
@@ -31,6 +34,7 @@ PIPELINE_TAGS = {
     "AutoModelForTokenClassification": "token-classification",
 }
 BENCH_FIGURE = f"{FIGURES_FOLDER}/decoding.png"
+INSPECTION_FIGURE = f"{FIGURES_FOLDER}/inside_the_loops.png"
 
 
 @dataclass
@@ -73,6 +77,7 @@ class ModelCardFacts:
         tags (`list[str]`): tags for the Hub.
         results (`Results`): measurements, and how to repeat them.
         bench (`Bench`, *optional*): a benchmark of the ways to decode.
+        inspection (`Inspection`, *optional*): a look inside the loops at one prompt.
         training_summary (`str`, *optional*): hyperparameters and losses, as markdown.
     """
 
@@ -96,12 +101,13 @@ class ModelCardFacts:
     tags: list[str] = field(default_factory=list)
     results: Results = field(default_factory=Results)
     bench: Bench | None = None
+    inspection: Inspection | None = None
     training_summary: str | None = None
 
     @classmethod
     def from_folder(cls, folder: str | Path, repo_id: str | None = None) -> "ModelCardFacts":
         """Gather the facts from a folder that `save_pretrained` wrote: `config.json`, and the measurements in
-        `results.json` and `bench.json` if present.
+        `results.json`, `bench.json` and `inspect.json` if present.
 
         Args:
             folder (`str` or `Path`): the model folder.
@@ -138,6 +144,7 @@ class ModelCardFacts:
             tags=["hf_loop", *family.classes[auto_class].family_tags, config.model_type],
             results=Results.load(folder) if (folder / RESULTS_FILE).is_file() else Results(),
             bench=read_bench(folder),
+            inspection=Inspection.load(looked) if (looked := folder / INSPECTION_FILE).is_file() else None,
         )
         # a schedule of tokens decides itself what it keeps of them
         if config.kind == "depth":
@@ -199,6 +206,9 @@ def write_model_card(folder: str | Path, facts: ModelCardFacts | None = None) ->
     if facts.bench is not None:
         (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
         plot_bench(facts.bench, folder / BENCH_FIGURE)
+    if facts.inspection is not None:
+        (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
+        plot_inspection(facts.inspection, folder / INSPECTION_FIGURE)
     path = folder / CARD_FILE
     write_text(path, render_model_card(facts, figures))
     return path
@@ -234,6 +244,7 @@ def render_model_card(facts: ModelCardFacts, figures: dict[str, str] | None = No
         sections=sections,
         figures=figures or {},
         decoding=None if facts.bench is None else to_markdown(facts.bench, BENCH_FIGURE, level=2),
+        inside=None if facts.inspection is None else describe_inspection(facts.inspection, INSPECTION_FIGURE),
         model_name=facts.repo_id.split("/")[-1],
     )
 

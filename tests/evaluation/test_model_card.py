@@ -4,6 +4,7 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import LlamaConfig
 
+from hf_loop.analysis.inspection_results import Inspection
 from hf_loop.evaluation import LoopCurve, ModelCardFacts, Results, render_model_card, write_model_card
 from hf_loop.evaluation.bench_results import Bench
 from hf_loop.evaluation.card_template import TEMPLATES, read_template
@@ -228,9 +229,36 @@ def test_a_benchmark_of_decoding_is_a_section(model_folder):
     assert "Ways to decode" not in write_model_card(model_folder).read_text()
 
 
+def inspection(**fields):
+    numbers = {name: [None, 0.5] for name in ("step_norm", "cosine", "acceleration", "distance_to_final")}
+    found = {
+        **{"label": "tiny", "prompt": "ball:1 `1<->2`", "readout": "answer", "trained_loops": 4, "positions": [2, 3]},
+        **{"tokens": ["ball:1", "`1<->2`"], "top": [["a", "b"], ["a", "c|"]]},
+        **{"probability": [[0.5, 0.25], [0.5, 0.75]]},
+        **{"periods": [0, 1], "since": [0, 2]},
+    }
+    return Inspection(**{**numbers, **found, **fields})
+
+
+def test_a_look_inside_is_a_section(model_folder):
+    inspection().save(model_folder / "inspect.json")
+    card = write_model_card(model_folder).read_text()
+    assert "\n## Inside the loops\n" in card and "](figures/inside_the_loops.png)" in card
+    answer = "after `` `1<->2` `` it is `c|` (probability 0.75) at 2 loops, from loop 2 on."
+    assert answer in card
+    assert "A loop moves the state by 0.5 of its norm in loop 2 and by 0.5 in loop 2." in card
+    assert {"inspect.json", "figures/inside_the_loops.png"} <= set(published_files(model_folder))
+    inspection(top=[["a", "b"], ["a", "b"]], readout="layer 1").save(model_folder / "inspect.json")
+    card = write_model_card(model_folder).read_text()
+    assert "The logit lens of layer 1 after every loop" in card and "at 2 loops, at once." in card
+    (model_folder / "inspect.json").unlink()
+    assert "Inside the loops" not in write_model_card(model_folder).read_text()
+
+
 def test_a_push_replaces_the_stub_and_takes_the_measurements_along(model_folder, tmp_path):
     Results(curves=[CURVE]).save(model_folder)
     example().save(model_folder / "bench.json")
+    inspection().save(model_folder / "inspect.json")
     model = LoopedForCausalLM.from_pretrained(model_folder)
     upload = tmp_path / "upload"
     model.save_pretrained(upload)
@@ -242,6 +270,7 @@ def test_a_push_replaces_the_stub_and_takes_the_measurements_along(model_folder,
     assert card.data.tags[-1] == "mine"
     assert json.loads((upload / "results.json").read_text())["curves"][0]["label"] == "sampled depth"
     assert "## Ways to decode with tiny" in card.content and (upload / "bench.json").is_file()
+    assert "## Inside the loops" in card.content and (upload / "inspect.json").is_file()
     assert (upload / "figures" / "accuracy_over_loops.png").is_file()
 
 
