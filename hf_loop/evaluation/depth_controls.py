@@ -166,7 +166,7 @@ class _Measurement:
             if count < MAX_FIT_TOKENS:
                 batch = self._to_device(batch)
                 scored = scored_states(self.runs.states(batch, [plan])[plan], batch["labels"])
-                states.append(scored[0].float())
+                states.append(scored[0])
                 labels.append(scored[1])
                 count += len(scored[1])
             if counted:

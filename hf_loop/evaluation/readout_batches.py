@@ -16,10 +16,11 @@ Batch = Mapping[str, torch.Tensor]
 
 
 def scored_states(states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the states `[N, D]` from which labelled tokens are predicted, and the labels `[N]`."""
+    """Return the states `[N, D]` from which labelled tokens are predicted, in fp32, and the labels `[N]`."""
     labels = labels[:, 1:]
     is_scored = labels != IGNORE_INDEX
-    return states[:, :-1][is_scored], labels[is_scored]
+    # maps are fitted in fp32, whatever the model computes in
+    return states[:, :-1][is_scored].float(), labels[is_scored]
 
 
 def count_labels(batch: Batch) -> int:

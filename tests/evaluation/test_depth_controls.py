@@ -9,6 +9,8 @@ from hf_loop.evaluation import DepthControls, depth_controls
 from hf_loop.evaluation.depth_control_results import ControlledDepth
 from hf_loop.evaluation.readout_batches import split_rows, split_windows
 
+from ..models.hierarchical_variants import tiny_hierarchical
+from ..models.loop_lora_models import tiny_loop_lora
 from ..models.looped_variants import tiny_looped
 from ..models.model_tester import random_ids
 from ..models.tiny_backbones import COMMON
@@ -82,6 +84,20 @@ def test_the_naive_losses_are_those_of_the_model():
     last = controls.row(3)
     assert last.prefix == last.repeat == last.suffix == last.frozen
     assert controls.row(1).repeat == last.prefix and controls.row(1).suffix == controls.row(1).prefix
+
+
+@pytest.mark.parametrize(
+    ("make", "shares_loops"), [(tiny_hierarchical, True), (tiny_loop_lora, False)], ids=["hierarchical", "loop lora"]
+)
+def test_other_models_in_half_precision(make, shares_loops):
+    model = make().to(torch.bfloat16)
+    controls = depth_controls(model, *batches(), [1])
+    assert controls.shares_loops == shares_loops
+    cut, whole = controls.rows
+    assert all(math.isfinite(value) for row in controls.rows for value in vars(row).values())
+    assert whole.prefix == whole.repeat == whole.suffix == whole.frozen
+    assert (cut.repeat == whole.prefix and cut.suffix == cut.prefix) == shares_loops
+    assert not model.training and all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_loops_that_change_nothing_leave_no_gap():
