@@ -11,6 +11,8 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from hf_loop.analysis import NodeProbes, plot_node_probes
+from hf_loop.analysis.inspection_plots import plot_inspection
+from hf_loop.analysis.inspection_results import Inspection
 from hf_loop.analysis.modularity_plots import plot_modularity
 from hf_loop.evaluation import LayerScan, LoopCurve, ScanCell, layer_ranges, plot_layer_scan, plot_loop_curves
 from hf_loop.evaluation.bench_plots import plot_bench
@@ -111,11 +113,22 @@ def passes(path):
     script("sleep/passes.py").draw(results, path)
 
 
+def inspection(path):
+    numbers: dict = dict.fromkeys(("step_norm", "cosine", "acceleration", "distance_to_final"), [2.0, 0.3, 0.01])
+    top, probability = [["a long token", "b"]] * 3, [[0.1, 0.9]] * 3
+    found = Inspection(
+        "model", "a b", "answer", 3, [0, 1], ["a", "b"], top, probability, **numbers, periods=[0, 1], since=[0, 2],
+        followed="a", followed_rank=[[1, 0]] * 3, followed_probability=probability,
+    )  # fmt: skip
+    plot_inspection(found, path)
+
+
 def modularity(path):
     plot_modularity(make_results(6), path)
 
 
 FIGURES = {
+    "hf_loop/analysis/inspection_plots.py": inspection,
     "hf_loop/analysis/probe_plots.py": node_probes,
     "hf_loop/analysis/modularity_plots.py": modularity,
     "hf_loop/evaluation/bench_plots.py": bench,
