@@ -11,10 +11,16 @@ shapes of the weights, which may be on the meta device. It counts matrix product
   window reads only its window. Grouped queries save no operations;
 - linear attention and fast weights (delta rules, Hebb's and Oja's): their projections, and what the form in chunks of
   64 tokens computes from keys, values and state; without the triangular solve of a chunk. A single token takes one
-  product with the state to read, one to write, and one to correct (not for Hebb's rule);
+  product with the state to read, one to write, and one to correct (not for Hebb's rule). Of decoders with linear
+  attention of their own (Qwen3-Next, OLMo hybrid) torch's counter counts more, since the fallback of transformers
+  fills up the last chunk, and in training a sleep model over them is counted up to the end of the last layer that
+  writes;
 - the backward pass: twice the forward pass wherever gradient flows, for attention four products. (Flash attention
   computes five, as it repeats `q k^T`.) All weights are trained, the embeddings too. The first linear maps of a layer
   need no gradient of an input that carries none, as after a loop without gradient.
+
+To compare with torch's counter on a CPU, set `attn_implementation="eager"`: it does not see the fused attention there.
+It also counts the backward pass of a convolution by channel as if every channel met every other.
 
 Norms, activations, biases, rotary embeddings, look-ups, the loss and the optimizer are left out, and what activation
 checkpointing runs again.

@@ -25,7 +25,7 @@ from ..models.tiny_backbones import tiny_backbone
 
 # a layer of these models has 30,720 parameters in matrices and attention costs 128 per key: beyond 240 tokens, more
 SHORT, LONG = 13, 320
-PROMPT, NEW = 20, 4
+PROMPT, NEW = 20, 3
 TRUNCATED = {"num_loops": 3, "num_backprop_loops": 1}
 SLEEP: dict[str, dict[str, Any]] = {
     "three passes": {"num_sleep_passes": 3},
@@ -92,7 +92,7 @@ def check_truncated(model: Any) -> None:
     assert counted < training_flops(model, 24, batch_size=2, num_loops=3)
 
 
-@pytest.mark.parametrize("variant", ["plain", "concat", "diagonal", "final norm", "before the coda"])
+@pytest.mark.parametrize("variant", ["plain", "concat", "diagonal", "before the coda"])
 def test_looped(variant):
     model = tiny_looped(**LOOPED[variant])
     check(model, lengths=(SHORT, LONG) if variant == "diagonal" else (24,), num_loops=2)
@@ -108,7 +108,7 @@ def test_nothing_needs_the_gradient_of_the_first_trained_loops_input(model_type)
     assert training_flops(model, 24, batch_size=2, **depth) == count_training(model, 24, **depth)
 
 
-@pytest.mark.parametrize("variant", ["plain", "shared stack", "add", "hrm_text"])
+@pytest.mark.parametrize("variant", ["shared stack", "add", "hrm_text"])
 def test_hierarchical(variant):
     model = tiny_hierarchical(**HIERARCHICAL[variant])
     check(model, lengths=(SHORT, LONG) if variant == "add" else (24,), num_loops=2)
@@ -123,13 +123,16 @@ def test_feedback(variant):
 
 @pytest.mark.parametrize("variant", SLEEP)
 def test_sleep(variant):
-    check(make_sleep(**{"fast_weight_layers": [0, 2], "sleep_window": 16} | SLEEP[variant]), lengths=(40,))
+    check(
+        make_sleep(**{"fast_weight_layers": [0, 2], "sleep_window": 16} | SLEEP[variant]),
+        lengths=(40 if variant == "truncated" else 24,),
+    )
 
 
 @pytest.mark.parametrize(("outer", "inner"), PAIRS)
 def test_composed(outer, inner):
     size = "block_size" if outer == "feedback" else "sleep_window"
-    check(make_composed(outer, inner, **{size: 16}), lengths=(40,), num_loops=2)
+    check(make_composed(outer, inner, **{size: 16}), lengths=(24,), num_loops=2)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gpt2", "mixtral", "deepseek_v3"])
