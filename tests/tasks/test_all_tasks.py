@@ -35,8 +35,6 @@ def options_of(name):
 
 
 TASKS = {name: options_of(name) for name in tasks.__all__ if options_of(name) is not None}
-# there are further splits; all facts must fit in the training rows
-TESTED_ELSEWHERE = {"multi_hop_facts", "two_subroutines"}
 
 
 def make(name, num_train=60, num_test=12, **options):
