@@ -25,7 +25,7 @@ from .tokenizer import word_tokenizer
 OR, SATISFIED, NOT_SATISFIED = "|", "yes", "no"
 SHARES = tuple(f"{10 * tenth}%" for tenth in range(10))
 # draws of a formula for the share that is wanted, before another share is taken
-NUM_DRAWS = 40
+NUM_DRAWS = 20
 
 # variables by number, and whether each is negated
 Clause = dict[int, bool]
@@ -47,9 +47,10 @@ def approximate_counting(
 ) -> tuple[DatasetDict, PreTrainedTokenizerFast]:
     """Generate formulas and shares: `"x1 !x3 | x0 x2 x3 |"` is answered by `"30%"`, for 30 % up to, not with, 40 %.
 
-    The difficulty is the number of clauses. Each row draws how many variables its clauses have, from 1 to all. Answers
-    are as uniform as so many clauses allow: of one clause the share is 50 %, 25 %, 12 % and so on, and of few clauses
-    it is seldom above 90 %.
+    The difficulty is the number of clauses. Each row draws how many variables its clauses have, from 1 to all: the
+    more of them, the lower the share, so the lengths of the clauses alone tell something of the answer. Of
+    three clauses and more all answers are about equally frequent; of one, whose share is 50 %, 25 %, 12 % and so on,
+    most are not to be had.
 
     Args:
         num_train, num_test, difficulty, min_difficulty, test_difficulties, curriculum, group_size, seed: see
@@ -73,8 +74,7 @@ def approximate_counting(
     def draw_row(num_clauses: int, rng: random.Random) -> TaskRow:
         wanted = rng.choice(SHARES)
         for _ in range(NUM_DRAWS):
-            fewest = rng.randint(1, num_variables)
-            most = rng.randint(fewest, num_variables)
+            fewest, most = rng.choice(_clause_sizes(num_variables, num_clauses, SHARES.index(wanted)))
             clauses = [_draw_clause(num_variables, rng.randint(fewest, most), rng) for _ in range(num_clauses)]
             satisfying = satisfying_assignments(clauses, num_variables)
             count = satisfying.bit_count()
@@ -130,6 +130,18 @@ def _assignments_with(variable: int, num_variables: int) -> int:
     # a one at the start of every second run
     starts = ((1 << 2**num_variables) - 1) // ((1 << 2 ** (variable + 1)) - 1)
     return (run * starts) << 2**variable
+
+
+@cache
+def _clause_sizes(num_variables: int, num_clauses: int, tenth: int) -> list[tuple[int, int]]:
+    """The fewest and the most variables of a clause with which about so many tenths of the assignments satisfy."""
+    errors = {}
+    for fewest in range(1, num_variables + 1):
+        for most in range(fewest, num_variables + 1):
+            # as if clauses were independent
+            of_one = sum(2.0**-size for size in range(fewest, most + 1)) / (most + 1 - fewest)
+            errors[fewest, most] = abs(1 - (1 - of_one) ** num_clauses - (tenth + 0.5) / 10)
+    return [sizes for sizes, error in errors.items() if error <= max(0.1, min(errors.values()))]
 
 
 def _draw_clause(num_variables: int, num_literals: int, rng: random.Random) -> Clause:

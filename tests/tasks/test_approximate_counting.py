@@ -45,12 +45,12 @@ def test_shares_and_samples_agree_with_enumeration():
         assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == ["<bos>", *row["prompt"].split(), row["answer"]]
 
 
-@pytest.mark.parametrize("num_clauses", [6, 12])
+@pytest.mark.parametrize("num_clauses", [3, 12])
 def test_shares_are_about_uniform(num_clauses):
     rows = approximate_counting(1000, 1, num_clauses, min_difficulty=num_clauses)[0]["train"]
     counts = Counter(rows["answer"])
     assert len(counts) == 10
-    assert max(counts.values()) < 170 and min(counts.values()) > 50
+    assert max(counts.values()) < 140 and min(counts.values()) > 60
 
 
 @pytest.mark.parametrize(("name", "value"), [("num_variables", 1), ("num_variables", 17), ("num_samples", 0)])
