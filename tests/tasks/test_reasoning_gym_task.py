@@ -1,6 +1,5 @@
-"""Questions of reasoning-gym as rows; skipped where the package is not installed, which it is in CI."""
+"""Questions of reasoning-gym as rows; skipped where the package is not installed."""
 
-import os
 import sys
 
 import pytest
@@ -23,8 +22,7 @@ def tokenizer():
 
 
 def make(tokenizer, name="chain_sum", num_train=30, num_test=8, difficulty_key="num_terms", **options):
-    if not os.environ.get("CI"):
-        pytest.importorskip("reasoning_gym")
+    pytest.importorskip("reasoning_gym")
     return reasoning_gym_task(name, tokenizer, num_train, num_test, difficulty_key=difficulty_key, **options)
 
 
