@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from ..evaluation.running import evaluation_mode
+from ..models.family import family_of
 from ..models.schedules import Call
 from .interventions import Intervention, check_interventions
 from .places import Place
@@ -124,8 +125,10 @@ def model_inputs(model: Any, inputs: torch.Tensor | Mapping[str, Any], **kwargs:
         kwargs: further keyword arguments; those that are `None` are left out.
 
     Raises:
-        ValueError: if a model with a time schedule is given padding.
+        ValueError: if the model is of no family, or a model with a time schedule is given padding.
     """
+    if family_of(model.config) is None:
+        raise ValueError(f"model must be of a family of hf_loop, got {type(model).__name__}: use `retrofit`")
     given = {"input_ids": inputs} if isinstance(inputs, torch.Tensor) else dict(inputs)
     mask = given.get("attention_mask")
     if model.config.kind == "time" and mask is not None:
@@ -140,10 +143,13 @@ def model_inputs(model: Any, inputs: torch.Tensor | Mapping[str, Any], **kwargs:
     return {**given, **on_device, "use_cache": False}
 
 
-def count_tokens(inputs: Mapping[str, Any]) -> int:
-    """Return the number of tokens of every row of keyword arguments for a forward pass."""
+def count_tokens(model: Any, inputs: Mapping[str, Any]) -> int:
+    """Return the number of tokens of every row of keyword arguments for a forward pass.
+
+    Those of a puzzle model's embedding of the puzzle, which come before the cells, are among them.
+    """
     tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
-    return tokens.shape[1]
+    return tokens.shape[1] + (model.config.num_puzzle_tokens if model.config.kind == "puzzle" else 0)
 
 
 def capture(
@@ -158,7 +164,7 @@ def capture(
     Args:
         model (`PreTrainedModel`): a model of any family, with or without a head, that is not compiled.
         inputs (`torch.Tensor` or `Mapping`): token ids `[B, T]`, or keyword arguments as a tokenizer returns them.
-            Only a model without a time schedule takes padding.
+            Only a model without a time schedule takes padding. A puzzle model runs one segment.
         num_loops (`int`, *optional*): number of loops, by default that of the configuration.
         num_sleep_passes (`int`, *optional*): passes of a sleep model, by default its configuration's.
         interventions (`Sequence[Intervention]`, *optional*): changes of the states, made one after the other, see
@@ -172,7 +178,7 @@ def capture(
             intervention.
     """
     given = model_inputs(model, inputs, num_loops=num_loops, num_sleep_passes=num_sleep_passes)
-    captured, num_tokens = Captured(), count_tokens(given)
+    captured, num_tokens = Captured(), count_tokens(model, given)
     check_interventions(interventions, model, num_tokens, num_loops)
 
     def after_call(event: CallEvent, state: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from .capture import Captured, CapturedCall, capture, count_tokens, model_inputs
+from .capture import Captured, CapturedCall, capture
 from .interventions import Intervention, Swap
 from .watching import CallEvent
 
@@ -228,7 +228,7 @@ def effect_table(
     """
     if clean.shape != corrupted.shape or clean.shape[0] != 1:
         raise ValueError(f"clean and corrupted must both be [1, T], got {list(clean.shape)}, {list(corrupted.shape)}")
-    num_tokens = count_tokens(model_inputs(model, clean))
+    num_tokens = clean.shape[1]
     source = capture(model, clean, num_loops)
     base = run_patched(model, corrupted, [], num_loops)
     last: Any = source.logits

@@ -4,12 +4,14 @@ from collections import Counter
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from hf_loop.analysis import capture
 
-from ..models import feedback_variants, hierarchical_variants, looped_variants, sleep_variants
+from ..models import feedback_variants, hierarchical_variants, looped_variants, puzzle_variants, sleep_variants
 from ..models.composed_variants import PAIRS, make_composed
 from ..models.model_tester import left_pad, random_ids
+from ..models.tiny_backbones import tiny_backbone
 
 
 def all_families():
@@ -74,6 +76,22 @@ def test_the_slow_state_after_every_cycle_is_the_answer_of_so_many_cycles(name):
             expected = model.model(input_ids, num_loops=cycle + 1).last_hidden_state
             finished = state if model.config.stack_norm == "final" else model.model.backbone.norm(state)
         torch.testing.assert_close(finished, expected)
+
+
+@pytest.mark.parametrize("name", ["hrm", "trm", "urm"])
+def test_a_segment_of_a_puzzle_model_ends_with_the_carry(name):
+    model, cells = puzzle_variants.tiny_puzzle_model(name), puzzle_variants.puzzles()
+    captured = capture(model, cells)
+    with torch.no_grad():
+        expected = model.model(cells).carry.high
+    assert len(captured.loop_states) == model.config.num_loops
+    assert torch.equal(captured.loop_states[-1], expected)
+
+
+def test_a_model_of_no_family_is_refused():
+    plain = LlamaForCausalLM(tiny_backbone("llama"))
+    with pytest.raises(ValueError, match="must be of a family of hf_loop, got LlamaForCausalLM"):
+        capture(plain, random_ids(1, 5))
 
 
 def test_the_start_state():
