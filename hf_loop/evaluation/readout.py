@@ -12,6 +12,7 @@ lens (https://huggingface.co/papers/2303.08112).
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -26,10 +27,10 @@ CHUNK_SIZE = 1024
 # weights of the penalty on the squared distance from the start, of which the best on held-out states is taken
 PENALTIES = (1e-1, 1e-2, 1e-3)
 MAX_ITERATIONS = 20
-# share of the states that are fitted to while the penalty is chosen
+# share of the states that maps are fitted to; the others choose one
 FITTED_SHARE = 0.8
-# of the least-squares map, relative to the mean variance of a feature
-RELATIVE_RIDGE = 1e-3
+# of least-squares maps, relative to the mean variance of a feature
+RIDGES = (1e-3, 1e-1)
 # a temperature further from 1 than this tells only that the logits say nothing, or that all of them are right
 MAX_TEMPERATURE = 1e3
 NEWTON_STEPS = 60
@@ -130,10 +131,11 @@ def fit_affine(head: Head, states: torch.Tensor, labels: torch.Tensor, targets: 
         targets (`torch.Tensor` of shape `[N, D]`): the states of the same tokens at full depth.
     """
     identity = AffineMap(torch.eye(states.shape[1]).to(states), states.new_zeros(states.shape[1]))
-    return _fit_from([lambda *_: identity, least_squares_map], head, states, labels, targets)
+    maps = [partial(least_squares_map, ridge=ridge) for ridge in RIDGES]
+    return _fit_from([lambda *_: identity, *maps], head, states, labels, targets)
 
 
-def least_squares_map(states: torch.Tensor, targets: torch.Tensor) -> AffineMap:
+def least_squares_map(states: torch.Tensor, targets: torch.Tensor, ridge: float = RIDGES[0]) -> AffineMap:
     """Return the affine map of least squares from states to targets, each `[N, D]`, drawn to the identity."""
     # in double precision, which not every accelerator has
     inputs, outputs = states.cpu().double(), targets.cpu().double()
@@ -141,10 +143,10 @@ def least_squares_map(states: torch.Tensor, targets: torch.Tensor) -> AffineMap:
     centered = inputs - mean
     covariance = centered.T @ centered
     size = covariance.shape[0]
-    ridge = RELATIVE_RIDGE * covariance.diagonal().mean().clamp(min=1e-12)
+    penalty = ridge * covariance.diagonal().mean().clamp(min=1e-12)
     identity = torch.eye(size, dtype=covariance.dtype)
     difference = centered.T @ (outputs - target_mean - centered)
-    weight = identity + torch.linalg.solve(covariance + ridge * identity, difference)
+    weight = identity + torch.linalg.solve(covariance + penalty * identity, difference)
     return AffineMap(weight.to(states), (target_mean - mean @ weight).to(states))
 
 
@@ -154,7 +156,11 @@ Start = Callable[[torch.Tensor, torch.Tensor], AffineMap]
 def _fit_from(
     starts: Sequence[Start], head: Head, states: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor
 ) -> AffineMap:
-    """Fit with the start and the penalty that are best on held-out states, or keep the start where none is better."""
+    """Fit with the start and the penalty that are best on held-out states, or keep the start where none is better.
+
+    The map is the one that was judged. One that is fitted again to all states may be much worse, where there are about
+    as many states as features.
+    """
     cut = max(1, int(FITTED_SHARE * len(labels)))
     if cut == len(labels):
         raise ValueError(f"a readout needs at least 2 labelled tokens to be fitted to, got {len(labels)}")
@@ -165,22 +171,18 @@ def _fit_from(
         return math.inf if math.isnan(loss) else loss
 
     with torch.no_grad():
-        losses = [held_out_loss(start(states[:cut], targets[:cut])) for start in starts]
-        best_loss = min(losses)
-        start = starts[losses.index(best_loss)]
-        start_of_part, start_of_all = start(states[:cut], targets[:cut]), start(states, targets)
-    best_penalty = None
-    fitted = start_of_part
+        begun = [start(states[:cut], targets[:cut]) for start in starts]
+        losses = [held_out_loss(start) for start in begun]
+    best_loss = min(losses)
+    best = fitted = center = begun[losses.index(best_loss)]
     # from the strongest to the weakest, each from where the one before ended
     for penalty in PENALTIES:
-        fitted = _descend(head, states[:cut], labels[:cut], start_of_part, fitted, penalty)
+        fitted = _descend(head, states[:cut], labels[:cut], center, fitted, penalty)
         with torch.no_grad():
             loss = held_out_loss(fitted)
         if loss < best_loss:
-            best_loss, best_penalty = loss, penalty
-    if best_penalty is None:
-        return start_of_all
-    return _descend(head, states, labels, start_of_all, start_of_all, best_penalty)
+            best_loss, best = loss, fitted
+    return best
 
 
 def _descend(

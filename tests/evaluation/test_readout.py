@@ -90,6 +90,23 @@ def test_a_matrix_is_found_from_the_labels_where_the_targets_tell_nothing(exampl
     assert mean_loss(lambda chunk: head(fitted(chunk)), broken, labels) < raw - 0.5 * (raw - clean)
 
 
+def test_as_many_states_as_features_do_no_harm():
+    # where a map of least squares that is fitted to all states is the worst, with huge entries
+    size, fitted_to = 40, 42
+    generator = torch.Generator().manual_seed(3)
+    rotation = torch.linalg.qr(torch.randn(size, size, generator=generator)).Q
+    weight, states = torch.randn(WORDS, size, generator=generator), torch.randn(500, size, generator=generator)
+    broken = (states + 0.5 * torch.randn(500, size, generator=generator)) @ rotation
+    labels = torch.multinomial((states @ weight.T).softmax(-1), 1, generator=generator)[:, 0]
+
+    def head(chunk):
+        return chunk @ weight.T
+
+    fitted = fit_affine(head, broken[:fitted_to], labels[:fitted_to], states[:fitted_to])
+    raw = mean_loss(head, broken[fitted_to:], labels[fitted_to:])
+    assert mean_loss(lambda chunk: head(fitted(chunk)), broken[fitted_to:], labels[fitted_to:]) < raw - 2
+
+
 def test_least_squares_recover_an_affine_map(example):
     _, states, _ = example
     known = AffineMap(torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(2)), torch.arange(SIZE) / 1.0)
