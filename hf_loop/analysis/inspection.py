@@ -55,10 +55,10 @@ def inspect_prompt(
     captured = capture(model, input_ids, num_loops)
     if layer is not None:
         check_core_layer(captured, layer)
-        reading = logit_lens(model, captured, layer)
+        reading = logit_lens(model, captured, layer, last)
     else:
-        reading = loop_answers(model, input_ids, num_loops)
-    reading = LensReading(reading.logits[:, :, -last:].cpu())
+        reading = loop_answers(model, input_ids, num_loops, last)
+    reading = LensReading(reading.logits.cpu())
     best, probability = (part[:, 0, :, 0] for part in reading.top())
     dynamics = loop_dynamics(captured)
     # of tokens that stand still there is no direction
@@ -76,7 +76,7 @@ def inspect_prompt(
         positions=list(range(start, start + len(tokens))),
         tokens=[show_token(tokenizer, index) for index in tokens],
         top=[[show_token(tokenizer, index) for index in row] for row in best.tolist()],
-        probability=probability.tolist(),
+        probability=[known(row) for row in probability],
         **means,
         periods=periods,
         since=since,
@@ -88,7 +88,7 @@ def _follow(reading: LensReading, index: int, token: str) -> dict[str, Any]:
     return {
         "followed": token,
         "followed_rank": reading.rank(index)[:, 0].tolist(),
-        "followed_probability": reading.probability(index)[:, 0].tolist(),
+        "followed_probability": [known(row) for row in reading.probability(index)[:, 0]],
     }
 
 

@@ -58,11 +58,12 @@ def _title(inspection: Inspection) -> str:
 
 def _draw_lens(axes: "Axes", inspection: Inspection) -> Any:
     num_loops = inspection.num_loops
-    image = axes.imshow(inspection.probability, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    shares = [[math.nan if value is None else value for value in row] for row in inspection.probability]
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     if num_loops <= MAX_ROWS_WITH_TEXT:
         for row, texts in enumerate(inspection.top):
             for column, text in enumerate(texts):
-                color = "white" if inspection.probability[row][column] > 0.6 else "black"
+                color = "white" if shares[row][column] > 0.6 else "black"
                 axes.text(column, row, cut(text), color=color, fontsize=7, ha="center", va="center")
     axes.set_xticks(range(len(inspection.tokens)))
     axes.set_xticklabels([cut(text) for text in inspection.tokens], fontsize=7)

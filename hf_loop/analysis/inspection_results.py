@@ -21,7 +21,7 @@ class Inspection:
     """The most probable next token after every loop, and how the state moves, at the last tokens of a prompt.
 
     `R` is the number of loops and `N` that of the tokens. A number that is not known is `None`: of a step, where the
-    state before it is.
+    state before it is not; all, where the state has overflowed.
 
     Args:
         label (`str`): the model, as the figure names it.
@@ -56,7 +56,7 @@ class Inspection:
     positions: list[int]
     tokens: list[str]
     top: list[list[str]]
-    probability: list[list[float]]
+    probability: list[list[float | None]]
     step_norm: list[float | None]
     cosine: list[float | None]
     acceleration: list[float | None]
@@ -65,7 +65,7 @@ class Inspection:
     since: list[int]
     followed: str | None = None
     followed_rank: list[list[int]] | None = None
-    followed_probability: list[list[float]] | None = None
+    followed_probability: list[list[float | None]] | None = None
 
     def __post_init__(self) -> None:
         num_loops, num_tokens = len(self.top), len(self.tokens)
@@ -116,9 +116,10 @@ def to_markdown(inspection: Inspection, figure: str, level: int = 2) -> str:
     """
     count, last = inspection.num_loops, inspection.tokens[-1]
     what = "answer" if inspection.readout == ANSWER else f"logit lens of {inspection.readout}"
+    share = probability_text(inspection.probability[-1][-1])
     answer = (
         f"The {what} after every loop at the end of the prompt {_code(inspection.prompt)}: after {_code(last)} it is "
-        f"{_code(inspection.top[-1][-1])} (probability {inspection.probability[-1][-1]:.2f}) at {count} loops, "
+        f"{_code(inspection.top[-1][-1])} (probability {share}) at {count} loops, "
         f"{'at once' if inspection.settled() == 1 else f'from loop {inspection.settled()} on'}."
     )
     steps = [(loop, step) for loop, step in enumerate(inspection.step_norm, start=1) if step is not None]
@@ -138,9 +139,14 @@ def _code(text: str) -> str:
     return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
 
 
+def probability_text(value: float | None) -> str:
+    """Return a probability with two decimals, or a dash where there is none."""
+    return "–" if value is None else f"{value:.2f}"
+
+
 def known(values: Any) -> list[float | None]:
     """Return numbers as a list, with `None` for those that are not finite."""
     return [value if math.isfinite(value) else None for value in map(float, values)]
 
 
-__all__ = ["ANSWER", "INSPECTION_FILE", "Inspection", "to_markdown"]
+__all__ = ["ANSWER", "INSPECTION_FILE", "Inspection", "probability_text", "to_markdown"]

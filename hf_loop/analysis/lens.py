@@ -67,18 +67,20 @@ def read_state(model: Any, state: torch.Tensor, is_normed: bool = False) -> torc
     return model.read_logits(normed).float()
 
 
-def logit_lens(model: Any, captured: Captured, layer: int | None = None) -> LensReading:
+def logit_lens(model: Any, captured: Captured, layer: int | None = None, last: int = 0) -> LensReading:
     """Read the state after every loop, or after one layer in every loop, with the final norm and the head.
 
     Args:
         model (`PreTrainedModel`): the causal language model that was captured.
         captured (`Captured`): its states.
         layer (`int`, *optional*): the layer in the backbone, by default the state after the loop.
+        last (`int`, *optional*, defaults to 0): read so many positions from the end; 0 for all. Logits of all
+            positions and loops need much memory.
 
     Raises:
         ValueError: if the model has no loops or no head, or the layer is not called once in every loop.
     """
-    states = states_over_loops(captured, layer)
+    states = [state[:, -last:] for state in states_over_loops(captured, layer)]
     is_normed = layer is None and Backbone(model.base_model).depth.ends_with_norm
     return LensReading(torch.stack([read_state(model, state, is_normed) for state in states]))
 
@@ -95,7 +97,9 @@ def states_over_loops(captured: Captured, layer: int | None = None) -> list[torc
     return states if layer is None else [captured.state(loop, layer) for loop in range(len(states))]
 
 
-def loop_answers(model: Any, inputs: torch.Tensor | Mapping[str, Any], num_loops: int | None = None) -> LensReading:
+def loop_answers(
+    model: Any, inputs: torch.Tensor | Mapping[str, Any], num_loops: int | None = None, last: int = 0
+) -> LensReading:
     """Compute what a model answers after every loop, through its coda.
 
     A looped model reads every loop of one pass. Others are run once for each number of loops: the memory of a feedback
@@ -105,6 +109,7 @@ def loop_answers(model: Any, inputs: torch.Tensor | Mapping[str, Any], num_loops
         model (`PreTrainedModel`): a causal language model with loops.
         inputs (`torch.Tensor` or `Mapping`): as in [`capture`].
         num_loops (`int`, *optional*): number of loops, by default that of the configuration.
+        last (`int`, *optional*, defaults to 0): read so many positions from the end; 0 for all.
 
     Raises:
         ValueError: if the model has no loops.
@@ -112,7 +117,7 @@ def loop_answers(model: Any, inputs: torch.Tensor | Mapping[str, Any], num_loops
     if not model.config.has_loops:
         raise ValueError(f"model must have loops, got a {model.config.model_type} model without")
     num_loops = model.config.num_loops if num_loops is None else num_loops
-    given = model_inputs(model, inputs)
+    given = model_inputs(model, inputs, logits_to_keep=last)
     with evaluation_mode(model):
         if model.config.model_type == "looped_lm":
             logits = model(**given, num_loops=num_loops, output_loop_logits=True).loop_logits

@@ -84,6 +84,8 @@ def _print(found: "Inspection") -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ..analysis.inspection_results import probability_text
+
     console = Console()
     what = "the answer" if found.readout == "answer" else f"the logit lens of {found.readout}"
     console.print(f"{found.label}: {what} after every loop", markup=False, highlight=False)
@@ -93,7 +95,7 @@ def _print(found: "Inspection") -> None:
         # text as it is: a token may look like markup
         table.add_column(Text(token), no_wrap=True)
     for loop, (row, probabilities) in enumerate(zip(found.top, found.probability, strict=True), start=1):
-        cells = [Text(f"{text} {share:.2f}") for text, share in zip(row, probabilities, strict=True)]
+        cells = [Text(f"{text} {probability_text(share)}") for text, share in zip(row, probabilities, strict=True)]
         table.add_row(str(loop), *cells)
     console.print(table)
     columns = {

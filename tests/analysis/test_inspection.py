@@ -3,10 +3,11 @@
 import math
 
 import pytest
+import torch
 
 from hf_loop.analysis.inspection import find_token, inspect_prompt, show_token
 from hf_loop.analysis.inspection_plots import plot_inspection
-from hf_loop.analysis.inspection_results import Inspection
+from hf_loop.analysis.inspection_results import Inspection, to_markdown
 
 from ..models.composed_variants import make_composed
 from ..models.feedback_variants import make_feedback
@@ -69,6 +70,18 @@ def test_it_is_drawn(tokenizer, tmp_path, num_loops, recwarn):
     plot_inspection(found, tmp_path / "inspect.png")
     assert (tmp_path / "inspect.png").read_bytes().startswith(b"\x89PNG")
     assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_a_state_that_overflows_is_kept_and_drawn(tokenizer, tmp_path):
+    model = make_constructed(num_loops=3)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.inf)
+    found = inspect_prompt(model, tokenizer, PROMPT, last=2, token="d")
+    assert found.probability == found.followed_probability == [[None] * 2] * 3
+    found.save(tmp_path / "inspect.json")
+    assert Inspection.load(tmp_path / "inspect.json") == found
+    plot_inspection(found, tmp_path / "inspect.png")
+    assert "(probability –)" in to_markdown(found, "inspect.png")
 
 
 @pytest.mark.parametrize("make", [tiny_hierarchical, lambda: make_composed("feedback", "looped")])

@@ -66,6 +66,15 @@ def test_the_lens_of_a_cycle_is_its_answer(name):
     torch.testing.assert_close(reading.logits, loop_answers(model, input_ids).logits)
 
 
+@pytest.mark.parametrize("make", [looped_variants.tiny_looped, lambda: make_composed("sleep", "looped")])
+def test_the_last_positions_alone(make):
+    model, input_ids = make(), random_ids(2, 9)
+    captured = capture(model, input_ids)
+    answers, lens = loop_answers(model, input_ids), logit_lens(model, captured)
+    torch.testing.assert_close(loop_answers(model, input_ids, last=3).logits, answers.logits[:, :, -3:])
+    torch.testing.assert_close(logit_lens(model, captured, last=3).logits, lens.logits[:, :, -3:])
+
+
 def test_a_composed_model_answers_with_every_number_of_loops():
     model, input_ids = make_composed("feedback", "looped"), random_ids(2, 9)
     answers = loop_answers(model, input_ids)
