@@ -26,9 +26,9 @@ class MaskTraining:
     number, so that one value serves models of all sizes.
 
     Args:
-        num_epochs (`int`, *optional*, defaults to 20): passes over the rows.
+        num_epochs (`int`, *optional*, defaults to 15): passes over the rows.
         batch_size (`int`, *optional*, defaults to 64): rows in a step.
-        learning_rate (`float`, *optional*, defaults to 0.01): of Adam, on the scores.
+        learning_rate (`float`, *optional*, defaults to 0.02): of Adam, on the scores.
         l0_penalty (`float`, *optional*, defaults to 0.1): weight of the share of kept weights in the loss.
         max_temperature (`float`, *optional*, defaults to 200.0): temperature of the soft masks at the end.
         initial_score (`float`, *optional*, defaults to 0.05): every score at the start.
@@ -37,9 +37,9 @@ class MaskTraining:
         ValueError: if a value is out of range.
     """
 
-    num_epochs: int = 20
+    num_epochs: int = 15
     batch_size: int = 64
-    learning_rate: float = 0.01
+    learning_rate: float = 0.02
     l0_penalty: float = 0.1
     max_temperature: float = 200.0
     initial_score: float = 0.05

@@ -37,12 +37,12 @@ def modularity(
         Path | None, typer.Option(metavar="FILE.jsonl", help="Rows that need the second subroutine alone.")
     ] = None,
     difficulty: Annotated[int, typer.Option(min=1, help="With --task: moves in a row.")] = 8,
-    num_rows: Annotated[int, typer.Option(min=1, help="With --task: rows to train each mask on.")] = 2048,
+    num_rows: Annotated[int, typer.Option(min=1, help="With --task: rows to train each mask on.")] = 1024,
     num_test_rows: Annotated[int, typer.Option(min=1, help="With --task: rows to test with.")] = 512,
     seeds: Annotated[int, typer.Option(min=1, help="Mask seeds; a later run with more goes on from these.")] = 2,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the rows for each mask.")] = 20,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the rows for each mask.")] = 15,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in a step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Of the masks' scores.")] = 0.01,
+    learning_rate: Annotated[float, typer.Option(help="Of the masks' scores.")] = 0.02,
     l0_penalty: Annotated[float, typer.Option(help="Weight of the share of kept weights in the loss.")] = 0.1,
     ablation: Annotated[
         Literal["zero", "random"], typer.Option(help="What becomes of the weights of an ablated subnetwork.")
