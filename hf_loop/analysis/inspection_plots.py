@@ -44,7 +44,9 @@ def plot_inspection(inspection: Inspection, path: str | Path, *, title: str | No
     _draw_curve(axes[1], inspection.step_norm, "step / norm of state", COLORS[1])
     if inspection.followed_rank is not None:
         ranks = [1 + row[-1] for row in inspection.followed_rank]
-        _draw_curve(axes[2], ranks, f"rank of {cut(str(inspection.followed))}", COLORS[2])
+        _draw_curve(axes[2], ranks, f"rank of {cut(str(inspection.followed).strip())}", COLORS[2])
+        if axes[2].get_xscale() == "linear":
+            axes[2].xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(_title(inspection) if title is None else title, fontsize="medium")
     save_figure(figure, path)
 
