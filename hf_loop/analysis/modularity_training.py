@@ -29,7 +29,7 @@ class MaskTraining:
         num_epochs (`int`, *optional*, defaults to 15): passes over the rows.
         batch_size (`int`, *optional*, defaults to 64): rows in a step.
         learning_rate (`float`, *optional*, defaults to 0.02): of Adam, on the scores.
-        l0_penalty (`float`, *optional*, defaults to 0.1): weight of the share of kept weights in the loss.
+        l0_penalty (`float`, *optional*, defaults to 2.0): weight of the share of kept weights in the loss.
         max_temperature (`float`, *optional*, defaults to 200.0): temperature of the soft masks at the end.
         initial_score (`float`, *optional*, defaults to 0.05): every score at the start.
 
@@ -40,7 +40,7 @@ class MaskTraining:
     num_epochs: int = 15
     batch_size: int = 64
     learning_rate: float = 0.02
-    l0_penalty: float = 0.1
+    l0_penalty: float = 2.0
     max_temperature: float = 200.0
     initial_score: float = 0.05
 

@@ -43,7 +43,7 @@ def modularity(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the rows for each mask.")] = 15,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in a step.")] = 64,
     learning_rate: Annotated[float, typer.Option(help="Of the masks' scores.")] = 0.02,
-    l0_penalty: Annotated[float, typer.Option(help="Weight of the share of kept weights in the loss.")] = 0.1,
+    l0_penalty: Annotated[float, typer.Option(help="Weight of the share of kept weights in the loss.")] = 2.0,
     ablation: Annotated[
         Literal["zero", "random"], typer.Option(help="What becomes of the weights of an ablated subnetwork.")
     ] = "zero",

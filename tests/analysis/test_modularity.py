@@ -14,7 +14,7 @@ from hf_loop.evaluation import accuracy_over_loops
 from .modular_machines import machine_rows, repeating_machine, staged_machine
 
 
-TRAINING = MaskTraining(num_epochs=25, batch_size=6, learning_rate=0.05)
+TRAINING = MaskTraining(num_epochs=25, batch_size=6, learning_rate=0.05, l0_penalty=0.1)
 BEST = 2 / 3
 
 
