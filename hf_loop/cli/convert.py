@@ -26,7 +26,7 @@ def convert(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Convert Huginn, Ouro, looped Nanbeige, Parcae, HRM, TRM, HRM-Text or retrofitted recurrence."""
+    """Convert Huginn, Ouro, looped Nanbeige, Dory, Parcae, HRM, TRM, HRM-Text or retrofitted recurrence."""
     overrides = parse_field_values(set_ or [])
     # the configuration has a field `dtype`, but setting it would not convert the weights
     if "dtype" in overrides:

@@ -34,7 +34,7 @@ from torch import nn
 
 from ..models.backbone import Backbone
 from ..models.backbone_parts import get_part, missing_parts
-from ..models.backbone_specs import REFUSED_BACKBONES, find_spec
+from ..models.backbone_specs import LOOPED_BACKBONES, REFUSED_BACKBONES, find_spec
 from ..models.checks import check_positive_int
 from ..models.configuration_recurrent import kind_of
 from ..models.cost import Measure, Span, Work, count_work, head_work, steps_work, used_parameters
@@ -206,7 +206,9 @@ def _check_model(model: Any, depth: Mapping[str, Any]) -> None:
         if not parameter.is_floating_point():
             raise ValueError(f"quantized weights cannot be counted: {name} is of type {parameter.dtype}")
     decoder_config = config if kind_of(config) is None else config.decoder_config
-    if decoder_config.model_type in REFUSED_BACKBONES:
+    # what loops by itself calls its layers more often than a decoder, but not as a backbone of ours
+    is_refused = kind_of(config) is None or decoder_config.model_type not in LOOPED_BACKBONES
+    if is_refused and decoder_config.model_type in REFUSED_BACKBONES:
         reason = REFUSED_BACKBONES[decoder_config.model_type]
         raise ValueError(f"a {decoder_config.model_type} decoder cannot be counted: {reason}")
     missing = missing_parts(model.base_model, find_spec(config)) if kind_of(config) is None else []

@@ -18,6 +18,7 @@ from transformers import AutoModel, Cache, PreTrainedConfig, PreTrainedModel
 from .backbone_check import check_entry
 from .backbone_parts import BackboneSpec, get_part, missing_parts, set_part
 from .backbone_specs import (
+    LOOPED_BACKBONES,
     PUZZLE_BACKBONES,
     REGISTERED_BACKBONES,
     SUPPORTED_BACKBONES,
@@ -383,6 +384,7 @@ def _without_stateless_layers(config: PreTrainedConfig, layer_types: list[str] |
 
 
 __all__ = [
+    "LOOPED_BACKBONES",
     "PUZZLE_BACKBONES",
     "REGISTERED_BACKBONES",
     "SUPPORTED_BACKBONES",

@@ -39,6 +39,7 @@ class BackboneSpec:
             positions, if calling `rotary` is not enough: a dict by layer type, or a list by layer.
         position_rows (`int`): rows of position ids that the rotary embedding takes (3 for temporal, height and width).
         head_bias (`bool`): whether the causal head has a bias.
+        head_scale (`bool`): whether it scales the logit of every token, see [`ScaledHead`].
         layers_take_token_ids (`bool`): whether layers look up embeddings of their own.
         layers_take_index (`bool`): whether a call passes the layer's index.
         continues_by_token (`bool`): whether layers with a state can continue from it with single tokens only.
@@ -70,6 +71,7 @@ class BackboneSpec:
     rotate: Callable[[Any, torch.Tensor, torch.Tensor], Any] | None = None
     position_rows: int = 1
     head_bias: bool = False
+    head_scale: bool = False
     layers_take_token_ids: bool = False
     layers_take_index: bool = False
     continues_by_token: bool = False

@@ -263,6 +263,11 @@ PUZZLE_BACKBONES: dict[str, BackboneSpec] = {
     "hrm_backbone": BackboneSpec(enter=enter_hrm, model_class=HrmBackboneModel),
 }
 
+# decoders that loop by themselves, whose layers the looped family runs instead
+LOOPED_BACKBONES: dict[str, BackboneSpec] = {
+    "dory": BackboneSpec(rotary_per_layer_type=True, head_scale=True),
+}
+
 _WIDE_STATE = "its layers pass on more than one hidden state per token"
 _OWN_STATES = "its layers keep their state outside of transformers' cache"
 _NO_LENGTH = "its cache does not know the number of tokens, so positions cannot be counted"
@@ -271,7 +276,7 @@ _NO_LENGTH = "its cache does not know the number of tokens, so positions cannot 
 REFUSED_BACKBONES: dict[str, str] = {
     "beam": "its layers without rotary positions need a scale computed from the position",
     "deepseek_v4": _WIDE_STATE,
-    "dory": "it runs its layers in loops itself",
+    "dory": "it runs its layers in loops itself: `hf_loop.convert` makes it a looped model",
     "falcon_mamba": _NO_LENGTH,
     "gemma3n_text": _WIDE_STATE,
     "hy_v4": _WIDE_STATE,
@@ -310,7 +315,7 @@ def register_backbone(model_type: str, spec: BackboneSpec, exist_ok: bool = Fals
         raise TypeError(f"`spec` must be a BackboneSpec, got {type(spec).__name__}")
     if not isinstance(model_type, str) or not model_type:
         raise ValueError(f"`model_type` must be the name of a model type, got {model_type!r}")
-    tables = (SUPPORTED_BACKBONES, TWO_STACK_BACKBONES, PUZZLE_BACKBONES, REGISTERED_BACKBONES)
+    tables = (SUPPORTED_BACKBONES, TWO_STACK_BACKBONES, LOOPED_BACKBONES, PUZZLE_BACKBONES, REGISTERED_BACKBONES)
     if not exist_ok and any(model_type in table for table in tables):
         raise ValueError(f"`model_type` {model_type!r} has an entry already: pass `exist_ok=True` to replace it")
     REGISTERED_BACKBONES[model_type] = spec

@@ -40,8 +40,9 @@ class LoopedConfig(RecurrentConfig):
             Number of loops, the times that the core runs, unless the call says otherwise.
         injection (`str`, *optional*, defaults to `"none"`):
             How the prelude's output `e` enters the state `s` before each loop: `"none"`, `"add"` (`s + e`),
-            `"concat"` (a linear map of `[s; e]`, https://huggingface.co/papers/2502.05171) or `"diagonal"`
-            (`exp(-D A) s + D B norm(e)`, https://huggingface.co/papers/2604.12946).
+            `"unit_add"` (`s / |s| + e / |e|`, as in transformers' `dory`), `"concat"` (a linear map of `[s; e]`,
+            https://huggingface.co/papers/2502.05171) or `"diagonal"` (`exp(-D A) s + D B norm(e)`,
+            https://huggingface.co/papers/2604.12946).
         state_init (`str`, *optional*, defaults to `"input"`):
             The state before the first loop: `"input"` (`e` itself), `"zeros"`, `"normal"` (truncated normal noise,
             see `state_noise.py`) or `"learned"` (one trained vector).
@@ -106,7 +107,7 @@ class LoopedConfig(RecurrentConfig):
     num_prelude_layers: int = 0
     num_coda_layers: int = 0
     num_loops: int = 4
-    injection: Literal["none", "add", "concat", "diagonal"] = "none"
+    injection: Literal["none", "add", "unit_add", "concat", "diagonal"] = "none"
     state_init: Literal["input", "zeros", "normal", "learned"] = "input"
     state_std: float | None = None
     loop_update: Literal["replace", "damped"] = "replace"

@@ -14,6 +14,8 @@ from transformers import initialization as init
 from .configuration_looped import LoopedConfig
 
 
+# of the squared length, in `UnitAddInjection`
+UNIT_EPS = 1e-6
 # initial decay of the state in one loop, exp(-D A) = sqrt(1/5): https://huggingface.co/papers/2604.12946
 DIAGONAL_INITIAL_DECAY = 0.2**0.5
 
@@ -30,6 +32,17 @@ class AddInjection(nn.Module):
 
     def forward(self, state: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
         return state + encoded
+
+
+class UnitAddInjection(nn.Module):
+    """The sum of directions, `s / |s| + e / |e|`, for layers that keep states at length one.
+
+    It is that of transformers' `dory`, a looped nGPT (https://huggingface.co/papers/2410.01131). One loop does not
+    equal the base model, because the length of `e` changes.
+    """
+
+    def forward(self, state: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
+        return _to_unit_length(state) + _to_unit_length(encoded)
 
 
 class ConcatInjection(nn.Module):
@@ -81,12 +94,19 @@ class DiagonalInjection(nn.Module):
         init.ones_(self.norm.weight)
 
 
+def _to_unit_length(hidden_states: torch.Tensor) -> torch.Tensor:
+    in_float = hidden_states.float()
+    return (in_float * torch.rsqrt(in_float.pow(2).sum(-1, keepdim=True) + UNIT_EPS)).type_as(hidden_states)
+
+
 def make_injection(config: LoopedConfig) -> nn.Module:
     """Make the injection `config.injection`."""
     if config.injection == "none":
         return NoInjection()
     if config.injection == "add":
         return AddInjection()
+    if config.injection == "unit_add":
+        return UnitAddInjection()
     if config.injection == "concat":
         return ConcatInjection(config)
     return DiagonalInjection(config)

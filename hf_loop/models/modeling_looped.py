@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .backbone import Backbone
+from .backbone import LOOPED_BACKBONES, Backbone
 from .compiled_depth import CompiledParts, GenerationParts, choose_head, choose_schedule
 from .configuration_looped import LoopedConfig
 from .exit_gate import ExitGateMixin
@@ -95,6 +95,7 @@ class LoopedModel(LoopedPreTrainedModel, InitialStateMixin, ExitGateMixin, Recur
         config (`LoopedConfig`): the backbone and the schedule.
     """
 
+    special_specs = LOOPED_BACKBONES
     output_class = LoopedModelOutputWithPast
     # the compiled functions, if `compile` was called
     parts: CompiledParts | None = None

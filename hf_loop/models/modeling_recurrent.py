@@ -34,6 +34,7 @@ from .keyword_checks import check_keywords
 from .outputs import RecurrentCausalLMOutputWithPast, RecurrentModelOutputWithPast
 from .position_limit import check_length
 from .pretrained_model import RecurrentPreTrainedModel
+from .scaled_head import ScaledHead
 from .schedules import Call, Depth
 from .transformers_seams import (
     capture_outputs,
@@ -355,6 +356,15 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
         loss = None if labels is None else self.compute_loss(outputs, logits, labels, loss_weights, kwargs, **own)
         return self.output_class(loss=loss, logits=logits, **self.read_outputs(outputs, logits_to_keep, **own))
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """Resize as transformers does. A head with a scale per token keeps it."""
+        head = self.lm_head
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if isinstance(head, ScaledHead):
+            head.resize(self.lm_head.weight)
+            self.lm_head = head
+        return embeddings
+
     def compute_loss(
         self,
         outputs: Any,
@@ -385,9 +395,11 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
 
 def make_head(outer: Any) -> nn.Linear:
     """Make the head of `outer`, and declare its weight tied to the embeddings of `outer.model`."""
-    config = outer.config
+    config, spec = outer.config, outer.model.spec
     outer._tied_weights_keys = {"lm_head.weight": f"model.{outer.model.embeddings_name}.weight"}
-    return nn.Linear(config.hidden_size, config.vocab_size, bias=outer.model.spec.head_bias)
+    if spec.head_scale:
+        return ScaledHead(config.decoder_config)
+    return nn.Linear(config.hidden_size, config.vocab_size, bias=spec.head_bias)
 
 
 __all__ = [

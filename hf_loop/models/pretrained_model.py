@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -17,6 +18,7 @@ from .cost import floating_point_ops
 from .files import use_umask_mode
 from .keyword_checks import known_keywords
 from .offloading import check_weights_are_here, is_saved_offloaded
+from .scaled_head import ScaledHead
 from .transformers_seams import BeforeUpload, auto_class_of, let_trainer_ask_model, recordable, saves_adapter_only
 
 
@@ -71,6 +73,12 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TR
         a backbone that fills them from outside its layers would stay uninitialized.
         """
         return False
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, ScaledHead):
+            module.reset_scale()
 
     def post_init(self):
         super().post_init()

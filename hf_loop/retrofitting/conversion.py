@@ -21,8 +21,8 @@ def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **conf
     """Load a published looped checkpoint, whose own code need not be there.
 
     Converted are Huginn-0125, the retrofitted-recurrence checkpoints, Parcae, Ouro, looped Nanbeige, transformers'
-    `hrm_text`, and the puzzle models HRM and TRM (a state dict beside `all_config.yaml`). Every tensor of the
-    checkpoint must be known and every weight of the model must be filled. The special token ids are those of the
+    `dory` and `hrm_text`, and the puzzle models HRM and TRM (a state dict beside `all_config.yaml`). Every tensor of
+    the checkpoint must be known and every weight of the model must be filled. The special token ids are those of the
     tokenizer where the checkpoint's configuration has others.
 
     Args:
@@ -61,6 +61,10 @@ def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **conf
     if tensors:
         raise ValueError(f"{path} has {len(tensors)} tensors that are not known: {', '.join(sorted(tensors))}")
     model = load_converted(config, state_dict, dtype, getattr(converter, "MODEL_CLASS", None))
+    if hasattr(converter, "generation_settings"):
+        # one by one: `update` knows transformers' own settings only
+        for name, value in converter.generation_settings(source).items():
+            setattr(model.generation_config, name, value)
     # not `path`: whoever loads what is named there, an adapter for instance, would get another model
     model.name_or_path = ""
     return model

@@ -2,9 +2,9 @@
 and the scale of a diagonal injection.
 
 With no layer dropped, one loop, the injections `none`, `add` and `concat` and no `loop_norm` the logits equal the
-original's bit for bit. With `diagonal` they do not: its norm gives every token's state the same length, which no
-weights undo. That is set to the median length of what the core gets in the original, and the direction is the
-original's.
+original's bit for bit. With `diagonal` and `unit_add` they do not: a norm gives every token's state the same length,
+which no weights undo. With `diagonal` that is set to the median length of what the core gets in the original, and the
+direction is the original's. With `unit_add` it is one, for layers that were trained so.
 """
 
 from typing import Any, Literal

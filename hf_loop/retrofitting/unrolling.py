@@ -99,7 +99,7 @@ def _plain_loops(model: LoopedForCausalLM, num_loops: int) -> int:
         raise ValueError(f"`loop_norm` {config.loop_norm!r} acts between layers, which a plain decoder cannot")
     if config.injection == "concat":
         return _plain_concat_loops(model, num_loops)
-    if config.injection == "diagonal" or (config.injection == "add" and num_loops > 1):
+    if config.injection in ("unit_add", "diagonal") or (config.injection == "add" and num_loops > 1):
         raise ValueError(
             f"`injection` {config.injection!r} at num_loops={num_loops} brings the prelude's output to layers that a "
             "plain decoder keeps it from"

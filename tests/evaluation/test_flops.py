@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from hf_loop.evaluation.flops import forward_flops, generation_flops, steps_at_equal_compute, training_flops
 
@@ -97,6 +97,14 @@ def test_looped(variant):
     model = tiny_looped(**LOOPED[variant])
     check(model, lengths=(SHORT, LONG) if variant == "diagonal" else (24,), num_loops=2)
     check_truncated(model)
+
+
+def test_layers_of_a_decoder_that_loops_by_itself_are_counted_in_a_looped_model_alone():
+    if "dory" not in CONFIG_MAPPING:
+        pytest.skip("transformers has no dory before 5.24")
+    check(tiny_looped("dory", **LOOPED["unit add"]), lengths=(24,), num_loops=2)
+    with pytest.raises(ValueError, match="a dory decoder cannot be counted: it runs its layers in loops itself"):
+        forward_flops(AutoModelForCausalLM.from_config(tiny_backbone("dory")), 24)
 
 
 @pytest.mark.parametrize("model_type", ["olmo2", "nanochat"])

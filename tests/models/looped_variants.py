@@ -11,6 +11,7 @@ VARIANTS = {
     "plain": {},
     "prelude and coda": {"num_prelude_layers": 1, "num_coda_layers": 1},
     "add": {"num_prelude_layers": 1, "injection": "add", "state_init": "zeros"},
+    "unit add": {"num_prelude_layers": 1, "num_coda_layers": 1, "injection": "unit_add"},
     "concat": {"num_coda_layers": 2, "injection": "concat", "state_init": "normal"},
     "diagonal": {"num_prelude_layers": 1, "num_coda_layers": 1, "injection": "diagonal", "state_init": "learned"},
     "loop norm": {"num_prelude_layers": 2, "loop_norm": "own"},

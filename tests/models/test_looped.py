@@ -3,7 +3,13 @@
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache, GenerationConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DynamicCache,
+    GenerationConfig,
+)
 
 from hf_loop import (
     LoopedConfig,
@@ -39,6 +45,10 @@ class TestPreludeAndCoda(LoopedTester):
 
 class TestAdd(LoopedTester):
     SCHEDULE = VARIANTS["add"]
+
+
+class TestUnitAdd(LoopedTester):
+    SCHEDULE = VARIANTS["unit add"]
 
 
 class TestConcat(LoopedTester):
@@ -87,6 +97,11 @@ class TestSlidingWindows(LoopedTester):
 
 class TestLinearAttention(LoopedTester):
     SCHEDULE = {"model_type": "qwen3_5_text", "num_prelude_layers": 1, "num_coda_layers": 1}
+
+
+@pytest.mark.skipif("dory" not in CONFIG_MAPPING, reason="transformers has no dory before 5.24")
+class TestDory(LoopedTester):
+    SCHEDULE = {"model_type": "dory", **VARIANTS["unit add"]}
 
 
 @pytest.fixture(params=VARIANTS, ids=str)

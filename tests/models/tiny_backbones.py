@@ -57,6 +57,7 @@ OWN = {
         "first_k_dense_replace": 1,
     },
     "doge": {"sliding_window": 5, "keep_window_size": 6},
+    "dory": SLIDING | {"n_input_layers": 1, "n_output_layers": 1},
     "exaone4": SLIDING,
     "falcon": {"head_dim": None},
     "gemma2": SLIDING | {"final_logit_softcapping": 3.0},

@@ -9,14 +9,17 @@ A module has three functions, and a `MODEL_CLASS` where the model is not the Aut
                                                under our names; takes out of `tensors` what it uses or knows to be
                                                superfluous (a second copy, a buffer), so that what stays is unknown
 
-For the last two the reader adds to `config` what stands beside it: `"tensor_names"`, the names of all tensors,
+A fourth, `generation_settings(config)`, says what the generation configuration has besides the special tokens, where
+the checkpoint has settings of its own for that, such as a cache policy.
+
+For all but the first the reader adds to `config` what stands beside it: `"tensor_names"`, the names of all tensors,
 `"tensor_shapes"`, their shapes by name, and `"tokenizer_token_ids"`, those of `bos_token_id`, `eos_token_id` and
 `pad_token_id` that the tokenizer's files give.
 """
 
 from types import ModuleType
 
-from . import hrm_puzzle, hrm_text, huginn, nanbeige, ouro, parcae, retrofitted_recurrence
+from . import dory, hrm_puzzle, hrm_text, huginn, nanbeige, ouro, parcae, retrofitted_recurrence
 
 
 # asked in this order
@@ -26,6 +29,7 @@ CONVERTERS: tuple[ModuleType, ...] = (
     parcae,
     ouro,
     nanbeige,
+    dory,
     hrm_text,
     hrm_puzzle,
 )

@@ -5,24 +5,18 @@ loaded with another `H_cycles` fails in generation. Here the same layers run on 
 `num_loops` like any other depth. Nothing is computed differently: logits are equal bit for bit.
 """
 
-import copy
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import HrmTextConfig, HrmTextForCausalLM
 
-from ...loading import check_loaded, load_pretrained, load_with_faults
 from ...models import HierarchicalConfig, HierarchicalForCausalLM
 from ...models.adapters import refuse_adapter
 from ...models.checks import check_positive_int
 from ...models.offloading import check_weights_are_here
+from .native import TOKEN_IDS, convert_native_tensors, read_native_config, write_native
 
 
-CHECKPOINT = "the checkpoint"
-# what the reader of a checkpoint adds to its configuration
-READER_FIELDS = ("tensor_names", "tensor_shapes", "tokenizer_token_ids")
-TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 # the schedule of HRM-Text: what else a hierarchical model may be set to
 SCHEDULE: dict[str, Any] = {"injection": "none", "state_init": "input", "stack_norm": "final", "embedding_scale": 1.0}
 
@@ -41,10 +35,7 @@ def convert_config(config: dict[str, Any]) -> HierarchicalConfig:
     Returns:
         `HierarchicalConfig`, over the native configuration.
     """
-    native_config = _native_config(config)
-    for name in TOKEN_IDS:
-        if getattr(native_config, name) is None:
-            setattr(native_config, name, config.get("tokenizer_token_ids", {}).get(name))
+    native_config = read_native_config(HrmTextConfig, config)
     return HierarchicalConfig(
         backbone_config=native_config,
         num_loops=native_config.H_cycles,
@@ -70,27 +61,7 @@ def convert_state_dict(config: dict[str, Any], tensors: dict[str, Tensor]) -> di
     Raises:
         ValueError: tensors are missing or of another shape; the message names them.
     """
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    native_config = _native_config(config)
-    native, faults = load_with_faults(
-        HrmTextForCausalLM,
-        None,
-        CHECKPOINT,
-        config=native_config,
-        state_dict=dict(tensors),
-        dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
-    )
-    # the caller refuses what is left over, as of every checkpoint that is converted
-    check_loaded({**faults, "unexpected_keys": set()}, CHECKPOINT, "hrm_text")
-    for name in tensors.keys() - faults["unexpected_keys"]:
-        del tensors[name]
-    converted = {}
-    for name, tensor in native.state_dict().items():
-        if name != "lm_head.weight":
-            converted[name.replace("model.", "model.backbone.", 1)] = tensor
-        elif not native_config.tie_word_embeddings:
-            converted[name] = tensor
-    return converted
+    return convert_native_tensors(HrmTextForCausalLM, read_native_config(HrmTextConfig, config), tensors)
 
 
 def to_hrm_text(model: HierarchicalForCausalLM, num_loops: int | None = None) -> HrmTextForCausalLM:
@@ -127,21 +98,4 @@ def to_hrm_text(model: HierarchicalForCausalLM, num_loops: int | None = None) ->
         "L_bp_cycles": all_low_cycles if config.gradient == "full" else list(config.backprop_low_cycles or []),
         "architectures": [HrmTextForCausalLM.__name__],
     }
-    state_dict = {
-        name.replace("model.backbone.", "model.", 1): tensor.detach().clone()
-        for name, tensor in model.state_dict().items()
-    }
-    native: Any = load_pretrained(
-        HrmTextForCausalLM,
-        None,
-        name="the hierarchical model",
-        config=HrmTextConfig.from_dict(fields),
-        state_dict=state_dict,
-        dtype=model.dtype,
-    )
-    native.generation_config = copy.deepcopy(model.generation_config)
-    return native.to(model.device).train(model.training)
-
-
-def _native_config(config: dict[str, Any]) -> HrmTextConfig:
-    return HrmTextConfig.from_dict({name: value for name, value in config.items() if name not in READER_FIELDS})
+    return write_native(HrmTextForCausalLM, HrmTextConfig.from_dict(fields), model)

@@ -119,6 +119,10 @@ def test_written_back_it_is_the_native_model(num_loops, tie_word_embeddings, tmp
     if num_loops is None:
         saved, original = ((tmp_path / name / "config.json").read_text() for name in ("written", "native"))
         assert json.loads(saved) == json.loads(original)
+        # the fused projections of published files
+        saved, original = (load_file(tmp_path / name / "model.safetensors") for name in ("written", "native"))
+        assert saved.keys() == original.keys()
+        assert all(torch.equal(saved[name], original[name]) for name in saved)
 
 
 def test_only_the_native_schedule_is_written_back():

@@ -1,0 +1,75 @@
+"""Checkpoints of recurrent models that transformers has itself: its own classes read them, and write them back."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ...loading import check_loaded, load_with_faults
+from ...models.transformers_seams import make_model
+
+
+CHECKPOINT = "the checkpoint"
+# what the reader of a checkpoint adds to its configuration
+READER_FIELDS = ("tensor_names", "tensor_shapes", "tokenizer_token_ids")
+TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
+def read_native_config(config_class: type[PreTrainedConfig], config: dict[str, Any]) -> Any:
+    """The native configuration of a `config.json`; special tokens that it lacks are the tokenizer's."""
+    fields = {name: value for name, value in config.items() if name not in READER_FIELDS}
+    native_config = config_class.from_dict(fields)
+    for name in TOKEN_IDS:
+        if getattr(native_config, name) is None:
+            setattr(native_config, name, config.get("tokenizer_token_ids", {}).get(name))
+    return native_config
+
+
+def convert_native_tensors(
+    model_class: type[PreTrainedModel], native_config: PreTrainedConfig, tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of a native checkpoint under the names of ours, whose backbone is the native decoder.
+
+    Args:
+        model_class (`type`): the native class, which knows how published files hold its weights.
+        native_config (`PreTrainedConfig`): its configuration.
+        tensors (`dict`): the checkpoint's tensors by name; those that the native model has are taken out.
+
+    Raises:
+        ValueError: tensors are missing, of another shape, or unknown under a name that the native class changes on
+            loading; the message names them.
+    """
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    native, faults = load_with_faults(
+        model_class,
+        None,
+        CHECKPOINT,
+        config=native_config,
+        state_dict=dict(tensors),
+        dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
+    )
+    # the caller refuses what is left over, as of every checkpoint that is converted
+    unknown = set(faults["unexpected_keys"])
+    check_loaded({**faults, "unexpected_keys": unknown - tensors.keys()}, CHECKPOINT, native_config.model_type)
+    for name in tensors.keys() - unknown:
+        del tensors[name]
+    converted = {}
+    for name, tensor in native.state_dict().items():
+        if name.startswith("model."):
+            converted[name.replace("model.", "model.backbone.", 1)] = tensor
+        elif name != "lm_head.weight" or not native_config.tie_word_embeddings:
+            converted[name] = tensor
+    return converted
+
+
+def write_native(model_class: type[PreTrainedModel], native_config: PreTrainedConfig, model: PreTrainedModel) -> Any:
+    """The native model with the weights of `model`, of which it shares none."""
+    native_config.dtype = model.dtype
+    # not by `from_pretrained`, which saves under the names that it was given: files would not be as published
+    native = make_model(model_class, native_config)
+    state_dict = model.state_dict()
+    native.load_state_dict({name.replace("model.backbone.", "model.", 1): state_dict[name] for name in state_dict})
+    native.generation_config = copy.deepcopy(model.generation_config)
+    return native.to(model.device).train(model.training)
