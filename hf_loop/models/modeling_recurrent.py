@@ -38,6 +38,7 @@ from .scaled_head import ScaledHead
 from .schedules import Call, Depth
 from .transformers_seams import (
     capture_outputs,
+    is_scored_by_trl,
     keep_logits,
     merge_with_config_defaults,
     named_cache,
@@ -355,6 +356,15 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
         logits = self.read_last_logits(outputs, logits_to_keep)
         loss = None if labels is None else self.compute_loss(outputs, logits, labels, loss_weights, kwargs, **own)
         return self.output_class(loss=loss, logits=logits, **self.read_outputs(outputs, logits_to_keep, **own))
+
+    def get_output_embeddings(self):
+        # TRL's trainers ask for it in every step, and read its weight and the configuration's scale alone
+        if isinstance(self.lm_head, ScaledHead) and is_scored_by_trl(self):
+            raise ValueError(
+                f"a {self.config.decoder_config.model_type} decoder cannot be trained by this trainer of TRL: it "
+                "computes logits by itself, without the scale that the head learned for every token"
+            )
+        return self.lm_head
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
         """Resize as transformers does. A head with a scale per token keeps it."""

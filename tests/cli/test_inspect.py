@@ -12,7 +12,7 @@ from hf_loop.tasks.tokenizer import word_tokenizer
 from ..analysis.constructed import make_constructed, make_constructed_tokenizer
 from ..models.composed_variants import make_composed
 from ..models.hierarchical_variants import tiny_hierarchical
-from ..retrofitting.converters import test_huginn, test_ouro
+from ..retrofitting.converters import test_dory, test_huginn, test_ouro
 
 
 PROMPT = "a>b b>c c>d d>d e>f f>e a"
@@ -64,7 +64,12 @@ def ouro(folder):
     return test_ouro.CONFIG, test_ouro.make_tensors(test_ouro.CONFIG)
 
 
-@pytest.mark.parametrize("published", [huginn, ouro])
+def dory(folder):
+    native = test_dory.make_native()
+    return native.config.to_dict(), test_dory.published_tensors(native)
+
+
+@pytest.mark.parametrize("published", [huginn, ouro, pytest.param(dory, marks=test_dory.needs_dory)])
 def test_converted_checkpoints(hf_loop, published, tmp_path):
     config, tensors = published(tmp_path)
     source, folder = tmp_path / "source", tmp_path / "converted"

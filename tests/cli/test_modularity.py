@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, set_seed
 
-from hf_loop import LoopedConfig, LoopedForCausalLM
+from hf_loop import LoopedConfig, LoopedForCausalLM, convert
 from hf_loop.analysis.modularity_results import ModularityResults
 from hf_loop.tasks import two_subroutines
 
+from ..retrofitting.converters import test_dory as dory
 from ..retrofitting.converters import test_huginn as huginn
 from ..retrofitting.converters import test_ouro as ouro
 from ..retrofitting.converters.llama_reference import converted_model
@@ -67,11 +68,14 @@ def test_a_search_on_the_task_goes_on_with_more_seeds(hf_loop, task_folder, tmp_
     assert "num_epochs 1 there, 2 here" in err
 
 
-@pytest.mark.parametrize("layout", ["huginn", "ouro"])
+@pytest.mark.parametrize("layout", ["huginn", "ouro", pytest.param("dory", marks=dory.needs_dory)])
 def test_published_layouts_converted_run_on_rows_of_ones_own(hf_loop, row_files, tmp_path, layout):
     folder = tmp_path / layout
     if layout == "ouro":
         model = converted_model(ouro.ouro, ouro.CONFIG, ouro.make_tensors(ouro.CONFIG))
+    elif layout == "dory":
+        dory.make_native().save_pretrained(tmp_path / "source")
+        model = convert(tmp_path / "source", num_loops=4)
     else:
         source = tmp_path / "source"
         huginn.write_checkpoint(source, huginn.CONFIG, huginn.make_tensors(huginn.CONFIG))

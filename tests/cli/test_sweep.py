@@ -6,6 +6,8 @@ import pytest
 from hf_loop.evaluation import DepthControls, Results, perplexity_over_loops
 from hf_loop.models import LoopedForCausalLM
 
+from ..retrofitting.converters import test_dory
+
 
 @pytest.fixture
 def text_file(tmp_path):
@@ -73,6 +75,29 @@ def test_controls_on_a_text(hf_loop, looped_folder, tokenizer, text_file, tmp_pa
     assert (tmp_path / "out" / "controls.json").read_bytes() == before
     code, _, err = hf_loop(*arguments, "--max-tokens", 60, "--controls")
     assert code == 2 and "was measured with other settings" in err
+
+
+@test_dory.needs_dory
+def test_controls_of_a_converted_dory(hf_loop, tokenizer, text_file, tmp_path):
+    source, folder = tmp_path / "source", tmp_path / "converted"
+    native = test_dory.make_native()
+    native.save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    code, out, err = hf_loop("convert", source, folder, "--quiet")
+    assert code == 0, err
+    assert "looped_lm over dory" in out and "1+2+2 layers (prelude, core, coda), 3 loops" in out
+    arguments = ("--text", text_file, "--window", 15, "--loops", "1,3", "--output-dir", tmp_path / "out", "--quiet")
+    code, _, err = hf_loop("sweep", folder, *arguments, "--controls")
+    assert (code, err) == (0, "")
+    controls = DepthControls.load(tmp_path / "out" / "controls.json")
+    input_ids = tokenizer(text_file.read_text(), return_tensors="pt")["input_ids"][0]
+    windows = list(input_ids.split(15))
+    # against transformers' own model; the last window is shorter
+    test = windows[len(windows) // 2 :]
+    losses = [native(window[None], labels=window[None]).loss.item() for window in test]
+    counts = [len(window) - 1 for window in test]
+    expected = sum(loss * count for loss, count in zip(losses, counts)) / sum(counts)
+    assert controls.row(3).prefix == pytest.approx(expected, rel=1e-5)
 
 
 def test_controls_on_a_task(hf_loop, looped_folder, tmp_path):

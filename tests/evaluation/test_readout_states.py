@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from hf_loop import convert
 from hf_loop.evaluation.readout_states import Plan, PlannedLoops
 from hf_loop.retrofitting.converters import nanbeige, ouro
 
@@ -15,7 +16,7 @@ from ..models.loop_lora_models import tiny_loop_lora
 from ..models.looped_variants import VARIANTS as LOOPED
 from ..models.looped_variants import tiny_looped
 from ..models.model_tester import random_ids
-from ..retrofitting.converters import test_huginn, test_nanbeige, test_ouro
+from ..retrofitting.converters import test_dory, test_huginn, test_nanbeige, test_ouro
 from ..retrofitting.converters.llama_reference import converted_model
 from ..retrofitting.converters.recurrent_reference import write_checkpoint
 
@@ -132,15 +133,16 @@ def test_a_model_whose_loops_change_nothing_is_the_same_under_every_control():
 
 
 def published(name, folder):
+    if name == "dory":
+        test_dory.make_native().save_pretrained(folder)
+        return convert(folder)
     if name == "huginn":
-        from hf_loop import convert
-
         return convert(write_checkpoint(folder, test_huginn.CONFIG, test_huginn.make_tensors(test_huginn.CONFIG)))
     converter, example = {"ouro": (ouro, test_ouro), "nanbeige": (nanbeige, test_nanbeige)}[name]
     return converted_model(converter, example.CONFIG, example.make_tensors(example.CONFIG))
 
 
-@pytest.mark.parametrize("name", ["huginn", "ouro", "nanbeige"])
+@pytest.mark.parametrize("name", ["huginn", "ouro", "nanbeige", pytest.param("dory", marks=test_dory.needs_dory)])
 @torch.no_grad()
 def test_published_layouts(name, tmp_path):
     model = published(name, tmp_path)

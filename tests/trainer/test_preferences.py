@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from hf_loop import LoopTrainer, LoopTrainingArguments
 from hf_loop.trainer.data import byte_tokenizer
@@ -51,6 +51,14 @@ def grpo(tmp_path, model, **fields):
     return trl.GRPOTrainer(
         model, reward_funcs=rewards, args=config, train_dataset=PROMPTS, processing_class=byte_tokenizer()
     )
+
+
+@pytest.mark.skipif("dory" not in CONFIG_MAPPING, reason="transformers has no dory before 5.24")
+def test_a_head_with_a_scale_for_every_token_is_refused(tmp_path):
+    model = tiny_looped("dory", injection="unit_add")
+    model.resize_token_embeddings(len(byte_tokenizer()))
+    with pytest.raises(ValueError, match="a dory decoder cannot be trained by this trainer of TRL"):
+        grpo(tmp_path, model).train()
 
 
 def test_grpo_samples_and_scores_at_the_depth_of_the_configuration(tmp_path):

@@ -17,11 +17,11 @@ from hf_loop.retrofitting.converters import dory
 
 from ...models.looped_variants import tiny_looped
 from ...models.model_tester import left_pad, random_ids
+from .recurrent_reference import write_checkpoint
 
 
-if "dory" not in CONFIG_MAPPING:
-    pytest.skip("transformers has no dory before 5.24", allow_module_level=True)
-
+needs_dory = pytest.mark.skipif("dory" not in CONFIG_MAPPING, reason="transformers has no dory before 5.24")
+pytestmark = needs_dory
 # longer than the sliding window
 INPUT_IDS = random_ids(2, 12)
 FIELDS = {
@@ -133,23 +133,23 @@ PUBLISHED = {
 }
 
 
-def publish(native, folder):
-    """Rewrite the weights in a folder as the published ones are: attention and MLP of a layer are two layers."""
+def published_tensors(native):
+    """The weights as they are published: attention and MLP of a layer are two layers."""
     tensors = {}
     for name, tensor in native.state_dict().items():
         for pattern, change in PUBLISHED.items():
             name = re.sub(pattern, change, name)
         tensors[name] = tensor
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return tensors
 
 
 @torch.no_grad()
-def test_the_published_layout(native, folder):
-    publish(native, folder)
-    names = load_file(folder / "model.safetensors").keys()
-    assert {"backbone.layers.9.mixer.up_proj.weight", "backbone.layers.8.attn_alpha", "lm_head.logit_scale"} < names
-    config = json.loads((folder / "config.json").read_text())
+def test_the_published_layout(native, tmp_path):
+    config, tensors = native.config.to_dict(), published_tensors(native)
     assert (config["num_hidden_layers"], config["n_recurrent_layers"]) == (10, 4)
+    names = {"backbone.layers.9.mixer.up_proj.weight", "backbone.layers.8.attn_alpha", "lm_head.logit_scale"}
+    assert names < tensors.keys()
+    folder = write_checkpoint(tmp_path, config, tensors)
     assert torch.equal(hf_loop.convert(folder)(INPUT_IDS).logits, native(INPUT_IDS).logits)
 
 
