@@ -17,7 +17,7 @@ import re
 import shutil
 import stat
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -69,8 +69,9 @@ def folder_lock(folder: str | os.PathLike) -> Generator[None]:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
         for path in made:
-            # `made` begins with the innermost folder; one that is not empty stays, and so do those around it
-            if path.is_dir() and not any(path.iterdir()):
+            # `made` begins with the innermost folder; one that is not empty stays, and so do those around it. Another
+            # process may fill it or remove it at any moment
+            with suppress(OSError):
                 path.rmdir()
 
 

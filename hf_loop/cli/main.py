@@ -23,6 +23,7 @@ from .quickstart import quickstart
 from .retrofit import retrofit
 from .scan import scan
 from .solve import solve
+from .study import study
 from .sweep import sweep
 from .train import train
 from .unroll import unroll
@@ -62,6 +63,7 @@ app.command()(chat)
 app.command()(solve)
 app.command()(info)
 app.command()(sweep)
+app.add_typer(study, name="study")
 app.command("eval")(eval_)
 app.command()(scan)
 app.command()(inspect)

@@ -85,6 +85,11 @@ def _share_of_the_most_frequent_answer(batches: list[dict[str, torch.Tensor]]) -
 def padded_batches(
     dataset: Dataset | Sequence[Mapping[str, Any]], batch_size: int
 ) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield batches of rows, padded on the right: `input_ids`, `attention_mask` and `labels`, `[B, T]` each.
+
+    Raises:
+        ValueError: if a row has nothing to score.
+    """
     for start in range(0, len(dataset), batch_size):
         rows = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
         input_ids = [torch.as_tensor(row["input_ids"]) for row in rows]

@@ -106,8 +106,6 @@ def task_splits(
     check_integers({"num_train": num_train, "num_test": num_test, "group_size": group_size}, low=1)
     check_share("curriculum", curriculum)
     levels = _levels(difficulty, min_difficulty, test_difficulties, max_difficulty)
-    if num_test < len(levels):
-        raise ValueError(f"num_test must be at least {len(levels)}, one row of each test difficulty, got {num_test}")
     # generators of their own, so that a split does not depend on the size of the other
     draw_train, draw_test = (random.Random(f"{split} {seed}") for split in ("train", "test"))
     lengths = row_lengths(

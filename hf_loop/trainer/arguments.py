@@ -50,6 +50,7 @@ class LoopTrainingArguments(SafeTrainingArguments):
             `None` means all.
         loop_curriculum (`float`): the fraction of training over which the depth grows to its full value; 0 turns it
             off. Published values are 0.6 to 0.75.
+        loop_start (`float`): the fraction of training before which every step runs one loop.
         use_muon (`bool`): train the matrices of the layers with Muon and everything else with AdamW.
         muon_learning_rate (`float`, *optional*): learning rate of Muon. `None` takes `learning_rate`: the update is
             scaled to the size of AdamW's (see [`~hf_loop.trainer.optimizer.build_muon_adamw`]), so one rate can serve
@@ -83,6 +84,9 @@ class LoopTrainingArguments(SafeTrainingArguments):
     )
     loop_curriculum: float = field(
         default=0.0, metadata={"help": "Fraction of training over which the depth grows; 0 turns it off."}
+    )
+    loop_start: float = field(
+        default=0.0, metadata={"help": "Fraction of training before which every step runs one loop."}
     )
     use_muon: bool = field(
         default=False, metadata={"help": "Muon for the matrices of the layers, AdamW for everything else."}
@@ -125,6 +129,7 @@ class LoopTrainingArguments(SafeTrainingArguments):
         _check_number("mean_loops", self.mean_loops, low=1, optional=True)
         _check_number("loop_sigma", self.loop_sigma, low=0)
         _check_number("loop_curriculum", self.loop_curriculum, low=0, high=1)
+        _check_number("loop_start", self.loop_start, low=0, high=1)
         _check_number("muon_learning_rate", self.muon_learning_rate, low=0, optional=True)
         _check_number("distillation_weight", self.distillation_weight, low=0, high=1)
         _check_number("distillation_temperature", self.distillation_temperature, low=0)
@@ -212,6 +217,7 @@ class LoopTrainingArguments(SafeTrainingArguments):
             sigma=self.loop_sigma,
             num_backprop_loops=self.num_backprop_loops,
             curriculum=self.loop_curriculum,
+            start=self.loop_start,
             seed=self.seed,
         )
 

@@ -5,26 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from .. import tasks
 from ..field_values import check_names
 from ..files import fault_named
-from ..tasks import (
-    associative_recall,
-    coin_flips,
-    delayed_shell_game,
-    maze,
-    passkey,
-    passkey_text,
-    puzzle_csv,
-    rule_110,
-    shell_game,
-    successor,
-    sudoku,
-    two_subroutines,
-)
+from ..tasks.thoughts import with_thoughts
 from ..tokenizing import load_tokenizer
 from .answer_rows import SEGMENT_MARK, WeightedCollator, repeat_segments
 from .packing import pack, stream_blocks
@@ -33,19 +21,11 @@ from .text_columns import choose_reader
 from .text_sources import load_rows
 
 
+# the generators of `hf_loop.tasks`, by name
 TASKS: dict[str, Callable[..., Any]] = {
-    "associative_recall": associative_recall,
-    "coin_flips": coin_flips,
-    "delayed_shell_game": delayed_shell_game,
-    "maze": maze,
-    "passkey": passkey,
-    "passkey_text": passkey_text,
-    "puzzle_csv": puzzle_csv,
-    "rule_110": rule_110,
-    "shell_game": shell_game,
-    "successor": successor,
-    "sudoku": sudoku,
-    "two_subroutines": two_subroutines,
+    name: generator
+    for name, generator in ((name, getattr(tasks, name)) for name in tasks.__all__)
+    if "num_train" in inspect.signature(generator).parameters
 }
 
 
@@ -144,23 +124,52 @@ def _load_tokenizer(data: DataSection, default_tokenizer: str | None) -> PreTrai
 
 
 def _task_data(data: DataSection, default_tokenizer: str | None, seed: int) -> TrainingData:
-    if data.task not in TASKS:
-        raise ValueError(f"data.task must be one of {', '.join(TASKS)}, got {data.task!r}")
-    make_rows = TASKS[data.task]
-    # the first two parameters are the numbers of rows, and the run's seed is the task's
-    options = [name for name in list(inspect.signature(make_rows).parameters)[2:] if name not in ("seed", "tokenizer")]
-    check_names(data.task_options, options, "data.task_options")
+    tokenizer = _load_tokenizer(data, default_tokenizer) if data.task in TEXT_TASKS else None
     num_rows = data.num_train_rows, max(1, data.num_eval_rows)
-    if data.task in TEXT_TASKS:
-        tokenizer = _load_tokenizer(data, default_tokenizer)
-        with fault_named("data.task_options"):
-            splits = make_rows(*num_rows, tokenizer, seed=seed, **data.task_options)
-    else:
-        with fault_named("data.task_options"):
-            splits, tokenizer = make_rows(*num_rows, seed=seed, **data.task_options)
+    splits, tokenizer = make_task_rows(str(data.task), *num_rows, seed, data.task_options, tokenizer)
+    if data.thoughts:
+        with fault_named("data.thoughts"):
+            for split in ("train", "test"):
+                splits[split] = with_thoughts(splits[split], tokenizer)
     return TrainingData(
         tokenizer,
         splits["train"],
         splits["test"] if data.num_eval_rows else None,
         collator=DataCollatorForSeq2Seq(tokenizer),
     )
+
+
+def make_task_rows(
+    task: str,
+    num_train: int,
+    num_test: int,
+    seed: int,
+    task_options: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> tuple[DatasetDict, PreTrainedTokenizerBase]:
+    """Make the rows of a task.
+
+    Args:
+        task (`str`): its name.
+        num_train (`int`): rows for training.
+        num_test (`int`): rows for testing.
+        seed (`int`): seed of the rows.
+        task_options (`dict`): options of the task.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): the tokenizer of a task of text.
+
+    Returns:
+        `tuple[DatasetDict, PreTrainedTokenizerBase]`: the splits, and the tokenizer.
+
+    Raises:
+        ValueError: if there is no such task or option, or an option does not fit.
+    """
+    if task not in TASKS:
+        raise ValueError(f"data.task must be one of {', '.join(TASKS)}, got {task!r}")
+    make_rows = TASKS[task]
+    # the first two parameters are the numbers of rows, and the run's seed is the task's
+    options = [name for name in list(inspect.signature(make_rows).parameters)[2:] if name not in ("seed", "tokenizer")]
+    check_names(task_options, options, "data.task_options")
+    with fault_named("data.task_options"):
+        if tokenizer is not None:
+            return make_rows(num_train, num_test, tokenizer, seed=seed, **task_options), tokenizer
+        return make_rows(num_train, num_test, seed=seed, **task_options)

@@ -86,27 +86,39 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), debug: bool = F
     """
     path = Path(path)
     try:
-        sections, source = read_sections(path, overrides, debug)
-        check_names(sections, SECTIONS, "the recipe")
-        for name in SECTIONS:
-            if not isinstance(sections.get(name), dict):
-                raise ValueError(f"section '{name}' must be a mapping, got {sections.get(name)!r}")
-        family = sections["model"].get("family", "looped")
-        if not isinstance(family, str) or family not in FAMILIES:
-            raise ValueError(f"model.family must be one of {', '.join(FAMILIES)}, got {family!r}")
-        check_model_keys(family, sections["model"])
-        training = _build_section("training", arguments_class(family), sections)
-        if "output_dir" not in sections["training"] or training.output_dir is None:
-            raise ValueError("training.output_dir must be given")
-        return Recipe(
-            model=_build_section("model", ModelSection, sections),
-            data=_build_section("data", DataSection, sections),
-            training=training,
-            output_dir=training.output_dir,
-            source=source,
-        )
+        return make_recipe(*read_sections(path, overrides, debug))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def make_recipe(sections: dict[str, Any], source: dict[str, Any]) -> Recipe:
+    """Make a recipe of its sections.
+
+    Args:
+        sections (`dict`): the sections.
+        source (`dict`): the sections to save beside the model.
+
+    Raises:
+        ValueError: a key is not known, or a value does not fit its field.
+    """
+    check_names(sections, SECTIONS, "the recipe")
+    for name in SECTIONS:
+        if not isinstance(sections.get(name), dict):
+            raise ValueError(f"section '{name}' must be a mapping, got {sections.get(name)!r}")
+    family = sections["model"].get("family", "looped")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise ValueError(f"model.family must be one of {', '.join(FAMILIES)}, got {family!r}")
+    check_model_keys(family, sections["model"])
+    training = _build_section("training", arguments_class(family), sections)
+    if "output_dir" not in sections["training"] or training.output_dir is None:
+        raise ValueError("training.output_dir must be given")
+    return Recipe(
+        model=_build_section("model", ModelSection, sections),
+        data=_build_section("data", DataSection, sections),
+        training=training,
+        output_dir=training.output_dir,
+        source=source,
+    )
 
 
 def arguments_class(family: str) -> type[TrainingArguments]:

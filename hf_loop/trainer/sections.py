@@ -123,6 +123,8 @@ class DataSection:
         task (`str`, *optional*): name of a diagnostic task of `hf_loop.tasks`; it brings its own tokenizer.
         task_options (`dict`): options of the task.
         num_train_rows (`int`): rows of the task to generate for training.
+        thoughts (`bool`): of a task whose rows have intermediate steps, put them between prompt and answer, to be
+            learned and written as a chain of thought.
         files (`list[str]`, *optional*): local files, patterns such as `texts/*.txt`, or folders, relative to the
             current folder. All of one kind: `.txt` or no suffix (one text a file), `.jsonl` or `.json` (one object a
             text), `.csv` or `.parquet`, compressed (`.gz`, `.bz2`, `.zst`) or not. Hidden files are left out.
@@ -152,6 +154,7 @@ class DataSection:
     task: str | None = None
     task_options: dict[str, Any] = field(default_factory=dict)
     num_train_rows: int = 10_000
+    thoughts: bool = False
     files: list[str] | None = None
     dataset: str | None = None
     dataset_config: str | None = None
@@ -172,6 +175,8 @@ class DataSection:
             raise ValueError(f"data.tokenizer cannot be chosen for a task, got {self.tokenizer!r}")
         if self.task is not None and self.streaming:
             raise ValueError("data.streaming is for text, and the rows of a task are generated, got streaming=true")
+        if self.thoughts and self.task is None:
+            raise ValueError("data.thoughts is for the rows of a task, got true and a text")
         for name in ("answer_column", "repeated_segment"):
             is_refused = self.task is not None or (self.streaming and name == "repeated_segment")
             if is_refused and getattr(self, name):

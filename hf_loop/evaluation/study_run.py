@@ -1,0 +1,221 @@
+"""Runs a study: every run trains the model of a recipe, measures it, and writes `measured.json` into its folder.
+
+A run that has been measured is not repeated, and one that was interrupted goes on from its last checkpoint. Runs are
+spread over processes with one thread each, the longest first.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..files import read_json, write_text
+from ..output_folders import remove
+from .study import RunKey, Study, make_study
+from .study_plan import Plan, run_recipe_of
+from .study_results import MEASURED_FILE, MeasuredRun, read_run, run_settings
+
+
+# test rows are the same for all runs, whatever their seed
+TEST_SEED = 1_000_003
+
+
+class Finished(NamedTuple):
+    """A run that has ended.
+
+    Args:
+        key (`RunKey`): which one.
+        error (`str`, *optional*): why it failed, if it did.
+        flops (`float`): the training compute that it stands for.
+    """
+
+    key: RunKey
+    error: str | None
+    flops: float
+
+
+def missing_keys(study: Study, folder: Path, plans: dict[tuple[str, str], Plan]) -> list[RunKey]:
+    """List the runs that are not measured yet.
+
+    Raises:
+        ValueError: if a run was measured under other settings than the study's.
+    """
+    return [
+        key
+        for key in study.run_keys()
+        if read_run(key.folder(folder), run_settings(study, key, plans[key.task, key.arm])) is None
+    ]
+
+
+def run_study(
+    study: Study, folder: Path, plans: dict[tuple[str, str], Plan], num_processes: int, num_threads: int = 1
+) -> Iterator[Finished]:
+    """Run what is missing of a study, and tell of each run as it ends. A run that fails does not stop the others.
+
+    Args:
+        study (`Study`): the study.
+        folder (`Path`): its folder, whose lock the caller holds.
+        plans (`dict[tuple[str, str], Plan]`): its plan.
+        num_processes (`int`): processes that run at the same time.
+        num_threads (`int`, *optional*, defaults to 1): threads of each.
+
+    Raises:
+        ValueError: if a run was measured under other settings than the study's.
+    """
+    missing = missing_keys(study, folder, plans)
+    # a long run that begins last would keep one process busy while the others wait
+    missing.sort(key=lambda key: -plans[key.task, key.arm].training_flops)
+    # a fresh interpreter: torch's threads do not survive a fork
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), _start_process, (num_threads,)) as pool:
+        futures = {
+            pool.submit(run_one, study.source, key, asdict(plans[key.task, key.arm]), str(key.folder(folder))): key
+            for key in missing
+        }
+        try:
+            while futures:
+                ended, _ = wait(futures, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    key = futures.pop(future)
+                    yield Finished(key, future.result(), plans[key.task, key.arm].training_flops)
+        finally:
+            # those that have not begun; after Ctrl-C nobody waits for them
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_process(num_threads: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # what was imported before this has read OMP_NUM_THREADS, so that torch is told
+    import torch
+
+    torch.set_num_threads(num_threads)
+    from .. import register
+
+    register()
+    _be_quiet()
+
+
+def _be_quiet() -> None:
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def run_one(source: dict[str, Any], key: RunKey, plan: dict[str, Any], folder: str) -> str | None:
+    """Train and measure one run, in a process of its own.
+
+    Args:
+        source (`dict`): the study, as its file holds it.
+        key (`RunKey`): which run.
+        plan (`dict`): the fields of its plan.
+        folder (`str`): its folder.
+
+    Returns:
+        `str`, *optional*: why the run failed, `None` if it did not.
+    """
+    study, key, run_folder = make_study(source), RunKey(*key), Path(folder)
+    try:
+        measured = train_and_measure(study, key, Plan(**plan), run_folder)
+    except (ValueError, OSError) as error:
+        return " ".join(str(error).split())
+    write_text(run_folder / MEASURED_FILE, json.dumps(measured.to_dict(), indent=1) + "\n")
+    for checkpoint in run_folder.glob("checkpoint-*"):
+        remove(checkpoint)
+    return None
+
+
+def train_and_measure(
+    study: Study, key: RunKey, plan: Plan, folder: Path, on_cell: Callable[[], object] = lambda: None
+) -> MeasuredRun:
+    """Train the model of a run unless it is there, and measure it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ..loading import load_pretrained
+    from .depth_controls import depth_controls
+    from .readout_batches import split_rows
+    from .study_measure import BATCH_SIZE, measure_answers, state_growth
+
+    seconds = train(study, key, plan, folder)
+    model: Any = load_pretrained(AutoModelForCausalLM, folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    rows = test_rows(study, key.task)
+    arm = study.arms[key.arm]
+    has_loops = getattr(model.config, "has_loops", False)
+    counts: list[int] = (arm.loops or [model.config.num_loops]) if has_loops else []
+    cells = measure_answers(model, tokenizer, rows, counts or [None], arm.votes, arm.thoughts, on_cell)
+    controls = None
+    if arm.controls and counts:
+        cuts = [count for count in counts if count <= model.config.num_loops]
+        controls = depth_controls(model, *split_rows(rows, BATCH_SIZE), cuts).to_dict()
+    return MeasuredRun(
+        settings=run_settings(study, key, plan),
+        trained_loops=model.config.num_loops if has_loops else None,
+        num_parameters=plan.num_parameters,
+        num_steps=plan.num_steps,
+        training_flops=plan.training_flops,
+        seconds=seconds,
+        guessing=guessing(rows),
+        cells=cells,
+        state_growth=state_growth(model, rows, counts[-1]) if counts else [],
+        controls=controls,
+    )
+
+
+def train(study: Study, key: RunKey, plan: Plan, folder: Path) -> float:
+    """Train the model of a run, from its last checkpoint if there is one; return the processor seconds it took since.
+
+    The folder of a trained model is left as it is.
+    """
+    from ..trainer.run import RECIPE_COPY, run_recipe
+
+    trained = folder / "trained.json"
+    if trained.is_file():
+        return float(read_json(trained)["seconds"])
+    if (folder / RECIPE_COPY).is_file() and (folder / "config.json").is_file():
+        # killed between the model and the note of its time
+        return 0.0
+    recipe = run_recipe_of(study, key.task, key.arm, key.seed, plan.num_steps, folder)
+    if any(folder.glob("checkpoint-*")):
+        recipe.training.resume_from_checkpoint = True  # ty: ignore[invalid-assignment]
+    elif folder.is_dir():
+        # nothing of a run that was stopped before its first checkpoint can be used
+        shutil.rmtree(folder)
+    start = time.process_time()
+    run_recipe(recipe, quiet=True)
+    seconds = time.process_time() - start
+    write_text(trained, json.dumps({"seconds": seconds}) + "\n")
+    return seconds
+
+
+def test_rows(study: Study, task: str) -> Any:
+    """Make the rows that the runs of a task are measured on."""
+    from ..trainer.data import make_task_rows
+
+    section = study.tasks[task]
+    options = study.base.get("data", {}).get("task_options", {}) | section.task_options | section.test_options
+    try:
+        splits, _ = make_task_rows(section.task or task, 1, section.num_test_rows, TEST_SEED, options)
+    except ValueError as error:
+        raise ValueError(f"tasks.{task}: {error}") from error
+    if section.test_split not in splits:
+        raise ValueError(
+            f"tasks.{task}.test_split must be one of {', '.join(map(str, splits))}, got {section.test_split!r}"
+        )
+    return splits[section.test_split]
+
+
+def guessing(rows: Any) -> dict[int, float]:
+    """Return, by difficulty, the share of rows with the answer that is right most often."""
+    answers: dict[int, dict[str, int]] = {}
+    for difficulty, answer in zip(rows["difficulty"], rows["answer"], strict=True):
+        counts = answers.setdefault(difficulty, {})
+        counts[answer] = counts.get(answer, 0) + 1
+    return {difficulty: max(counts.values()) / sum(counts.values()) for difficulty, counts in sorted(answers.items())}

@@ -1,0 +1,60 @@
+"""`hf-loop study`: it runs what is missing, reports what there is, and refuses what cannot work before it trains."""
+
+import pytest
+import yaml
+
+from ..evaluation.study_example import STUDY
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(STUDY))
+    return path
+
+
+@pytest.mark.timeout(300)
+def test_a_study_goes_on_and_is_reported(hf_loop, study_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("study", "run", study_file, "--processes", 1, "--quiet")
+    code, out, err = hf_loop(*arguments, "--seeds", "0")
+    assert code == 0, err
+    folder = tmp_path / "outputs" / "studies" / "small"
+    measured = {path: path.stat().st_mtime_ns for path in folder.rglob("measured.json")}
+    assert len(measured) == 2
+    assert "| addition | 2 to 3 |" in out and "report.md" in out
+    # a second seed is added to the first
+    assert hf_loop(*arguments, "--seeds", "0,1")[0] == 0
+    assert len(list(folder.rglob("measured.json"))) == 4
+    assert all(path.stat().st_mtime_ns == time for path, time in measured.items())
+    report = (folder / "report.md").read_text()
+    (folder / "report.md").unlink()
+    assert hf_loop("study", "report", folder)[0] == 0
+    assert (folder / "report.md").read_text() == report
+    # a model of a run is a model folder
+    code, _, err = hf_loop("info", folder / "runs" / "addition" / "looped" / "seed_0")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": {"adition": {}}}, "tasks.adition: data.task must be one of addition, "),
+        ({"tasks": {"addition": {"task_options": {"difficulti": 3}}}}, "tasks.addition: unknown key 'difficulti'"),
+        ({"tasks": {"addition": {"test_split": "tests"}}}, "test_split must be one of train, test, got 'tests'"),
+        ({"arms": {"a": {"training": {"max_step": 3}}}}, "unknown key 'max_step' in section 'training'"),
+        ({"arms": {"a": {"model": {"config": {"num_loop": 3}}}}}, "num_loop"),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_anything_is_trained(hf_loop, study_file, tmp_path, change, message):
+    study_file.write_text(yaml.safe_dump(STUDY | change))
+    code, out, err = hf_loop("study", "run", study_file, "--output-dir", tmp_path / "out", "--quiet")
+    assert (code, out) == (2, "") and message in err, err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_needs_a_study(hf_loop, tmp_path, study_file):
+    code, _, err = hf_loop("study", "report", tmp_path)
+    assert code == 2 and "has no study.yaml" in err
+    code, _, err = hf_loop("study", "run", study_file, "--seeds", "a")
+    assert code == 2 and "--seeds: 'a' is no list of integers" in err

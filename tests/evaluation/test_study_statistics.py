@@ -1,0 +1,45 @@
+import math
+import statistics
+
+import pytest
+
+from hf_loop.evaluation.study_statistics import SeedSpread, pareto_front, spread_of, verdict
+
+
+def test_mean_range_and_interval():
+    spread = SeedSpread((0.5, 0.6, 0.7))
+    assert (spread.mean, spread.low, spread.high) == (pytest.approx(0.6), 0.5, 0.7)
+    # by hand: 0.6 +- 4.303 * 0.1 / sqrt(3)
+    low, high = spread.interval()
+    assert (low, high) == (pytest.approx(0.6 - 0.24844, abs=1e-4), pytest.approx(0.6 + 0.24844, abs=1e-4))
+    assert spread.format() == "0.60 (0.50 to 0.70)"
+    assert SeedSpread((0.501, 0.499)).format() == "0.50"
+    assert SeedSpread((1.0,)).interval() is None
+    assert spread_of([]) is None
+
+
+def test_many_seeds_take_the_normal_quantile():
+    values = tuple(float(i % 2) for i in range(40))
+    low, high = SeedSpread(values).interval()
+    assert high - low == pytest.approx(2 * 1.96 * statistics.stdev(values) / math.sqrt(40))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((0.4, 0.5, 0.45), "better"),
+        ((-0.4, -0.5, -0.45), "worse"),
+        # the same mean as the first, but the seeds disagree
+        ((0.0, 1.0, 0.35), "no difference shown"),
+        ((0.0, 0.0, 0.0), "no difference shown"),
+        ((0.9,), "no difference shown"),
+    ],
+)
+def test_a_verdict_needs_an_interval_without_zero(values, expected):
+    assert verdict(SeedSpread(values)) == expected
+
+
+def test_the_front_holds_what_nothing_beats():
+    points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.4), (2.0, 0.7), (4.0, 0.9)]
+    assert pareto_front(points) == [1, 3, 0]
+    assert pareto_front([]) == []
