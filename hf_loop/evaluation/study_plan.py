@@ -62,7 +62,9 @@ def plan_study(study: Study) -> dict[tuple[str, str], Plan]:
         for arm, section in study.arms.items():
             plan = reference if arm == study.reference else plan_arm(study, task, arm)
             if section.steps == "equal_compute" and arm != study.reference:
-                num_steps = steps_at_equal_compute(reference.flops_per_step, reference.num_steps, plan.flops_per_step)
+                num_steps = steps_at_equal_compute(
+                    round(reference.flops_per_step), reference.num_steps, round(plan.flops_per_step)
+                )
                 plan = replace(plan, num_steps=num_steps)
             plans[task, arm] = plan
     return plans

@@ -7,12 +7,14 @@ spread over processes with one thread each, the longest first.
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 from ..files import read_json, write_text
@@ -72,7 +74,8 @@ def run_study(
     # a long run that begins last would keep one process busy while the others wait
     missing.sort(key=lambda key: -plans[key.task, key.arm].training_flops)
     # a fresh interpreter: torch's threads do not survive a fork
-    with ProcessPoolExecutor(num_processes, get_context("spawn"), _start_process, (num_threads,)) as pool:
+    settings = (num_threads, os.getpid())
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), _start_process, settings) as pool:
         futures = {
             pool.submit(run_one, study.source, key, asdict(plans[key.task, key.arm]), str(key.folder(folder))): key
             for key in missing
@@ -88,7 +91,8 @@ def run_study(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_process(num_threads: int) -> None:
+def _start_process(num_threads: int, parent: int) -> None:
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # what was imported before this has read OMP_NUM_THREADS, so that torch is told
     import torch
@@ -98,6 +102,13 @@ def _start_process(num_threads: int) -> None:
 
     register()
     _be_quiet()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: who was killed would otherwise go on writing, and hold its locks."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _be_quiet() -> None:
