@@ -17,6 +17,7 @@ from .generate import generate
 from .info import info
 from .inspect import inspect
 from .modularity import modularity
+from .nodes import nodes
 from .output import lasting_output
 from .push import push
 from .quickstart import quickstart
@@ -66,6 +67,7 @@ app.command()(sweep)
 app.add_typer(study, name="study")
 app.command("eval")(eval_)
 app.command()(scan)
+app.command()(nodes)
 app.command()(inspect)
 app.command()(bench)
 app.command()(modularity)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..output_folders import folder_lock
+from ..paths import name_of
 from .options import Quiet
 from .output import quiet_libraries
 
@@ -37,6 +38,12 @@ def run(
         int | None, typer.Option(min=1, help="Runs at the same time.", show_default="processors")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each run.")] = 1,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="A recurrent model to measure beside the arms as it is: a folder, or a repository on the Hub."
+        ),
+    ] = None,
     seeds: Annotated[
         str | None, typer.Option(help="Seeds, separated by commas.", show_default="those of the file")
     ] = None,
@@ -60,6 +67,8 @@ def run(
     checked = load_study(file, list(overrides or []), debug)
     if seeds is not None:
         checked = make_study(checked.source | {"seeds": _parse_seeds(seeds)})
+    if checkpoint is not None:
+        checked = make_study(checked.source | {"arms": checked.source["arms"] | _checkpoint_arm(checkpoint)})
     num_processes = processes or os.cpu_count() or 1
     with folder_lock(folder):
         # what cannot be made fails here, and not after the first training
@@ -143,6 +152,17 @@ def _print_plan(checked: "Study", plans: "dict[tuple[str, str], Plan]", num_miss
         f"{num_missing} of {len(checked.run_keys())} runs to do; {total:.1e} floating-point operations of training",
         markup=False,
     )
+
+
+def _checkpoint_arm(name: str) -> dict:
+    from .load import check_language_model, load_config
+
+    config = load_config(name)
+    check_language_model(config, name)
+    own = getattr(config, "num_loops", None)
+    # up to twice its own loops, by powers of two
+    loops = None if own is None else sorted({own, *(2**power for power in range(20) if 2**power <= 2 * own)})
+    return {name_of(name).replace("/", "--"): {"checkpoint": name, "loops": loops}}
 
 
 def _parse_seeds(text: str) -> list[int]:

@@ -14,7 +14,7 @@
       deep: {model: {backbone: {num_hidden_layers: 6}}}
 
 What a task or an arm says is laid over the base, mapping by mapping; the arm has the last word. A backbone of another
-`model_type` replaces the one below.
+`model_type` replaces the one below, and `null` takes a key away.
 """
 
 import json
@@ -86,6 +86,8 @@ class ArmSection:
         training (`dict`): keys of section `training`.
         steps (`str`): `"same"`: as many steps as the task says; `"equal_compute"`: as many as cost the training
             compute of the study's reference arm.
+        checkpoint (`str`, *optional*): a model folder, or a repository on the Hub, that is measured as it is and not
+            trained: a recurrent model with its tokenizer. It has one run, whatever the seeds.
         loops (`list[int]`, *optional*): the loop counts to measure at, by default the model's own.
         thoughts (`bool`): whether the intermediate steps stand between prompt and answer (a chain of thought), which
             the model then writes before it answers.
@@ -98,6 +100,7 @@ class ArmSection:
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     steps: Literal["same", "equal_compute"] = "same"
+    checkpoint: str | None = None
     loops: list[int] | None = None
     thoughts: bool = False
     votes: list[int] = field(default_factory=lambda: [1])
@@ -109,6 +112,10 @@ class ArmSection:
         if not self.votes or any(count < 1 for count in self.votes):
             raise ValueError(f"votes must hold integers of at least 1, got {self.votes}")
         self.votes = sorted(set(self.votes))
+        if self.checkpoint is not None and (self.model or self.training or self.steps != "same"):
+            raise ValueError(
+                f"a checkpoint is not trained: leave out model, training and steps beside {self.checkpoint}"
+            )
 
 
 @dataclass
@@ -149,6 +156,8 @@ class Study:
         if self.reference is None:
             self.reference = next(iter(self.arms))
         check_names([self.reference], self.arms, "reference", "arm")
+        if self.arms[self.reference].checkpoint is not None and len(self.arms) > 1:
+            raise ValueError(f"reference must be an arm that is trained, got {self.reference}, a checkpoint")
         check_names(self.base, SECTIONS, "base")
 
     @property
@@ -158,7 +167,13 @@ class Study:
 
     def run_keys(self) -> list[RunKey]:
         """List all runs."""
-        return [RunKey(task, arm, seed) for seed in self.seeds for task in self.tasks for arm in self.arms]
+        return [
+            RunKey(task, arm, seed)
+            for seed in self.seeds
+            for task in self.tasks
+            for arm, section in self.arms.items()
+            if section.checkpoint is None or seed == self.seeds[0]
+        ]
 
     def title_of(self, name: str) -> str:
         """Return the title of an arm or a task."""
@@ -184,14 +199,14 @@ class Study:
 
 def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Lay one mapping over another: mappings in both are laid over each other, everything else is replaced, and so is
-    a mapping of another `model_type`, whose fields mean nothing to the new one."""
+    a mapping of another `model_type`, whose fields mean nothing to the new one. `None` takes a key away."""
     if "model_type" in below and above.get("model_type", below["model_type"]) != below["model_type"]:
         return dict(above)
     result = dict(below)
     for name, value in above.items():
         is_mapping = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
         result[name] = laid_over(result[name], value) if is_mapping else value
-    return result
+    return {name: value for name, value in result.items() if value is not None}
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = (), debug: bool = False) -> Study:

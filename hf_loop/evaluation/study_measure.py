@@ -95,8 +95,40 @@ def measure_answers(
 
 
 def answer_lengths(rows: Dataset) -> list[int]:
-    """Return the number of tokens of every answer."""
+    """Return the number of tokens of every answer: its words, or the column `answer_length`."""
+    if "answer_length" in rows.column_names:
+        return list(rows["answer_length"])
     return [len(answer.split()) for answer in rows["answer"]]
+
+
+def with_tokenizer(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Return rows of a task in the tokens of another tokenizer: the text of the prompt, a space, and the answer.
+
+    Only the answer is asked. Rows that ask for it in parallel become rows that tell it token by token.
+
+    Args:
+        rows (`Dataset`): rows with `prompt`, `answer` and `difficulty`.
+        tokenizer (`PreTrainedTokenizerBase`): the tokenizer of the model to measure.
+
+    Raises:
+        ValueError: if the tokenizer does not know a word of them.
+    """
+    prompts = tokenizer(list(rows["prompt"]))["input_ids"]
+    answers = tokenizer([f" {answer}" for answer in rows["answer"]], add_special_tokens=False)["input_ids"]
+    unknown = tokenizer.unk_token_id
+    for row, ids in enumerate([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]):
+        if unknown is not None and unknown in ids:
+            raise ValueError(f"the tokenizer does not know all words of {rows['prompt'][row]!r}")
+    labels = [[IGNORE_INDEX] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    columns = {name: list(rows[name]) for name in ("prompt", "answer", "difficulty")}
+    return Dataset.from_dict(
+        columns
+        | {
+            "input_ids": [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)],
+            "labels": labels,
+            "answer_length": [len(answer) for answer in answers],
+        }
+    )
 
 
 def predicted_answers(model: PreTrainedModel, rows: Dataset, depth: dict[str, int]) -> list[bool]:

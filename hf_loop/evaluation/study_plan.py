@@ -72,6 +72,10 @@ def plan_study(study: Study) -> dict[tuple[str, str], Plan]:
 
 def plan_arm(study: Study, task: str, arm: str) -> Plan:
     """Plan one arm on one task, for as many steps as its recipe says."""
+    checkpoint = study.arms[arm].checkpoint
+    if checkpoint is not None:
+        # its size is known when it is read
+        return Plan(task, arm, 0, 0, 0.0)
     recipe = run_recipe_of(study, task, arm, study.seeds[0], None, Path("unused"))
     num_batch = recipe.training.per_device_train_batch_size
     # as many rows as are looked at; a curriculum over the rows spreads over them alike

@@ -137,6 +137,7 @@ def run_one(source: dict[str, Any], key: RunKey, plan: dict[str, Any], folder: s
         measured = train_and_measure(study, key, Plan(**plan), run_folder)
     except (ValueError, OSError) as error:
         return " ".join(str(error).split())
+    run_folder.mkdir(parents=True, exist_ok=True)
     write_text(run_folder / MEASURED_FILE, json.dumps(measured.to_dict(), indent=1) + "\n")
     for checkpoint in run_folder.glob("checkpoint-*"):
         remove(checkpoint)
@@ -152,13 +153,16 @@ def train_and_measure(
     from ..loading import load_pretrained
     from .depth_controls import depth_controls
     from .readout_batches import split_rows
-    from .study_measure import BATCH_SIZE, measure_answers, state_growth
+    from .study_measure import BATCH_SIZE, measure_answers, state_growth, with_tokenizer
 
-    seconds = train(study, key, plan, folder)
-    model: Any = load_pretrained(AutoModelForCausalLM, folder)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    rows = test_rows(study, key.task)
     arm = study.arms[key.arm]
+    seconds = train(study, key, plan, folder) if arm.checkpoint is None else 0.0
+    source = arm.checkpoint or folder
+    model: Any = load_pretrained(AutoModelForCausalLM, source)
+    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    rows = test_rows(study, key.task)
+    if arm.checkpoint is not None:
+        rows = with_tokenizer(rows, tokenizer)
     has_loops = getattr(model.config, "has_loops", False)
     counts: list[int] = (arm.loops or [model.config.num_loops]) if has_loops else []
     cells = measure_answers(model, tokenizer, rows, counts or [None], arm.votes, arm.thoughts, on_cell)
@@ -169,7 +173,7 @@ def train_and_measure(
     return MeasuredRun(
         settings=run_settings(study, key, plan),
         trained_loops=model.config.num_loops if has_loops else None,
-        num_parameters=plan.num_parameters,
+        num_parameters=model.num_parameters(),
         num_steps=plan.num_steps,
         training_flops=plan.training_flops,
         seconds=seconds,

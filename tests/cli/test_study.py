@@ -1,5 +1,7 @@
 """`hf-loop study`: it runs what is missing, reports what there is, and refuses what cannot work before it trains."""
 
+import json
+
 import pytest
 import yaml
 
@@ -31,9 +33,17 @@ def test_a_study_goes_on_and_is_reported(hf_loop, study_file, tmp_path, monkeypa
     (folder / "report.md").unlink()
     assert hf_loop("study", "report", folder)[0] == 0
     assert (folder / "report.md").read_text() == report
-    # a model of a run is a model folder
-    code, _, err = hf_loop("info", folder / "runs" / "addition" / "looped" / "seed_0")
+    # a model of a run is a model folder, and can be measured beside the arms
+    model = folder / "runs" / "addition" / "looped" / "seed_0"
+    code, _, err = hf_loop("info", model)
     assert code == 0, err
+    code, out, err = hf_loop(*arguments, "--seeds", "0,1", "--checkpoint", model)
+    assert code == 0, err
+    assert "| seed_0 |" in out.splitlines()[0]
+    folders = (model, folder / "runs" / "addition" / "seed_0" / "seed_0")
+    own, again = (json.loads((path / "measured.json").read_text()) for path in folders)
+    shared = [cell for cell in again["cells"] if cell["loops"] in (1, 2, 4)]
+    assert shared == own["cells"] and again["num_parameters"] == own["num_parameters"]
 
 
 @pytest.mark.parametrize(
@@ -44,6 +54,7 @@ def test_a_study_goes_on_and_is_reported(hf_loop, study_file, tmp_path, monkeypa
         ({"tasks": {"addition": {"test_split": "tests"}}}, "test_split must be one of train, test, got 'tests'"),
         ({"arms": {"a": {"training": {"max_step": 3}}}}, "unknown key 'max_step' in section 'training'"),
         ({"arms": {"a": {"model": {"config": {"num_loop": 3}}}}}, "num_loop"),
+        ({"arms": {"a": {"checkpoint": "x", "steps": "equal_compute"}}}, "a checkpoint is not trained"),
     ],
 )
 def test_what_cannot_work_is_one_line_before_anything_is_trained(hf_loop, study_file, tmp_path, change, message):

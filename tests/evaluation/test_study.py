@@ -46,6 +46,7 @@ def test_mappings_are_merged_and_everything_else_is_replaced():
         "a": {"b": 1, "c": [2]},
         "d": {"e": 2},
     }
+    assert laid_over({"a": 1, "b": {"c": 2}}, {"a": None, "b": {"c": None}}) == {"b": {}}
     llama = {"backbone": {"model_type": "llama", "hidden_size": 16}}
     assert laid_over(llama, {"backbone": {"model_type": "llama", "num_hidden_layers": 2}}) == {
         "backbone": {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2}

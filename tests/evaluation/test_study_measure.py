@@ -111,3 +111,15 @@ def test_the_state_of_a_model_that_doubles_it_doubles():
     num_layers = len(model.model.core_layers())
     assert len(sizes) == 4
     assert all(later == pytest.approx(earlier * 2**num_layers) for earlier, later in zip(sizes, sizes[1:]))
+
+
+def test_rows_in_the_tokens_of_another_tokenizer(sums):
+    rows, tokenizer = sums
+    again = study_measure.with_tokenizer(rows, tokenizer)
+    assert again["input_ids"] == rows["input_ids"] and again["labels"] == rows["labels"]
+    model = tiny_looped(num_loops=2).eval()
+    assert study_measure.predicted_answers(model, again, {}) == study_measure.predicted_answers(model, rows, {})
+    assert study_measure.answer_lengths(again) == study_measure.answer_lengths(rows)
+    _, other = shell_game(1, 1, 2)
+    with pytest.raises(ValueError, match="the tokenizer does not know all words of"):
+        study_measure.with_tokenizer(rows, other)

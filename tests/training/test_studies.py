@@ -1,0 +1,38 @@
+"""The studies in `training/` can be read, every run of them is a recipe, and one runs with its tiny variant."""
+
+import pytest
+
+from hf_loop.evaluation.study import load_study
+from hf_loop.evaluation.study_plan import run_recipe_of
+
+from ..documents import ROOT
+
+
+STUDIES = sorted((ROOT / "training" / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_run_is_a_recipe(path, tmp_path):
+    for debug in (False, True):
+        study = load_study(path, debug=debug)
+        for task in study.tasks:
+            for arm in study.arms:
+                recipe = run_recipe_of(study, task, arm, 0, None, tmp_path)
+                assert recipe.training.max_steps <= 2 or not debug
+    assert study.limits and len(study.seeds) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_runs(path, tmp_path):
+    from hf_loop.evaluation.study_plan import plan_study
+    from hf_loop.evaluation.study_report import write_report
+    from hf_loop.evaluation.study_results import StudyRuns
+    from hf_loop.evaluation.study_run import run_study
+
+    study = load_study(path, debug=True)
+    study.seeds = study.source["seeds"] = [0]
+    finished = list(run_study(study, tmp_path, plan_study(study), num_processes=2))
+    assert [result.error for result in finished] == [None] * len(study.run_keys())
+    write_report(StudyRuns.load(study, tmp_path), tmp_path, "hf-loop study run")
