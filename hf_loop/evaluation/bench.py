@@ -19,7 +19,7 @@ from .bench_results import TEXT, Bench, BenchRow
 from .bench_runs import Run, make_run, measure_memory, num_prompts, plain_llama, timed
 from .bench_settings import BenchSetting
 from .perplexity import batch_windows, cut_windows
-from .running import trained_loops
+from .running import default_generation, trained_loops
 from .scan import model_settings, text_settings
 
 
@@ -91,7 +91,7 @@ def run_bench(
             llama = plain_llama(model.config, model.config.num_hidden_layers, seed)
             models[setting.name] = llama.to(device=model.device, dtype=model.dtype)
     num_steps = len(settings) * (1 + len(batch_sizes) * (1 + rounds))
-    with tqdm(total=num_steps, disable=not progress, desc="bench") as bar:
+    with default_generation(model), tqdm(total=num_steps, disable=not progress, desc="bench") as bar:
         for setting in settings:
             bar.set_postfix_str(f"{setting.name} on the text")
             row = bench.row(setting.name, setting.kind)

@@ -1,5 +1,6 @@
 """Running a model for measurement."""
 
+import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,20 @@ def evaluation_mode(model: torch.nn.Module) -> Generator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def default_generation(model: Any) -> Generator[None]:
+    """Let a model generate without the exits and the cache policy that its own generation configuration asks for."""
+    own = model.generation_config
+    model.generation_config = copy.deepcopy(own)
+    for name in getattr(model, "setting_names", ()):
+        if hasattr(own, name):
+            setattr(model.generation_config, name, None)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def trained_loops(model: Any) -> float:

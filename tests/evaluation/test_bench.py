@@ -107,6 +107,17 @@ def test_every_setting_is_measured_or_says_why_not(model, tmp_path):
     assert Bench.load(path) == bench
 
 
+def test_the_models_own_cache_policy_is_in_no_setting():
+    model = tiny_looped(num_loops=NUM_LOOPS)
+    model.generation_config.cache_policy = "last_loop"
+    settings = make_settings(NUM_LOOPS, [], drafts=[(1, 2)])
+    rows = {row.name: row for row in run_bench(model, random_ids(1, 40), settings, **OPTIONS).rows}
+    full = kv_bytes_per_token(model.config, dtype=torch.float32)
+    assert rows["3 loops"].memory["2"].kv_bytes_per_token == full
+    assert not rows["draft 1:2"].refused
+    assert model.generation_config.cache_policy == "last_loop"
+
+
 def test_it_goes_on_where_it_was_interrupted(model, tmp_path, monkeypatch):
     path, ids = tmp_path / "bench.json", random_ids(1, 40)
     settings = make_settings(NUM_LOOPS, [1, 2])

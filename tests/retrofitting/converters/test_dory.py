@@ -309,6 +309,12 @@ def test_special_tokens_come_from_the_tokenizer_only_where_the_configuration_has
     assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (0, 1, 7)
 
 
+def test_an_older_transformers_is_named(folder, monkeypatch):
+    monkeypatch.setattr(dory, "CONFIG_MAPPING", {})
+    with pytest.raises(ValueError, match=r"a dory checkpoint needs transformers 5\.24 or later, got "):
+        hf_loop.convert(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
