@@ -1,6 +1,10 @@
 """`hf-loop study`: it runs what is missing, reports what there is, and refuses what cannot work before it trains."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -69,3 +73,30 @@ def test_a_report_needs_a_study(hf_loop, tmp_path, study_file):
     assert code == 2 and "has no study.yaml" in err
     code, _, err = hf_loop("study", "run", study_file, "--seeds", "a")
     assert code == 2 and "--seeds: 'a' is no list of integers" in err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_study_leaves_no_process_and_goes_on(study_file, tmp_path):
+    command = [sys.executable, "-m", "hf_loop.cli", "study", "run", study_file, "--output-dir", tmp_path / "out"]
+    command += ["--processes", "1", "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.rglob("measured.json")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    children = children_of(process.pid)
+    process.kill()
+    process.wait()
+    first = {path: path.read_text() for path in tmp_path.rglob("measured.json")}
+    assert children and 0 < len(first) < 6
+    time.sleep(5)
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert len(list(tmp_path.rglob("measured.json"))) == 6
+    assert all(path.read_text() == text for path, text in first.items())
+
+
+def children_of(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
