@@ -78,8 +78,9 @@ _MAIN_NOTE = (
     "their range. An arm with loops runs the measured loop count nearest to its configuration's."
 )
 _PAIRS_NOTE = (
-    "The reference minus the other arm, run by run with the same seed: mean and 95 % confidence interval (Student's "
-    't). "No difference shown" means that the interval holds 0; with few seeds it is wide.'
+    "The reference minus the other arm, run by run with the same seed: mean and 95 % confidence interval (Student's t "
+    "over the seeds, and the sampling of rows). *No difference shown* means that the interval holds 0; with few seeds "
+    "it is wide."
 )
 _LOOPS_NOTE = (
     "Of the arms that were measured at several loop counts. *Trained* is the loop count of the configuration, and the "
@@ -130,7 +131,14 @@ def differences(runs: StudyRuns, task: str, other: str, beyond: bool = False) ->
     if beyond and not harder:
         return None
     pairs = runs.pairs(task, str(runs.study.reference), other)
-    return spread_of([_accuracy(runs, task, one, beyond) - _accuracy(runs, task, two, beyond) for one, two in pairs])
+    if not pairs:
+        return None
+    values = tuple(_accuracy(runs, task, one, beyond) - _accuracy(runs, task, two, beyond) for one, two in pairs)
+    # as if the arms were measured on rows of their own, which is on the safe side
+    means = [sum(_accuracy(runs, task, run, beyond) for run in arm) / len(pairs) for arm in zip(*pairs, strict=True)]
+    one = pairs[0][0]
+    num_rows = sum(cell.num_rows for cell in one.cells_at(one.reading_loops, harder if beyond else trained or harder))
+    return SeedSpread(values, sum(mean * (1 - mean) for mean in means) / num_rows)
 
 
 def answers(runs: StudyRuns) -> list[str]:

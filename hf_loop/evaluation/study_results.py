@@ -51,10 +51,10 @@ class MeasuredRun:
         """Return the run as lists and numbers."""
         return asdict(self)
 
-    def accuracy(
+    def cells_at(
         self, loops: int | None, difficulties: Iterable[int] | None = None, votes: int | None = None
-    ) -> float:
-        """Return the share of right answers over all rows of some difficulties.
+    ) -> list[Cell]:
+        """Return the answers to the rows of some difficulties.
 
         Args:
             loops (`int`, *optional*): the loop count; `None` of a model without loops.
@@ -73,6 +73,11 @@ class MeasuredRun:
         ]
         if not cells:
             raise ValueError(f"nothing was measured at {loops} loops with {votes} votes, difficulties {wanted}")
+        return cells
+
+    def accuracy(self, *at: Any, **also: Any) -> float:
+        """Return the share of right answers over all rows, with the arguments of [`~MeasuredRun.cells_at`]."""
+        cells = self.cells_at(*at, **also)
         return sum(cell.num_right for cell in cells) / sum(cell.num_rows for cell in cells)
 
     @property

@@ -23,9 +23,12 @@ class SeedSpread:
 
     Args:
         values (`tuple[float, ...]`): the numbers; not empty.
+        row_variance (`float`): variance of their mean that comes from the rows they were measured on, which all seeds
+            share.
     """
 
     values: tuple[float, ...]
+    row_variance: float = 0.0
 
     @property
     def mean(self) -> float:
@@ -43,12 +46,17 @@ class SeedSpread:
         return max(self.values)
 
     def interval(self) -> tuple[float, float] | None:
-        """Return the 95 % confidence interval of the mean by Student's t, `None` of fewer than two numbers."""
+        """Return the 95 % confidence interval of the mean, `None` of fewer than two numbers.
+
+        Its half is the root of two squares: Student's t times the standard error over the seeds, and the normal
+        quantile times that over the rows.
+        """
         count = len(self.values)
         if count < 2:
             return None
         quantile = T_QUANTILES[count - 2] if count - 2 < len(T_QUANTILES) else NORMAL_QUANTILE
-        half = quantile * statistics.stdev(self.values) / math.sqrt(count)
+        over_seeds = quantile * statistics.stdev(self.values) / math.sqrt(count)
+        half = math.hypot(over_seeds, NORMAL_QUANTILE * math.sqrt(self.row_variance))
         return self.mean - half, self.mean + half
 
     def format(self, decimals: int = 2) -> str:
@@ -65,7 +73,7 @@ def spread_of(values: Sequence[float]) -> SeedSpread | None:
 def verdict(differences: SeedSpread) -> Verdict:
     """Return whether paired differences show that one is better: their confidence interval does not hold 0.
 
-    Differences that are all 0, and fewer than two of them, show nothing.
+    Fewer than two differences show nothing.
     """
     interval = differences.interval()
     if interval is None or interval[0] <= 0 <= interval[1]:

@@ -18,6 +18,14 @@ def test_mean_range_and_interval():
     assert spread_of([]) is None
 
 
+def test_rows_widen_the_interval():
+    # both roots by hand: 0.24844 over the seeds, 1.96 * sqrt(0.0025) = 0.098 over the rows
+    low, high = SeedSpread((0.5, 0.6, 0.7), row_variance=0.0025).interval()
+    assert (high - low) / 2 == pytest.approx(math.hypot(0.24844, 0.098), abs=1e-4)
+    # every seed two rows of a hundred ahead is no difference
+    assert verdict(SeedSpread((0.02, 0.02, 0.02), row_variance=0.0004)) == "no difference shown"
+
+
 def test_many_seeds_take_the_normal_quantile():
     values = tuple(float(i % 2) for i in range(40))
     low, high = SeedSpread(values).interval()
