@@ -54,6 +54,7 @@ def plot_difficulties(runs: StudyRuns, path: str | Path) -> None:
             axes.axvline(bound, color=REFERENCE_COLOR, linestyle="--", linewidth=1, label="hardest in training")
         axes.set_title(study.title_of(task), fontsize="medium")
         axes.set_xlabel("difficulty")
+        axes.locator_params(axis="x", integer=True)
         share_axis(axes, "exact match")
         clear_axes(axes)
     legend_below(figure, num_columns=2)
@@ -108,6 +109,8 @@ def plot_compute(runs: StudyRuns, path: str | Path) -> None:
         if front:
             axes.step(*zip(*front), where="post", color="0.7", linewidth=4, alpha=0.5, zorder=0, label="Pareto front")
         axes.set_xscale("log")
+        # their labels would overlap
+        axes.minorticks_off()
         axes.set_title(study.title_of(task), fontsize="medium")
         axes.set_xlabel("floating-point operations of an answer")
         share_axis(axes, "exact match")
