@@ -1,5 +1,6 @@
 """`hf-loop inspect`: look inside the loops of a model at one prompt."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ..analysis.inspection_results import Inspection
 
 FIGURE_FILE = "inspect.png"
+FILE_WIDTH = 160
 
 
 def inspect(
@@ -86,11 +88,12 @@ def _print(found: "Inspection") -> None:
 
     from ..analysis.inspection_results import probability_text
 
-    console = Console()
+    # a file has no width
+    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     what = "the answer" if found.readout == "answer" else f"the logit lens of {found.readout}"
     console.print(f"{found.label}: {what} after every loop", markup=False, highlight=False)
     table = Table()
-    table.add_column("loops", justify="right")
+    table.add_column("loops", justify="right", min_width=5)
     for token in found.tokens:
         # text as it is: a token may look like markup
         table.add_column(Text(token), no_wrap=True)

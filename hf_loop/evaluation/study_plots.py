@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PANEL_WIDTH, PANEL_HEIGHT = 3.3, 2.7
 MOST_COLUMNS = 3
+LEGEND_WIDTH = 6.4
 
 
 def plot_difficulties(runs: StudyRuns, path: str | Path) -> None:
@@ -190,7 +191,9 @@ def _loops_of(runs: StudyRuns, task: str) -> list[int]:
 def _panels(tasks: list[str], legend_height: float) -> "tuple[Figure, dict[str, Axes]]":
     num_columns = max(1, min(MOST_COLUMNS, len(tasks)))
     num_rows = max(1, math.ceil(len(tasks) / num_columns))
-    figure = new_figure(PANEL_WIDTH * num_columns, PANEL_HEIGHT * num_rows + legend_height)
+    # the legend of a single panel is wider than the panel
+    width = max(LEGEND_WIDTH, PANEL_WIDTH * num_columns)
+    figure = new_figure(width, PANEL_HEIGHT * num_rows + legend_height)
     grid = figure.subplots(num_rows, num_columns, squeeze=False)
     panels = dict(zip(tasks, grid.flat))
     for axes in list(grid.flat)[len(tasks) :]:
