@@ -108,7 +108,7 @@ def _figure(index: int, text: str) -> str:
 
 def _state_of(runs: StudyRuns) -> str:
     study = runs.study
-    state = f"{len(study.tasks)} tasks, {len(study.arms)} arms, seeds {', '.join(map(str, study.seeds))}."
+    state = f"Tasks: {len(study.tasks)}. Arms: {len(study.arms)}. Seeds: {', '.join(map(str, study.seeds))}."
     if runs.num_missing:
         state += f" **{runs.num_missing} of {len(study.run_keys())} runs are missing.**"
     return state
