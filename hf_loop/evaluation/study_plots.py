@@ -101,11 +101,16 @@ def plot_compute(runs: StudyRuns, path: str | Path) -> None:
     for task, axes in panels.items():
         points = []
         for index, arm in enumerate(study.arms):
-            own = compute_points(runs, task, arm)
             style = style_of(index)
-            points += own
-            if own:
-                axes.plot(*zip(*own), markersize=4, linewidth=0.8, label=study.title_of(arm), **style)
+            for votes in study.arms[arm].votes:
+                own = compute_points(runs, task, arm, votes)
+                points += own
+                if own and votes == study.arms[arm].votes[0]:
+                    axes.plot(*zip(*own), markersize=4, linewidth=0.8, label=study.title_of(arm), **style)
+                elif own:
+                    # a line over loops is one of one answer; more votes are points of their own
+                    style |= {"linestyle": "", "markerfacecolor": "none"}
+                    axes.plot(*zip(*own), markersize=6, label=f"{study.title_of(arm)}, votes", **style)
         front = [points[index] for index in pareto_front(points)]
         if front:
             axes.step(*zip(*front), where="post", color="0.7", linewidth=4, alpha=0.5, zorder=0, label="Pareto front")
@@ -144,20 +149,22 @@ def plot_growth(runs: StudyRuns, path: str | Path) -> None:
     save_figure(figure, path)
 
 
-def compute_points(runs: StudyRuns, task: str, arm: str) -> list[tuple[float, float]]:
-    """Return compute and accuracy of an arm on the difficulties of training, for every loop count and number of votes,
-    in the mean over the seeds and by rising compute."""
+def compute_points(runs: StudyRuns, task: str, arm: str, votes: int | None = None) -> list[tuple[float, float]]:
+    """Return compute and accuracy of an arm on the difficulties of training, for every loop count and number of votes
+    (or one of them), in the mean over the seeds and by rising compute."""
     found = runs.of(task, arm)
     trained, beyond = runs.difficulties(task)
     difficulties = set(trained or beyond)
     points = []
-    for loops, votes in sorted({(cell.loops, cell.votes) for run in found for cell in run.cells}, key=str):
+    for loops, count in sorted({(cell.loops, cell.votes) for run in found for cell in run.cells}, key=str):
         cells = [
             cell
             for run in found
             for cell in run.cells
-            if (cell.loops, cell.votes) == (loops, votes) and cell.difficulty in difficulties
+            if (cell.loops, cell.votes) == (loops, count) and cell.difficulty in difficulties
         ]
+        if votes not in (None, count):
+            continue
         num_rows = sum(cell.num_rows for cell in cells)
         flops = sum(cell.flops * cell.num_rows for cell in cells) / num_rows
         points.append((flops, sum(cell.num_right for cell in cells) / num_rows))

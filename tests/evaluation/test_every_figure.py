@@ -24,8 +24,10 @@ from hf_loop.evaluation.depth_control_plots import plot_depth_controls
 from hf_loop.evaluation.depth_control_results import ControlledDepth, DepthControls
 from hf_loop.evaluation.puzzle_plots import plot_puzzle_results
 from hf_loop.evaluation.seed_plots import plot_seeds
+from hf_loop.evaluation.study_plots import plot_difficulties
 
 from ..analysis.test_modularity_plots import make_results
+from .study_example import small_runs
 
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +129,10 @@ def modularity(path):
     plot_modularity(make_results(6), path)
 
 
+def study(path):
+    plot_difficulties(small_runs(), path)
+
+
 FIGURES = {
     "hf_loop/analysis/inspection_plots.py": inspection,
     "hf_loop/analysis/probe_plots.py": node_probes,
@@ -138,10 +144,11 @@ FIGURES = {
     "hf_loop/evaluation/puzzle_plots.py": puzzle_results,
     "hf_loop/evaluation/scan_plots.py": layer_scan,
     "hf_loop/evaluation/seed_plots.py": seeds,
+    "hf_loop/evaluation/study_plots.py": study,
     "training/recipes/hierarchical/sudoku_segments.py": halting,
     "training/recipes/sleep/passes.py": passes,
 }
-HAVE_ACCURACY = ("plots.py", "seed_plots.py", "passes.py")
+HAVE_ACCURACY = ("plots.py", "seed_plots.py", "study_plots.py", "passes.py")
 
 
 @pytest.fixture(params=FIGURES)
