@@ -50,7 +50,9 @@ def group_words(
 ) -> tuple[DatasetDict, PreTrainedTokenizerFast]:
     """Generate word problems over a group: `"213 231"` is answered by `"132"`.
 
-    The difficulty is the number of letters of a word.
+    The difficulty is the number of letters of a word. A test word is in no training split; but one that is shorter
+    than the longest of training may be the beginning of a training word, whose product is asked there, too. So only
+    words of the highest difficulty and beyond are new to a model.
 
     Args:
         num_train, num_test, difficulty, min_difficulty, test_difficulties, curriculum, group_size, seed: see
