@@ -174,6 +174,8 @@ def written_answers(
     if votes > 1:
         sampling = {"do_sample": True, "num_return_sequences": votes, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
     right, new_tokens = [], []
+    # transformers' annotations do not say that a model with a head generates
+    generator: Any = model
     with torch.random.fork_rng():
         torch.manual_seed(SAMPLING_SEED)
         for start in range(0, len(answers), BATCH_SIZE):
@@ -182,7 +184,7 @@ def written_answers(
             longest = max(len(answer) + steps for answer, steps in zip(answers[some], written[some]))
             # a model that was trained without an end goes on to the last token
             ends = tokenizer.eos_token_id if thoughts else None
-            output: Any = model.generate(  # ty: ignore[call-non-callable]
+            output = generator.generate(
                 **inputs, max_new_tokens=longest, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
                 **sampling, **depth,
             )  # fmt: skip
