@@ -162,7 +162,8 @@ def _checkpoint_arm(name: str) -> dict:
     own = getattr(config, "num_loops", None)
     # up to twice its own loops, by powers of two
     loops = None if own is None else sorted({own, *(2**power for power in range(20) if 2**power <= 2 * own)})
-    return {name_of(name).replace("/", "--"): {"checkpoint": name, "loops": loops}}
+    own_name = name_of(name)
+    return {own_name.replace("/", "--"): {"title": own_name, "checkpoint": name, "loops": loops}}
 
 
 def _parse_seeds(text: str) -> list[int]:
