@@ -1,6 +1,5 @@
 """`hf-loop bench`: compare ways to decode with a looped model in time, memory and quality."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,7 @@ from ..output_folders import folder_lock
 from ..paths import check_file, name_of
 from .load import check_language_model, default_device, load_config, load_model, load_tokenizer
 from .options import Quiet, parse_loops
-from .output import quiet_libraries
+from .output import quiet_libraries, table_console
 
 
 if TYPE_CHECKING:
@@ -165,13 +164,11 @@ def _load_other(name: str, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedM
 
 def _print_table(result: "Bench", batch: int) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from ..evaluation.bench_tables import HEADINGS, refusals, table_rows
 
-    # a file has no width
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = table_console(120)
     console.print(f"decoding with {result.label}, batch {batch}:", markup=False)
     table = Table(box=SIMPLE_HEAD)
     shown = [index for index, heading in enumerate(HEADINGS) if heading != "processor time"]

@@ -1,6 +1,5 @@
 """`hf-loop inspect`: look inside the loops of a model at one prompt."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,14 +9,13 @@ from ..output_folders import folder_lock
 from ..paths import name_of
 from .load import LayerRange, check_language_model, default_device, load_config, load_model, load_tokenizer
 from .options import Coda, Core, Prelude, Quiet, check_text
-from .output import spinner
+from .output import spinner, table_console
 
 
 if TYPE_CHECKING:
     from ..analysis.inspection_results import Inspection
 
 FIGURE_FILE = "inspect.png"
-FILE_WIDTH = 160
 
 
 def inspect(
@@ -82,14 +80,12 @@ def inspect(
 
 
 def _print(found: "Inspection") -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from ..analysis.inspection_results import probability_text
 
-    # a file has no width
-    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
+    console = table_console(160)
     what = "the answer" if found.readout == "answer" else f"the logit lens of {found.readout}"
     console.print(f"{found.label}: {what} after every loop", markup=False, highlight=False)
     table = Table()

@@ -6,7 +6,11 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class LastingStream:
@@ -68,6 +72,13 @@ def spinner(text: str, quiet: bool) -> AbstractContextManager:
     from rich.console import Console
 
     return Console(stderr=True).status(text)
+
+
+def table_console(width: int) -> "Console":
+    """Make a console for a table that is so wide: in a file or a pipe, which have no width, its cells are not cut."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else width)
 
 
 def quiet_libraries() -> None:

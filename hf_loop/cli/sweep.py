@@ -11,7 +11,7 @@ from ..output_folders import folder_lock
 from ..paths import check_file, name_of
 from .load import LayerRange, check_language_model, default_device, load_config, load_model, load_tokenizer
 from .options import Coda, Core, Loops, Prelude, Quiet, parse_loops
-from .output import quiet_libraries
+from .output import quiet_libraries, table_console
 
 
 if TYPE_CHECKING:
@@ -188,10 +188,9 @@ def _controls(
 
 
 def _print_controls(controls: "DepthControls") -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = table_console(120)
     own = () if controls.shares_loops else ("repeat", "suffix")
     names = ("prefix", *own, "frozen", "temperature", "gains", "affine")
     counted = f"{controls.num_test_tokens} tokens, readouts fitted to {controls.num_fit_tokens} others"

@@ -1,6 +1,7 @@
 """The results of a benchmark of decoding as tables, and as a Markdown page with its figure."""
 
 from .bench_results import TEXT, Bench, BenchRow, Spread
+from .markdown import markdown_table
 
 
 HEADINGS = (
@@ -64,10 +65,8 @@ def to_markdown(bench: Bench, figure: str, level: int = 1) -> str:
             "",
             f"{'#' * level}# Batch {batch}",
             "",
-            f"| {' | '.join(HEADINGS)} |",
-            f"|{' --- |' * len(HEADINGS)}",
+            markdown_table(HEADINGS, table_rows(bench, batch)),
         ]
-        lines += [f"| {' | '.join(cells)} |" for cells in table_rows(bench, batch)]
         refused = refusals(bench, batch)
         lines += ["", *(f"- {line}" for line in refused)] if refused else []
     return "\n".join(lines) + "\n"

@@ -22,6 +22,7 @@ from .compositionality_errors import (
     subgraph_frequencies,
 )
 from .compositionality_information import InformationGain, information_gains
+from .markdown import markdown_table
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Compositionality:
         lines = [f"{'#' * level} Compositionality", ""]
         for title, headings, cells in sections:
             if cells:
-                lines += [f"{'#' * level}# {title}", "", *_table(headings, cells), ""]
+                lines += [f"{'#' * level}# {title}", "", markdown_table(headings, cells), ""]
         return "\n".join(lines)
 
 
@@ -205,10 +206,6 @@ def _word_guesses(
             right = [predicted[i].get(name) == graphs[i].nodes[name].value for i, name in zip(members, names)]
             guesses.append(WordGuess(difficulty, position, sum(right) / len(right), gain))
     return guesses
-
-
-def _table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *cells)]
 
 
 def _share(value: float) -> str:

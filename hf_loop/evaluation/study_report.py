@@ -6,6 +6,7 @@ from typing import Any
 
 from ..files import write_text
 from .depth_control_results import DepthControls
+from .markdown import markdown_table
 from .study_plots import compute_points, plot_compute, plot_difficulties, plot_growth, plot_heat_maps
 from .study_results import MeasuredRun, StudyRuns
 from .study_statistics import SeedSpread, spread_of, verdict
@@ -172,7 +173,7 @@ def main_table(runs: StudyRuns) -> str:
         guess = f"{sum(shares) / len(shares):.2f}" if shares else ""
         cells = [_format(trained_accuracy(runs, task, arm)) for arm in study.arms]
         rows.append([study.title_of(task), _span(trained), guess, *cells])
-    return _table(["task", "difficulties", "guessing", *map(study.title_of, study.arms)], rows)
+    return markdown_table(["task", "difficulties", "guessing", *map(study.title_of, study.arms)], rows)
 
 
 def pairs_table(runs: StudyRuns) -> str:
@@ -189,7 +190,7 @@ def pairs_table(runs: StudyRuns) -> str:
                     where = "beyond training" if beyond else "as in training"
                     names = [study.title_of(task), study.title_of(arm), where]
                     rows.append([*names, f"{spread.mean:+.2f}", shown, verdict(spread)])
-    return _table(["task", "against", "rows", "difference", "95 % interval", "the reference is"], rows)
+    return markdown_table(["task", "against", "rows", "difference", "95 % interval", "the reference is"], rows)
 
 
 def loops_table(runs: StudyRuns) -> str:
@@ -202,7 +203,7 @@ def loops_table(runs: StudyRuns) -> str:
             if found and len(found[0].loops) > 1:
                 rows.append([study.title_of(task), study.title_of(arm), *_loops_cells(runs, task, found)])
     headings = ["task", "arm", "trained", "best at", "best", "overthinking", "beyond training"]
-    return _table([*headings, "beyond, trained loops", "beyond, deepest"], rows)
+    return markdown_table([*headings, "beyond, trained loops", "beyond, deepest"], rows)
 
 
 def _loops_cells(runs: StudyRuns, task: str, found: list[MeasuredRun]) -> list[str]:
@@ -249,7 +250,7 @@ def arms_table(runs: StudyRuns) -> str:
                 ]
             )  # fmt: skip
     heads = ["task", "arm", "parameters", "steps", "training", "one answer", "processor seconds"]
-    return _table(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def controls_table(runs: StudyRuns) -> str:
@@ -267,7 +268,7 @@ def controls_table(runs: StudyRuns) -> str:
                     )
                 gap = _format(spread_of([controls.gap(loops) for controls in found]))
                 rows.append([study.title_of(task), study.title_of(arm), str(loops), gap, *explained])
-    return _table(["task", "arm", "loops", "gap, nats", "temperature", "affine", "frozen"], rows)
+    return markdown_table(["task", "arm", "loops", "gap, nats", "temperature", "affine", "frozen"], rows)
 
 
 def card_section(runs: StudyRuns) -> str:
@@ -310,8 +311,3 @@ def _span(difficulties: list[int]) -> str:
     if len(difficulties) < 2:
         return ", ".join(map(str, difficulties))
     return f"{difficulties[0]} to {difficulties[-1]}"
-
-
-def _table(headings: list[str], rows: list[list[str]]) -> str:
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)

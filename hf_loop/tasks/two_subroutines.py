@@ -48,7 +48,8 @@ def two_subroutines(
 ) -> tuple[DatasetDict, PreTrainedTokenizerFast]:
     """Generate a coin and a shell game in one text.
 
-    Guessing is right half of the time about the coin and once in three about the cups.
+    Guessing is right half of the time about the coin and once in three about the cups. A test text that is shorter
+    than the longest of training may be the beginning of a training text, whose states are asked there, too.
 
     Args:
         num_train (`int`): rows of the split `"train"`, a third about the coin, a third about the cups, and a third
