@@ -180,8 +180,8 @@ def fit_lens(
     squares: list[Any] = []
     for batch in batches:
         captured = capture(model, batch, num_loops)
-        final = final_state(captured).flatten(0, 1).double()
-        states = [state.flatten(0, 1).double() for state in states_over_loops(captured, layer)]
+        final = final_state(captured).flatten(0, 1).cpu().double()
+        states = [state.flatten(0, 1).cpu().double() for state in states_over_loops(captured, layer)]
         squares = squares or [0] * len(states)
         for loop, state in enumerate(states):
             ones = torch.cat([state, torch.ones_like(state[:, :1])], dim=1)
@@ -193,7 +193,7 @@ def fit_lens(
         size = square.shape[0]
         gram, target = square[:, :size], square[:, size:]
         # the constant is not pulled
-        pull = gram.diagonal()[:-1].mean() * torch.ones(size, dtype=gram.dtype, device=gram.device)
+        pull = gram.diagonal()[:-1].mean() * torch.ones(size, dtype=gram.dtype)
         pull[-1] = 0
         solved.append(torch.linalg.solve(gram + ridge * pull.diag(), target))
     stacked = torch.stack(solved).float()

@@ -211,7 +211,7 @@ def probe_nodes(
         labels = _as_classes(values[node]).to(node_states.device)
         control = _control_labels(labels, node_types, f"{seed} {node}")
         most_frequent = labels[train].mode().values
-        probes.chance.append(float((labels[test] == most_frequent).double().mean()))
+        probes.chance.append(float((labels[test] == most_frequent).float().mean()))
         rows = [_probe_loop(node_states[:, loop].float(), labels, control, train, test) for loop in range(num_loops)]
         accuracy, of_control, chosen = (list(column) for column in zip(*rows, strict=True))
         probes.accuracy.append(accuracy)
@@ -283,7 +283,7 @@ def _held_out_accuracy(
     num_classes = int(labels.max()) + 1
     fit = ridge_probe if by_ridge else logistic_probe
     weight, bias = fit(features[train], labels[train], num_classes)
-    return float(((features[test] @ weight + bias).argmax(dim=-1) == labels[test]).double().mean())
+    return float(((features[test] @ weight + bias).argmax(dim=-1) == labels[test]).float().mean())
 
 
 def ridge_probe(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -295,7 +295,7 @@ def ridge_probe(features: torch.Tensor, labels: torch.Tensor, num_classes: int) 
         num_classes (`int`): K.
     """
     inputs = features.cpu().double()
-    targets = one_hot(labels.cpu(), num_classes).double()
+    targets = one_hot(labels, num_classes).cpu().double()
     bias = targets.mean(dim=0)
     gram = inputs.T @ inputs / len(inputs) + PENALTY * torch.eye(inputs.shape[1], dtype=inputs.dtype)
     weight = torch.linalg.solve(gram, inputs.T @ (targets - bias) / len(inputs))

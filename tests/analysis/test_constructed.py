@@ -38,7 +38,8 @@ def test_edges_and_bos_never_change():
     with torch.no_grad():
         states = model.model(row, output_loop_states=True).loop_states
     for state in states:
-        assert torch.equal(state[0, :-2], model.get_input_embeddings()(row)[0, :-2])
+        # some processors leave 1e-44 of an attention weight that others round to zero
+        torch.testing.assert_close(state[0, :-2], model.get_input_embeddings()(row)[0, :-2], rtol=0, atol=1e-30)
 
 
 @pytest.mark.parametrize("rule", ["stable_argmax", "state_change"])
