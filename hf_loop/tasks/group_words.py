@@ -15,7 +15,7 @@ with the logarithm of the length is enough for all (https://huggingface.co/paper
 
 import random
 from collections.abc import Sequence
-from itertools import combinations, permutations
+from itertools import combinations, count, permutations
 from typing import Literal, get_args
 
 from datasets import DatasetDict
@@ -28,6 +28,9 @@ from .tokenizer import word_tokenizer
 
 GroupName = Literal["S3", "S5", "A5", "Z60"]
 Letters = Literal["all", "generators"]
+
+# the split is drawn among so many beginnings of words, or more: one in eight of them is for testing
+MIN_BEGINNINGS = 256
 
 # of Z60 the elements of orders 5, 4 and 3; of the others a cycle and a permutation of two or three things
 GENERATORS = {"S3": ("213", "231"), "S5": ("21345", "23451"), "A5": ("23145", "23451"), "Z60": ("12", "15", "20")}
@@ -50,14 +53,15 @@ def group_words(
 ) -> tuple[DatasetDict, PreTrainedTokenizerFast]:
     """Generate word problems over a group: `"213 231"` is answered by `"132"`.
 
-    The difficulty is the number of letters of a word. A test word is in no training split; but one that is shorter
-    than the longest of training may be the beginning of a training word, whose product is asked there, too. So only
-    words of the highest difficulty and beyond are new to a model.
+    The difficulty is the number of letters of a word. Since every beginning of a word is asked for, the first letters
+    decide whether a word is for testing: so many that there are at least 256 ways to begin (8 of two letters, 6 of
+    three, 4 of six, 2 of 60). Shorter words are for training only. So no test word, nor any beginning of it that is as
+    long, is asked for in training.
 
     Args:
         num_train, num_test, difficulty, min_difficulty, test_difficulties, curriculum, group_size, seed: see
-            [`task_splits`]. Of short words there are few: of two letters, 256 words of length 8 and 32 of them for
-            testing, so where training begins with one letter `test_difficulties` should not.
+            [`task_splits`]. Of two letters there are 256 words of length 8 and about 32 of them for testing; where
+            training begins with shorter words `test_difficulties` must not.
         group (`str`): `"S3"`, `"S5"`, `"A5"` or `"Z60"`.
         letters (`str`, *optional*): `"all"` draws letters from all elements, `"generators"` from two (of Z60, three)
             that generate the group, which leaves a small model far fewer products to learn. By default S5 and A5 have
@@ -76,6 +80,7 @@ def group_words(
         raise ValueError(f"letters must be one of {', '.join(get_args(Letters))}, or None, got {letters!r}")
     elements = group_elements(group)
     drawn = elements if (letters or DEFAULT_LETTERS[group]) == "all" else GENERATORS[group]
+    num_key_words = next(length for length in count(1) if len(drawn) ** length >= MIN_BEGINNINGS)
     products = {(left, right): multiply(group, left, right) for left in elements for right in drawn}
 
     def draw_row(num_letters: int, rng: random.Random) -> TaskRow:
@@ -83,7 +88,7 @@ def group_words(
         states = [word[0]]
         for letter in word[1:]:
             states.append(products[states[-1], letter])
-        return TaskRow(word, states[-1:], thoughts=states[:-1], asked=[None, *states])
+        return TaskRow(word, states[-1:], thoughts=states[:-1], asked=[None, *states], num_key_words=num_key_words)
 
     tokenizer = word_tokenizer(elements)
     splits = task_splits(

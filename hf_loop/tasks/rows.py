@@ -10,7 +10,8 @@ split. Every row has the columns
 - `difficulty`: an integer, whose meaning the task explains;
 - `thoughts`, of some tasks: the steps that a chain of thought writes between prompt and answer, as text.
 
-A row is for testing if a checksum of its content says so. So no test row is in a training split, whatever the seeds,
+A row is for testing if a checksum of its content says so, or one of its first words where every beginning of a row is
+asked for. So no test row is in a training split, whatever the seeds,
 sizes and difficulties of the two are.
 """
 
@@ -46,6 +47,9 @@ class TaskRow:
             the answer is told when the next one is asked.
         key (`str`, *optional*): what decides whether the row is for testing, and whether two test rows are equal; the
             prompt by default.
+        num_key_words (`int`, *optional*): for a row that asks after every word: the first so many words of the prompt
+            alone decide whether the row is for testing, and shorter rows are for training. So no beginning of a test
+            row that is as long is asked for in training.
         columns (`Mapping[str, Any]`): further columns.
     """
 
@@ -54,11 +58,20 @@ class TaskRow:
     thoughts: Sequence[str] | None = None
     asked: Sequence[str | None] | None = None
     key: str | None = None
+    num_key_words: int | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
 
     def content(self) -> str:
         """What identifies the row."""
         return " ".join(self.prompt) if self.key is None else self.key
+
+    def is_for_testing(self) -> bool:
+        """Whether the row belongs to the test split: a function of its content alone."""
+        if self.num_key_words is None:
+            return is_test_content(self.content())
+        if len(self.prompt) < self.num_key_words:
+            return False
+        return is_test_content(" ".join(self.prompt[: self.num_key_words]))
 
 
 def task_splits(
@@ -192,7 +205,7 @@ def _training_row(
 ) -> TaskRow:
     for _ in range(MAX_TRIES):
         row = draw_row(difficulty, rng)
-        if not (keep_apart and is_test_content(row.content())):
+        if not (keep_apart and row.is_for_testing()):
             return row
     raise ValueError(f"difficulty must be another than {difficulty}: all rows of it are for testing")
 
@@ -208,7 +221,7 @@ def _test_rows(
         for _ in range(MAX_TRIES):
             row = draw_row(difficulty, rng)
             content = row.content()
-            if content not in rows and (is_test_content(content) or not keep_apart):
+            if content not in rows and (row.is_for_testing() or not keep_apart):
                 rows[content] = row
                 break
         else:

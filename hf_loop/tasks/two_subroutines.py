@@ -48,8 +48,8 @@ def two_subroutines(
 ) -> tuple[DatasetDict, PreTrainedTokenizerFast]:
     """Generate a coin and a shell game in one text.
 
-    Guessing is right half of the time about the coin and once in three about the cups. A test text that is shorter
-    than the longest of training may be the beginning of a training text, whose states are asked there, too.
+    Guessing is right half of the time about the coin and once in three about the cups. The states of every beginning
+    of a training text are asked for, so that texts for testing are as long as the longest of training, or longer.
 
     Args:
         num_train (`int`): rows of the split `"train"`, a third about the coin, a third about the cups, and a third
@@ -58,7 +58,9 @@ def two_subroutines(
             `"test_b"`, about the cups alone. No game of a test split is in a training split, whatever the seeds.
         difficulty (`int`): the highest difficulty of training rows. It counts the moves, about half of them of each
             machine.
-        min_difficulty, test_difficulties, curriculum, group_size: as [`task_splits`] takes them.
+        min_difficulty, curriculum, group_size: as [`task_splits`] takes them.
+        test_difficulties (`Sequence[int]`, *optional*): the difficulties of test rows, none below `difficulty`, which
+            is the only one by default.
         num_isolated (`int`, *optional*, defaults to 0): rows of the splits `"train_a"` and `"train_b"`, which are to
             `"test_a"` and `"test_b"` what `"train"` is to `"test"`; with 0 there are none. In rows of `_a` nothing is
             labelled that needs the cups, in rows of `_b` nothing that needs the coin.
@@ -68,9 +70,11 @@ def two_subroutines(
         `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits and their tokenizer.
 
     Raises:
-        ValueError: if a size is out of range or there are not so many games for testing.
+        ValueError: if a size is out of range, a test difficulty is below `difficulty`, or there are not so many games
+            for testing.
     """
     check_integers({"num_isolated": num_isolated}, low=0)
+    test_difficulties = [difficulty] if test_difficulties is None else test_difficulties
     tokenizer = word_tokenizer(
         [word for machine in MACHINES for word in (*machine.states, *machine.moves)] + list(QUESTIONS)
     )
@@ -82,6 +86,11 @@ def two_subroutines(
         "seed": seed,
     }
     splits = task_splits(_draw_row, tokenizer, num_train, num_test, difficulty, **sizes)
+    if min(test_difficulties) < difficulty:
+        raise ValueError(
+            f"test_difficulties must be at least difficulty={difficulty}, got {test_difficulties}: the states of "
+            "shorter texts are asked for in training"
+        )
     for name, machine in (("a", 0), ("b", 1)):
         draw_row = partial(_draw_row, machine=machine)
         isolated = task_splits(draw_row, tokenizer, max(1, num_isolated), num_test, difficulty, **sizes)

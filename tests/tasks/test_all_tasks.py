@@ -124,6 +124,24 @@ def test_whole_numbers_of_numpy_are_numbers(name):
     assert (splits["train"].num_rows, splits["test"].num_rows) == (5, 12)
 
 
+@pytest.mark.parametrize("name", sorted(TASKS.keys() - MEMORIZED))
+def test_no_answer_of_a_test_row_is_asked_for_within_a_training_row(name):
+    """Easier test rows must not be the first words of harder training rows that ask after every word."""
+    # few words, so that a beginning that is trained is found among 3,000 rows
+    options = {"group": "A5"} if name == "group_words" else {}
+    low, high = TASKS[name]["min_difficulty"], TASKS[name]["difficulty"]
+    # this task refuses easier test rows, and its answer is asked for before the question, too
+    low, num_questions = (high, 1) if name == "two_subroutines" else (low, 0)
+    asked = set()
+    for row in make(name, num_train=3000, num_test=1, test_difficulties=[high], seed=1, **options)[0]["train"]:
+        asked |= {tuple(row["input_ids"][:i]) for i, label in enumerate(row["labels"]) if label != -100}
+    for level in range(low, high + 1):
+        for row in make(name, num_train=1, num_test=8, test_difficulties=[level], seed=2, **options)[0]["test"]:
+            answer = max(i for i, label in enumerate(row["labels"]) if label != -100)
+            for end in range(answer - num_questions, answer + 1):
+                assert tuple(row["input_ids"][:end]) not in asked, (level, row["prompt"])
+
+
 # the tasks whose difficulty is set by other arguments, and what it is
 OTHERS = [
     (tasks.coin_flips, {"num_moves": 7, "curriculum": 0.5}, lambda row: len(row["prompt"].split()) - 1),

@@ -82,3 +82,15 @@ def test_other_groups_are_refused(value):
 def test_other_letters_are_refused():
     with pytest.raises(ValueError, match="^letters must be one of all, generators"):
         group_words(4, 4, 4, letters="some")
+
+
+@pytest.mark.parametrize(("group", "letters", "length"), [("A5", None, 8), ("Z60", "generators", 6), ("S3", None, 4)])
+def test_the_first_letters_decide_what_is_tested(group, letters, length):
+    options = {"group": group, "letters": letters, "test_difficulties": [length, length + 3]}
+    splits, _ = group_words(2000, 20, length + 3, min_difficulty=1, **options)
+    begins = {name: {" ".join(row.split()[:length]) for row in splits[name]["prompt"]} for name in splits}
+    assert not begins["train"] & begins["test"]
+    # words that do not tell are for training
+    assert set(splits["train"]["difficulty"]) == set(range(1, length + 4))
+    with pytest.raises(ValueError, match=f"^num_test must be lower, or test_difficulties without {length - 1}"):
+        group_words(1, 1, length - 1, min_difficulty=1, **options | {"test_difficulties": [length - 1]})

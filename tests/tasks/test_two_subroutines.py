@@ -95,3 +95,9 @@ def test_ten_thousand_rows_take_seconds():
     start = time.process_time()
     two_subroutines(10_000, 64, test_difficulties=[8])
     assert time.process_time() - start < 5
+
+
+def test_shorter_texts_than_those_of_training_are_not_tested():
+    assert set(two_subroutines(3, 4, 6)[0]["test"]["difficulty"]) == {6}
+    with pytest.raises(ValueError, match=r"^test_difficulties must be at least difficulty=6, got \[4, 6\]"):
+        two_subroutines(3, 4, 6, test_difficulties=[4, 6])
