@@ -68,8 +68,8 @@ class StateTracking:
 
         Whether a game of `num_moves` moves is for training or for testing depends on the game alone. So no test game
         is in a training split, whatever the seeds of the two are. But a shorter one may be the beginning of a training
-        game, whose states are asked for: what is trained with so many moves must not be tested with fewer. Training games are drawn with repetition, as many as
-        wanted; test games are distinct.
+        game, whose states are asked for: what is trained with so many moves must not be tested with fewer. Training
+        games are drawn with repetition, as many as wanted; test games are distinct.
 
         Args:
             num_train (`int`): rows of the split `"train"`.
