@@ -3,13 +3,15 @@
 Two hops over three letters. The last letter is `b`; behind the `b` before it stands `c`, and behind the `c` before
 that one stands `a`:
 
-    > > a b c a b c b     is answered by     a
+    text      <bos>  >     >     a     b     c     a     b     c     b     a
+    labels    -100   -100  -100  -100  -100  -100  -100  -100  -100  b     a
 
-Each mark `>` in front stands for a hop, so that more hops than in training need no new word. Induction heads that are
-composed, of "Transformers, Parallel Computation, and Logarithmic Depth" (https://huggingface.co/papers/2402.09268),
-where log2 p layers are enough and needed; a layer that is looped does as well as as many layers ("Reasoning with
-Latent Thoughts", https://huggingface.co/papers/2502.17416). As in the former, no symbol stands beside itself: a hop
-would end where it starts, and so would all that follow.
+The labels are aligned as transformers has them. As in "Transformers, Parallel Computation, and Logarithmic Depth"
+(https://huggingface.co/papers/2402.09268), the same is asked of every letter that has so many hops behind it, here of
+the last `c`; what is asked in the middle is not told. And no symbol stands beside itself: a hop would end where it
+starts, and so would all that follow. Each mark `>` in front stands for a hop, so that more hops than in training need
+no new word. For these composed induction heads log2 p layers are enough and needed; a layer that is looped does as
+well as as many layers ("Reasoning with Latent Thoughts", https://huggingface.co/papers/2502.17416).
 """
 
 import random
@@ -75,7 +77,11 @@ def p_hop(
                 sequence += rng.choice(others[sequence[-1]])
             visited = hop(sequence, num_hops)
             if len(visited) == num_hops:
-                return TaskRow([HOP] * num_hops + list(sequence), visited[-1:], thoughts=visited[:-1])
+                asked: list[str | None] = [None] * (1 + num_hops)
+                for end in range(1, sequence_length + 1):
+                    found = hop(sequence[:end], num_hops)
+                    asked.append(found[-1] if len(found) == num_hops else None)
+                return TaskRow([HOP] * num_hops + list(sequence), visited[-1:], thoughts=visited[:-1], asked=asked)
         raise ValueError(
             f"sequence_length must be higher for {num_hops} hops: of {MAX_TRIES} sequences of {sequence_length} "
             "symbols none has so many"

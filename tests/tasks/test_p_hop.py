@@ -12,9 +12,13 @@ def naive_hops(symbols, num_hops):
         leads_to.append(max(earlier, default=None))
     place, visited = len(symbols) - 1, []
     for _ in range(num_hops):
-        place = leads_to[place]
-        visited.append(symbols[place])
+        place = None if place is None else leads_to[place]
+        visited.append(None if place is None else symbols[place])
     return visited
+
+
+def words_of(tokenizer, labels):
+    return [None if label == -100 else tokenizer.convert_ids_to_tokens(label) for label in labels]
 
 
 def test_hops_known_by_hand():
@@ -37,7 +41,10 @@ def test_answers_agree_with_a_naive_implementation(alphabet_size, sequence_lengt
         visited = naive_hops(symbols, len(marks))
         assert (row["answer"], row["thoughts"].split()) == (visited[-1], visited[:-1])
         assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == ["<bos>", *words, visited[-1]]
-        assert [label for label in row["labels"] if label != -100] == row["input_ids"][-1:] == row["labels"][-1:]
+        # the same is asked of every symbol that has so many hops behind it
+        asked = [naive_hops(symbols[: end + 1], len(marks)) for end in range(len(symbols))]
+        expected = [None] * (2 + len(marks)) + [hops[-1] for hops in asked]
+        assert words_of(tokenizer, row["labels"]) == expected
 
 
 def test_answers_are_balanced():
