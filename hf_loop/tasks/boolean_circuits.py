@@ -49,7 +49,7 @@ def boolean_circuits(
         `tuple[DatasetDict, PreTrainedTokenizerFast]`: the splits `"train"` and `"test"` with the columns of
         `rows.py`, `num_operators` and `reach` (depth of the deepest part whose change alone would change the answer,
         0 if there is none); and the tokenizer they are made with. The `thoughts` are the values in parentheses as
-        they close, without the last one.
+        they close, without the last one. They are asked for there, too, but for those of parts that are for testing.
 
     Raises:
         ValueError: if an argument is out of range or there are not so many rows for a split.

@@ -11,7 +11,7 @@ from datasets import DatasetDict
 from transformers import PreTrainedTokenizerFast
 
 from .blocks import check_integers
-from .rows import TaskRow, task_splits
+from .rows import TaskRow, is_test_content, task_splits
 from .tokenizer import word_tokenizer
 
 
@@ -34,6 +34,15 @@ class Expression(NamedTuple):
         """The values of all parts with an operator, in the order in which their parentheses close."""
         inner = [value for part in self.parts for value in part.values()]
         return [*inner, self.value] if self.parts else []
+
+    def asked(self) -> list[str | None]:
+        """What is asked for at each of the words: at `)` the value of what closes there, unless it is for testing."""
+        if not self.parts:
+            return [None]
+        texts = [part.asked() for part in self.parts]
+        left = texts[0] if len(texts) == 2 else []
+        value = None if is_test_content(" ".join(self.words())) else str(self.value)
+        return [None, *left, None, *texts[-1], value]
 
     def depth(self) -> int:
         """Count the operators on the longest way from the outermost to a value."""
@@ -136,6 +145,9 @@ class Language:
     ) -> tuple[DatasetDict, PreTrainedTokenizerFast]:
         """Draw training and test rows, whose answers are uniform.
 
+        The value of every part is asked for, but not told, where its parenthesis closes; not that of a part which
+        would be a row for testing.
+
         Args:
             num_train, num_test, difficulty: see [`task_splits`].
             max_operators (`int`): the most operators of an expression.
@@ -147,7 +159,8 @@ class Language:
             expression = self.draw(rng.randrange(self.num_values), depth, max_operators, rng)
             *thoughts, answer = map(str, expression.values())
             columns = {"num_operators": len(thoughts) + 1, "reach": self.reach(expression)}
-            return TaskRow(expression.words(), [answer], thoughts=thoughts, columns=columns)
+            asked = [None, *expression.asked()[:-1], answer]
+            return TaskRow(expression.words(), [answer], thoughts=thoughts, asked=asked, columns=columns)
 
         tokenizer = self.tokenizer()
         rows = task_splits(

@@ -81,7 +81,11 @@ def test_answers_agree_with_python(task):
                 closed.append(value_by_python(" ".join(words[opened.pop() : place + 1]), TASKS[task]))
         assert [*map(int, row["thoughts"].split()), int(row["answer"])] == closed
         assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == ["<bos>", *words, row["answer"]]
-        assert [label for label in row["labels"] if label != -100] == row["input_ids"][-1:]
+        # they are asked where the parts end
+        asked = [row["labels"][place + 2] for place, word in enumerate(words) if word == ")"]
+        values = tokenizer.convert_tokens_to_ids(list(map(str, closed)))
+        assert all(label in (-100, value) for label, value in zip(asked, values, strict=True)) and asked[-1] != -100
+        assert row["labels"].count(-100) == len(row["labels"]) - sum(label != -100 for label in asked)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -145,3 +149,20 @@ def test_thousands_of_rows_take_seconds():
     start = time.process_time()
     modular_arithmetic(2000, 40, 8, min_difficulty=2)
     assert time.process_time() - start < 4
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_parts_are_asked_for_in_training_unless_they_are_for_testing(task):
+    train = task(500, 10, 6, seed=1)[0]["train"]
+    test = set(task(1, 150, 3, min_difficulty=1, test_difficulties=[2, 3], seed=2)[0]["test"]["prompt"])
+    asked, left_out = set(), set()
+    for row in train:
+        words, opened = row["prompt"].split(), []
+        for place, word in enumerate(words):
+            if word == "(":
+                opened.append(place)
+            elif word == ")":
+                part = " ".join(words[opened.pop() : place + 1])
+                (asked if row["labels"][place + 2] != -100 else left_out).add(part)
+    assert not asked & (test | left_out)
+    assert 0.08 < len(left_out) / len(asked | left_out) < 0.17
