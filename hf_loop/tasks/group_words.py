@@ -30,7 +30,7 @@ GroupName = Literal["S3", "S5", "A5", "Z60"]
 Letters = Literal["all", "generators"]
 
 # the split is drawn among so many beginnings of words, or more: one in eight of them is for testing
-MIN_BEGINNINGS = 256
+MIN_BEGINNINGS = 1000
 
 # of Z60 the elements of orders 5, 4 and 3; of the others a cycle and a permutation of two or three things
 GENERATORS = {"S3": ("213", "231"), "S5": ("21345", "23451"), "A5": ("23145", "23451"), "Z60": ("12", "15", "20")}
@@ -54,14 +54,13 @@ def group_words(
     """Generate word problems over a group: `"213 231"` is answered by `"132"`.
 
     The difficulty is the number of letters of a word. Since every beginning of a word is asked for, the first letters
-    decide whether a word is for testing: so many that there are at least 256 ways to begin (8 of two letters, 6 of
-    three, 4 of six, 2 of 60). Shorter words are for training only. So no test word, nor any beginning of it that is as
+    decide whether a word is for testing: so many that there are at least 1,000 ways to begin (10 of two letters, 7
+    of three, 4 of six, 2 of 60). Shorter words are for training only. So no test word, nor any beginning of it that is as
     long, is asked for in training.
 
     Args:
         num_train, num_test, difficulty, min_difficulty, test_difficulties, curriculum, group_size, seed: see
-            [`task_splits`]. Of two letters there are 256 words of length 8 and about 32 of them for testing; where
-            training begins with shorter words `test_difficulties` must not.
+            [`task_splits`]. The test difficulties are by default those that have words for testing.
         group (`str`): `"S3"`, `"S5"`, `"A5"` or `"Z60"`.
         letters (`str`, *optional*): `"all"` draws letters from all elements, `"generators"` from two (of Z60, three)
             that generate the group, which leaves a small model far fewer products to learn. By default S5 and A5 have
@@ -81,6 +80,8 @@ def group_words(
     elements = group_elements(group)
     drawn = elements if (letters or DEFAULT_LETTERS[group]) == "all" else GENERATORS[group]
     num_key_words = next(length for length in count(1) if len(drawn) ** length >= MIN_BEGINNINGS)
+    if test_difficulties is None and min_difficulty < num_key_words <= difficulty:
+        test_difficulties = range(num_key_words, difficulty + 1)
     products = {(left, right): multiply(group, left, right) for left in elements for right in drawn}
 
     def draw_row(num_letters: int, rng: random.Random) -> TaskRow:

@@ -19,7 +19,7 @@ def rearranged(prompt):
 
 @pytest.mark.parametrize("group", ORDERS)
 def test_products_follow_the_letters(group):
-    splits, tokenizer = group_words(60, 10, 9, min_difficulty=7, group=group, seed=1, test_difficulties=[9, 12])
+    splits, tokenizer = group_words(60, 10, 10, min_difficulty=7, group=group, seed=1, test_difficulties=[10, 12])
     for row in [*splits["train"], *splits["test"]]:
         letters = row["prompt"].split()
         if group == "Z60":
@@ -84,7 +84,7 @@ def test_other_letters_are_refused():
         group_words(4, 4, 4, letters="some")
 
 
-@pytest.mark.parametrize(("group", "letters", "length"), [("A5", None, 8), ("Z60", "generators", 6), ("S3", None, 4)])
+@pytest.mark.parametrize(("group", "letters", "length"), [("A5", None, 10), ("Z60", "generators", 7), ("S3", None, 4)])
 def test_the_first_letters_decide_what_is_tested(group, letters, length):
     options = {"group": group, "letters": letters, "test_difficulties": [length, length + 3]}
     splits, _ = group_words(2000, 20, length + 3, min_difficulty=1, **options)
