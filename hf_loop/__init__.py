@@ -49,6 +49,7 @@ _HOMES = {
     "WeightAveraging": "trainer",
     "add_loop_lora": "retrofitting",
     "convert": "retrofitting",
+    "export": "retrofitting",
     "load_loop_adapter": "retrofitting",
     "register_backbone": "models",
     "retrofit": "retrofitting",

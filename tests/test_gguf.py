@@ -6,8 +6,11 @@ import sys
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import hf_loop
 from hf_loop.cli.main import main
@@ -17,9 +20,10 @@ from hf_loop.text_parts import load_decoder
 from hf_loop.trainer.recipe import load_recipe
 from hf_loop.trainer.run import run_recipe
 
-from .tiny_gguf import tiny_llama, write_gguf
+from .tiny_gguf import byte_vocabulary, tiny_llama, write_gguf, write_llama
 
 
+TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
 INPUT_IDS = torch.arange(40, 60)[None]
 FAMILIES = ["looped", "feedback", "sleep"]
 QUANTIZATIONS = ["Q4_1", "Q8_0", None]
@@ -67,6 +71,39 @@ def test_the_fact_outlives_everything_that_is_made_of_the_model(tmp_path):
     for name, model in {"again": again, "composed": composed}.items():
         model.save_pretrained(tmp_path / name)
         assert has_sentence(tmp_path / name, "Q4_1")
+
+
+@torch.no_grad()
+def test_an_unrolled_folder_is_what_a_converter_to_gguf_needs(tmp_path, monkeypatch):
+    """What llama.cpp's converter reads: configuration, tensors by name and tokenizer, here put into a file by gguf."""
+    looped = hf_loop.retrofit(tiny_llama(), core_layers="1-2", num_loops=3)
+    # settings that only our models have must not be in the way
+    looped.generation_config.num_loops = 3
+    looped.save_pretrained(tmp_path / "looped")
+    vocabulary = {token: index for index, token in enumerate(byte_vocabulary())}
+    tokenizer = Tokenizer(BPE(vocabulary, [("a", "b")]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(tmp_path / "looped")
+    monkeypatch.setattr(sys, "argv", ["hf-loop", "unroll", str(tmp_path / "looped"), str(tmp_path / "plain"), "-q"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    names = {path.name for path in (tmp_path / "plain").iterdir()}
+    assert names == {*("config.json", "generation_config.json", "model.safetensors"), *TOKENIZER_FILES}
+    stored = json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert (stored["model_type"], stored["architectures"]) == ("llama", ["LlamaForCausalLM"])
+    assert stored["num_hidden_layers"] == 2 + 2 * 3
+    # nothing of ours, and no code
+    assert stored.keys() <= {*AutoConfig.for_model("llama").to_dict(), "tokenizer_class"}
+    assert "num_loops" not in (tmp_path / "plain" / "generation_config.json").read_text()
+    assert AutoTokenizer.from_pretrained(tmp_path / "plain").get_vocab() == vocabulary
+    tensors = load_file(tmp_path / "plain" / "model.safetensors")
+    write_llama(tmp_path / "plain.gguf", AutoConfig.from_pretrained(tmp_path / "plain"), tensors)
+    loaded = load_pretrained(AutoModelForCausalLM, tmp_path / "plain.gguf").eval()
+    assert loaded.config.num_hidden_layers == 2 + 2 * 3
+    torch.testing.assert_close(loaded(INPUT_IDS).logits, looped.eval()(INPUT_IDS).logits, atol=1e-6, rtol=1e-6)
+    generated = loaded.generate(INPUT_IDS, max_new_tokens=8, do_sample=False)
+    assert torch.equal(generated, looped.generate(INPUT_IDS, max_new_tokens=8, do_sample=False))
 
 
 @torch.no_grad()

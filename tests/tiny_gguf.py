@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 
@@ -27,11 +28,23 @@ def tiny_llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+def byte_vocabulary() -> list[str]:
+    """The tokens of the files, in order."""
+    return [*sorted(ByteLevel.alphabet()), *SPECIAL_TOKENS, "ab"]
+
+
 def write_gguf(path: Path, quantization: str | None = None, lost: str | None = None) -> LlamaForCausalLM:
     """Write the file and return the model, whose matrices are stored in the type `quantization`, without `lost`."""
-    gguf: Any = pytest.importorskip("gguf")
     model = tiny_llama()
-    config: Any = model.config
+    write_llama(path, model.config, model.state_dict(), quantization, lost)
+    return model
+
+
+def write_llama(
+    path: Path, config: Any, tensors: dict[str, Tensor], quantization: str | None = None, lost: str | None = None
+) -> None:
+    """Write a Llama's configuration and its tensors as they are named in a checkpoint."""
+    gguf: Any = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -41,17 +54,18 @@ def write_gguf(path: Path, quantization: str | None = None, lost: str | None = N
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *SPECIAL_TOKENS, "ab"]
+    tokens = byte_vocabulary()
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
-    writer.add_token_types([1] * len(letters) + [3] * len(SPECIAL_TOKENS) + [1])
+    writer.add_token_types([3 if token in SPECIAL_TOKENS else 1 for token in tokens])
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(tokens.index("<s>"))
     writer.add_eos_token_id(tokens.index("</s>"))
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors.items():
         stored, values = names.get_name(name, try_suffixes=(".weight",)), tensor.numpy()
+        if stored is None:
+            raise ValueError(f"llama.cpp knows no tensor {name} of a Llama of {config.num_hidden_layers} layers")
         if stored == lost:
             continue
         if name.endswith(("q_proj.weight", "k_proj.weight")):
@@ -67,4 +81,3 @@ def write_gguf(path: Path, quantization: str | None = None, lost: str | None = N
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return model

@@ -1,4 +1,4 @@
-"""`hf-loop convert`: convert a published looped checkpoint to a model folder of this library."""
+"""`hf-loop convert`: convert a published looped checkpoint to a model folder of this library, or back."""
 
 import shutil
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 
 from ..field_values import parse_field_values
 from ..output_folders import whole_folder
+from .load import load_config, load_model
 from .options import FieldValues, Quiet
 from .output import spinner
 from .save import check_new_folder, size_on_disk
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 def convert(
     source: Annotated[str, typer.Argument(help="The published checkpoint: a folder, or a repository on the Hub.")],
     output_dir: Annotated[Path, typer.Argument(help="Where the converted model goes; new or empty.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYOUT",
+            help="Convert back: SOURCE is a model of this library, written as engines read that published layout: "
+            "nanbeige (llama.cpp, mlx-lm, SGLang, vLLM), dory or hrm_text (transformers). --set takes num_loops.",
+        ),
+    ] = None,
     set_: FieldValues = None,
     dtype: Annotated[
         str | None, typer.Option(help="Type of the weights, such as bfloat16; by default as they are stored.")
@@ -36,13 +45,17 @@ def convert(
     from rich.console import Console
 
     from .. import register
-    from ..retrofitting import convert as convert_checkpoint
     from ..retrofitting.checkpoint import locate, tokenizer_files
 
     register()
     # refuse a wrong type before the weights are read
     torch_dtype = parse_dtype(dtype)
     console = Console()
+    if to is not None:
+        _convert_back(console, source, output_dir, to, overrides, torch_dtype, quiet)
+        return
+    from ..retrofitting import convert as convert_checkpoint
+
     with spinner(f"converting {source}", quiet):
         model = convert_checkpoint(source, dtype=torch_dtype, **overrides)
         with whole_folder(output_dir) as folder:
@@ -50,6 +63,42 @@ def convert(
             for file in tokenizer_files(locate(source)):
                 shutil.copy(file, folder)
     print_facts(console, model, output_dir)
+
+
+def _convert_back(
+    console: Any, source: str, output_dir: Path, layout: str, overrides: dict[str, Any], dtype: Any, quiet: bool
+) -> None:
+    """Write a model of this library in a published layout, with its tokenizer, and print what the engine will run."""
+    from ..models import family_of
+    from ..retrofitting import export
+    from ..retrofitting.checkpoint import locate, tokenizer_files
+    from ..retrofitting.exporting import find_layout
+
+    # refuse what does not fit before the weights are read
+    find_layout(layout)
+    num_loops = overrides.pop("num_loops", None)
+    if overrides:
+        raise ValueError(f"--set: with --to only num_loops can be set, got {', '.join(overrides)}")
+    # a published checkpoint is named as one, with what to do with it
+    config = load_config(source)
+    if family_of(config) is None:
+        raise ValueError(
+            f"{source} is a plain {config.model_type!r} model: with --to, SOURCE is a model of hf_loop; make one with "
+            "hf-loop retrofit"
+        )
+    with spinner(f"converting {source}", quiet):
+        model: Any = load_model(source)
+        with whole_folder(output_dir) as folder:
+            export(model if dtype is None else model.to(dtype), folder, layout, num_loops=num_loops)
+            for file in tokenizer_files(locate(source)):
+                shutil.copy(file, folder)
+    console.print(
+        f"{output_dir}: {layout}, {num_loops or model.config.num_loops} loops, {model.num_parameters():,} parameters, "
+        f"{size_on_disk(output_dir)}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def parse_dtype(name: str | None) -> Any:

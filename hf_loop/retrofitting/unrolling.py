@@ -15,6 +15,7 @@ from ..models.configuration_recurrent import COPIED_FIELDS
 from ..models.offloading import check_weights_are_here
 from ..models.schedules import Call
 from .layer_selection import check_same_kind, number_layers, select_layers
+from .plain_generation import plain_generation_config
 
 
 def unroll(model: LoopedForCausalLM, num_loops: int | None = None) -> PreTrainedModel:
@@ -34,13 +35,15 @@ def unroll(model: LoopedForCausalLM, num_loops: int | None = None) -> PreTrained
     Raises:
         ValueError: the schedule does something between layers that a plain decoder cannot: an injection that has
             learned something or adds to a state, a damped update, a norm or a map of the state, an initial state of
-            its own; `model` carries an adapter that was not merged; or its weights are offloaded.
+            its own; its generation configuration has a setting that does so, such as an exit; `model` carries an
+            adapter that was not merged; or its weights are offloaded.
     """
     refuse_adapter(model, "it is unrolled")
     if not isinstance(model, LoopedForCausalLM):
         raise ValueError(f"`model` must be a LoopedForCausalLM, got {type(model).__name__}")
     check_weights_are_here(model, "model")
     num_loops = model.config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
+    generation_config = plain_generation_config(model)
     calls = _layer_calls(model, range(num_loops - _plain_loops(model, num_loops), num_loops))
     indices = [call.layer for call in calls]
 
@@ -63,7 +66,7 @@ def unroll(model: LoopedForCausalLM, num_loops: int | None = None) -> PreTrained
     number_layers(copied)
     setattr(unrolled, unrolled.base_model_prefix, decoder)
     unrolled.set_output_embeddings(copy.deepcopy(model.lm_head, copies))
-    unrolled.generation_config = copy.deepcopy(model.generation_config)
+    unrolled.generation_config = generation_config
     return unrolled.train(model.training)
 
 

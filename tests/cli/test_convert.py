@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, HrmTextForCausalLM
 from hf_loop.field_values import parse_field_values
 
 from ..models.hierarchical_variants import tiny_hrm_text_config
+from ..models.looped_variants import tiny_looped
 from ..retrofitting.converters import test_huginn as huginn
 from ..retrofitting.converters.recurrent_reference import write_checkpoint
 
@@ -91,6 +92,42 @@ def test_a_folder_that_holds_something_is_left_as_it_is(hf_loop, source, tmp_pat
     assert code == 2
     assert "is not an empty folder" in err
     assert [path.name for path in output.iterdir()] == ["notes.txt"]
+
+
+def test_a_model_is_converted_back(hf_loop, tmp_path, tokenizer):
+    model = tiny_looped(loop_norm="final")
+    model.save_pretrained(tmp_path / "ours")
+    tokenizer.save_pretrained(tmp_path / "ours")
+    arguments = ["--to", "nanbeige", "--set", "num_loops=2"]
+    code, out, err = hf_loop("convert", tmp_path / "ours", tmp_path / "written", *arguments)
+    assert code == 0, err
+    assert f"written: nanbeige, 2 loops, {model.num_parameters():,} parameters" in out
+    assert json.loads((tmp_path / "written" / "config.json").read_text())["num_loops"] == 2
+    code, _, err = hf_loop("convert", tmp_path / "written", tmp_path / "back")
+    assert code == 0, err
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    ids = torch.arange(3, 20)[None]
+    assert torch.equal(back(ids).logits, model(ids, num_loops=2).logits)
+    assert AutoTokenizer.from_pretrained(tmp_path / "back").get_vocab() == tokenizer.get_vocab()
+    assert not {*tmp_path.iterdir()} - {tmp_path / name for name in ("ours", "written", "back")}
+
+
+def test_what_cannot_be_converted_back_leaves_nothing_behind(hf_loop, looped_folder, plain_folder, tmp_path):
+    output = tmp_path / "written"
+    for arguments, message in (
+        ((looped_folder, output, "--to", "nanbeige"), "`num_prelude_layers` of nanbeige is always 0, got 1"),
+        (
+            (looped_folder, output, "--to", "ouro"),
+            "`layout` must be one of 'nanbeige', 'dory', 'hrm_text', got 'ouro'",
+        ),
+        ((looped_folder, output, "--to", "nanbeige", "--set", "exit_gate=false"), "only num_loops can be set"),
+        ((looped_folder, output, "--to", "nanbeige", "--set", "num_loops=0"), "`num_loops` must be an integer of at"),
+        ((plain_folder, output, "--to", "nanbeige"), "is a plain 'llama' model: with --to, SOURCE is"),
+    ):
+        code, out, err = hf_loop("convert", *arguments, "--quiet")
+        assert (code, out, err.count("\n")) == (2, "", 1), (arguments, out, err)
+        assert message in err
+        assert not output.exists()
 
 
 def test_values_are_json_or_text():

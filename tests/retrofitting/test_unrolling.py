@@ -112,3 +112,23 @@ def test_bad_arguments_are_refused():
         unroll(adapted)
     with pytest.raises(ValueError, match="carries a PEFT adapter"):
         unroll(adapted.get_base_model())
+
+
+@pytest.mark.parametrize("name", ["exit_criterion", "cache_policy", "contrast_loop"])
+def test_a_setting_of_generation_that_only_our_models_have_is_refused(name):
+    looped = tiny_looped(num_loops=2)
+    values = {"exit_criterion": "kl", "cache_policy": "last_loop", "contrast_loop": 1}
+    setattr(looped.generation_config, name, values[name])
+    with pytest.raises(ValueError, match=f"`{name}` of `generation_config` is {values[name]!r}, which only hf_loop's"):
+        unroll(looped)
+
+
+def test_settings_of_generation_that_change_no_token_are_left_out(tmp_path):
+    looped = tiny_looped(num_loops=2)
+    before = set(vars(looped.generation_config))
+    vars(looped.generation_config).update(
+        {"num_loops": 3, "draft_loops": 1, "num_draft_tokens": 2, "exit_criterion": None, "cache_policy": "own"}
+    )
+    unrolled = unroll(looped, 3)
+    assert set(vars(unrolled.generation_config)) == before
+    assert looped.generation_config.draft_loops == 1

@@ -10,7 +10,8 @@ A module has three functions, and a `MODEL_CLASS` where the model is not the Aut
                                                superfluous (a second copy, a buffer), so that what stays is unknown
 
 A fourth, `generation_settings(config)`, says what the generation configuration has besides the special tokens, where
-the checkpoint has settings of its own for that, such as a cache policy.
+the checkpoint has settings of its own for that, such as a cache policy. A fifth, `save(model, folder, num_loops)`,
+writes a model back in the layout, and refuses by a ValueError what the layout cannot say.
 
 For all but the first the reader adds to `config` what stands beside it: `"tensor_names"`, the names of all tensors,
 `"tensor_shapes"`, their shapes by name, and `"tokenizer_token_ids"`, those of `bos_token_id`, `eos_token_id` and

@@ -9,6 +9,7 @@ name. A converted model has it in its generation configuration; a call of `forwa
 """
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -20,6 +21,7 @@ from ...models.adapters import refuse_adapter
 from ...models.checks import check_positive_int
 from ...models.offloading import check_weights_are_here
 from .native import TOKEN_IDS, convert_native_tensors, read_native_config, write_native
+from .rules import check_schedule
 
 
 # the schedule of Dory: what else a looped model may be set to
@@ -106,9 +108,7 @@ def to_dory(model: LoopedForCausalLM, num_loops: int | None = None) -> "transfor
     if config.backbone_config.model_type != "dory":
         raise ValueError(f"`model` must run dory layers, got {config.backbone_config.model_type!r}")
     check_weights_are_here(model, "model")
-    for name, value in SCHEDULE.items():
-        if getattr(config, name) != value:
-            raise ValueError(f"`{name}` of dory is always {value!r}, got {getattr(config, name)!r}")
+    check_schedule(config, SCHEDULE, "dory")
     policy = getattr(model.generation_config, "cache_policy", None) or "own"
     if policy not in POLICIES.values():
         raise ValueError(f"`cache_policy` of dory is 'own' or 'last_loop', got {policy!r} in `generation_config`")
@@ -123,10 +123,12 @@ def to_dory(model: LoopedForCausalLM, num_loops: int | None = None) -> "transfor
     native_config.architectures = [transformers.DoryForCausalLM.__name__]
     for name in (*TOKEN_IDS, "tie_word_embeddings"):
         setattr(native_config, name, getattr(config, name))
-    native = write_native(transformers.DoryForCausalLM, native_config, model)
-    if hasattr(native.generation_config, "cache_policy"):
-        del native.generation_config.cache_policy
-    return native
+    return write_native(transformers.DoryForCausalLM, native_config, model, ("cache_policy",))
+
+
+def save(model: LoopedForCausalLM, folder: Path, num_loops: int | None = None) -> None:
+    """Write what [`to_dory`] returns into a folder."""
+    to_dory(model, num_loops).save_pretrained(folder)
 
 
 def _native_config(config: dict[str, Any]) -> Any:

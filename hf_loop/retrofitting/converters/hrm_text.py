@@ -5,6 +5,7 @@ loaded with another `H_cycles` fails in generation. Here the same layers run on 
 `num_loops` like any other depth. Nothing is computed differently: logits are equal bit for bit.
 """
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from ...models.adapters import refuse_adapter
 from ...models.checks import check_positive_int
 from ...models.offloading import check_weights_are_here
 from .native import TOKEN_IDS, convert_native_tensors, read_native_config, write_native
+from .rules import check_schedule
 
 
 # the schedule of HRM-Text: what else a hierarchical model may be set to
@@ -83,9 +85,7 @@ def to_hrm_text(model: HierarchicalForCausalLM, num_loops: int | None = None) ->
     if config.backbone_config.model_type != "hrm_text":
         raise ValueError(f"`model` must run hrm_text layers, got {config.backbone_config.model_type!r}")
     check_weights_are_here(model, "model")
-    for name, value in SCHEDULE.items():
-        if getattr(config, name) != value:
-            raise ValueError(f"`{name}` of hrm_text is always {value!r}, got {getattr(config, name)!r}")
+    check_schedule(config, SCHEDULE, "hrm_text")
     num_loops = config.num_loops if num_loops is None else check_positive_int("num_loops", num_loops)
     fields = config.backbone_config.to_dict()
     # the native configuration derives its number of layer calls only where this is absent
@@ -99,3 +99,8 @@ def to_hrm_text(model: HierarchicalForCausalLM, num_loops: int | None = None) ->
         "architectures": [HrmTextForCausalLM.__name__],
     }
     return write_native(HrmTextForCausalLM, HrmTextConfig.from_dict(fields), model)
+
+
+def save(model: HierarchicalForCausalLM, folder: Path, num_loops: int | None = None) -> None:
+    """Write what [`to_hrm_text`] returns into a folder."""
+    to_hrm_text(model, num_loops).save_pretrained(folder)

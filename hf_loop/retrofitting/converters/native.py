@@ -1,6 +1,6 @@
 """Checkpoints of recurrent models that transformers has itself: its own classes read them, and write them back."""
 
-import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...loading import check_loaded, load_with_faults
 from ...models.transformers_seams import make_model
+from ..plain_generation import plain_generation_config
 
 
 CHECKPOINT = "the checkpoint"
@@ -64,12 +65,28 @@ def convert_native_tensors(
     return converted
 
 
-def write_native(model_class: type[PreTrainedModel], native_config: PreTrainedConfig, model: PreTrainedModel) -> Any:
-    """The native model with the weights of `model`, of which it shares none."""
+def write_native(
+    model_class: type[PreTrainedModel],
+    native_config: PreTrainedConfig,
+    model: PreTrainedModel,
+    native_settings: Collection[str] = (),
+) -> Any:
+    """The native model with the weights of `model`, of which it shares none.
+
+    Args:
+        model_class (`type`): the native class.
+        native_config (`PreTrainedConfig`): its configuration.
+        model (`PreTrainedModel`): the model of this library.
+        native_settings (`Collection[str]`): settings of generation that `native_config` holds.
+
+    Raises:
+        ValueError: another setting of generation is one that only this library has.
+    """
+    generation_config = plain_generation_config(model, native_settings)
     native_config.dtype = model.dtype
     # not by `from_pretrained`, which saves under the names that it was given: files would not be as published
     native = make_model(model_class, native_config)
     state_dict = model.state_dict()
     native.load_state_dict({name.replace("model.backbone.", "model.", 1): state_dict[name] for name in state_dict})
-    native.generation_config = copy.deepcopy(model.generation_config)
+    native.generation_config = generation_config
     return native.to(model.device).train(model.training)

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -98,3 +100,19 @@ def check_settings(config: dict, supported: dict[str, tuple]) -> None:
         if config.get(name, values[0]) not in values:
             known = " or ".join(repr(value) for value in values)
             raise ValueError(f"`{name}` of the checkpoint is {config[name]!r}; only {known} can be converted")
+
+
+def check_schedule(config: PreTrainedConfig, schedule: dict[str, Any], layout: str) -> None:
+    """Refuse to write a model whose schedule a published layout cannot say.
+
+    Args:
+        config (`PreTrainedConfig`): the model's configuration.
+        schedule (`dict`): the fields that the layout has no choice in, with their values.
+        layout (`str`): its name, for the message.
+
+    Raises:
+        ValueError: a field has another value; the message names both.
+    """
+    for name, value in schedule.items():
+        if getattr(config, name) != value:
+            raise ValueError(f"`{name}` of {layout} is always {value!r}, got {getattr(config, name)!r}")

@@ -4,14 +4,18 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import hf_loop
+from hf_loop import FeedbackConfig, FeedbackForCausalLM, LoopedForCausalLM, SleepConfig, SleepForCausalLM
 from hf_loop.retrofitting.converters import nanbeige
 
+from ...models.hierarchical_variants import tiny_hierarchical
+from ...models.looped_variants import tiny_looped
 from ...models.model_tester import random_ids
+from ...models.tiny_backbones import tiny_backbone
 from .llama_reference import attention, converted_model, linear, llama_shapes, random_tensors, rms_norm, swiglu
 
 
@@ -174,3 +178,87 @@ def test_missing_tensors_are_named():
 def test_the_unlooped_nanbeige_is_not_recognized():
     assert nanbeige.recognizes(CONFIG)
     assert not nanbeige.recognizes({"model_type": "nanbeige"})
+
+
+@pytest.mark.parametrize("loop_norm", ["final", "none"])
+@pytest.mark.parametrize("tie_word_embeddings", [False, True])
+@pytest.mark.parametrize("num_loops", [None, 5])
+@torch.no_grad()
+def test_a_looped_model_is_written_in_the_published_layout(loop_norm, tie_word_embeddings, num_loops, tmp_path):
+    model = tiny_looped(loop_norm=loop_norm, tie_word_embeddings=tie_word_embeddings, num_loops=3)
+    hf_loop.export(model, tmp_path, "nanbeige", num_loops=num_loops)
+    config, tensors = json.loads((tmp_path / "config.json").read_text()), load_file(tmp_path / "model.safetensors")
+    assert (config["model_type"], config["architectures"]) == ("nanbeige", ["NanbeigeForCausalLM"])
+    assert config["num_loops"] == (num_loops or 3) and config["loop_loss_weights"] == []
+    names = llama_shapes(config).keys() - ({"lm_head.weight"} if tie_word_embeddings else set())
+    assert tensors.keys() == names
+    # the published forward, by what is written alone
+    head = {"lm_head.weight": tensors["model.embed_tokens.weight"]} if tie_word_embeddings else {}
+    expected = model(INPUT_IDS, num_loops=num_loops).logits
+    reference = reference_logits(config, tensors | head, INPUT_IDS, config["num_loops"])
+    torch.testing.assert_close(reference, expected, atol=1e-5, rtol=1e-5)
+    back = hf_loop.convert(tmp_path)
+    assert torch.equal(back(INPUT_IDS).logits, expected)
+    for other in (1, 4):
+        assert torch.equal(back(INPUT_IDS, num_loops=other).logits, model(INPUT_IDS, num_loops=other).logits)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        assert getattr(back.config, name) == getattr(model.config, name) == config[name]
+
+
+def test_that_there_is_no_special_token_is_written_and_read(tmp_path):
+    model = tiny_looped()
+    model.config.bos_token_id = model.config.pad_token_id = None
+    hf_loop.export(model, tmp_path, "nanbeige")
+    back = hf_loop.convert(tmp_path)
+    assert (back.config.bos_token_id, back.config.pad_token_id) == (None, None)
+
+
+def llama_layers(**fields) -> LoopedForCausalLM:
+    return LoopedForCausalLM(hf_loop.LoopedConfig(backbone_config=tiny_backbone("llama", **fields)))
+
+
+ROPE = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
+REFUSED = {
+    "prelude": (lambda: tiny_looped(num_prelude_layers=1), "`num_prelude_layers` of nanbeige is always 0, got 1"),
+    "coda": (lambda: tiny_looped(num_coda_layers=2), "`num_coda_layers` of nanbeige is always 0, got 2"),
+    "injection": (lambda: tiny_looped(injection="add"), "`injection` of nanbeige is always 'none', got 'add'"),
+    "state": (
+        lambda: tiny_looped(injection="add", state_init="zeros"),
+        "`injection` of nanbeige is always 'none', got 'add'",
+    ),
+    "damped": (lambda: tiny_looped(loop_update="damped"), "`loop_update` of nanbeige is always 'replace'"),
+    "gate": (lambda: tiny_looped(exit_gate=True), "`exit_gate` of nanbeige is always False, got True"),
+    "norm": (lambda: tiny_looped(loop_norm="own"), "`loop_norm` of nanbeige is 'final' or 'none', got 'own'"),
+    "projection": (lambda: tiny_looped(state_projection=True), "`state_projection` of nanbeige is always False"),
+    "loop LoRA": (lambda: tiny_looped(loop_lora_rank=2), "`loop_lora_rank` of nanbeige is always 0, got 2"),
+    "layers": (lambda: tiny_looped("qwen3"), "`model` must run llama layers, got 'qwen3'"),
+    "bias": (lambda: llama_layers(attention_bias=True), "`attention_bias` of nanbeige is always False, got True"),
+    "MLP bias": (lambda: llama_layers(mlp_bias=True), "`mlp_bias` of nanbeige is always False, got True"),
+    "activation": (lambda: llama_layers(hidden_act="gelu"), "`hidden_act` of nanbeige is always 'silu', got 'gelu'"),
+    "rotary": (lambda: llama_layers(rope_parameters=ROPE), "`rope_parameters` of nanbeige are a `rope_theta` alone"),
+    "feedback": (
+        lambda: FeedbackForCausalLM(FeedbackConfig(backbone_config=tiny_backbone("llama"))),
+        "`model` must be a LoopedForCausalLM, got FeedbackForCausalLM",
+    ),
+    "sleep": (
+        lambda: SleepForCausalLM(SleepConfig(backbone_config=tiny_backbone("llama"))),
+        "`model` must be a LoopedForCausalLM, got SleepForCausalLM",
+    ),
+    "hierarchical": (tiny_hierarchical, "`model` must be a LoopedForCausalLM, got HierarchicalForCausalLM"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_layout_cannot_say_is_named_and_nothing_is_written(case, tmp_path):
+    make, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        hf_loop.export(make(), tmp_path / "written", "nanbeige")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_field_of_the_schedule_is_known_to_the_writer():
+    """A field that is added to looped models is refused or written, not forgotten."""
+    own = set(hf_loop.models.FAMILIES["looped"].own_fields)
+    # these say more about a field that is refused, or are written
+    described = {name for name in own if name.startswith("loop_lora_")} | {"state_std", "loop_step"}
+    assert own - described == nanbeige.SCHEDULE.keys() - {"loop_lora_rank"} | {"num_loops", "loop_norm"}
