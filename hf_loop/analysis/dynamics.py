@@ -112,7 +112,7 @@ def path_independence(
 ) -> PathIndependence:
     """Run a model from several starts and measure whether the loops forget them.
 
-    A model whose state starts from noise (`state_init="normal"`) gets other noise. In any other the state after the
+    A looped model whose state starts from noise gets other noise. In any other the state after the
     first loop is moved at random. A model that reaches one fixed point from anywhere is path independent
     (https://huggingface.co/papers/2211.09961), and more loops then cannot harm it.
 
@@ -129,7 +129,7 @@ def path_independence(
     """
     if num_starts < 2:
         raise ValueError(f"`num_starts` must be at least 2, got {num_starts}")
-    starts_from_noise = getattr(model.config, "state_init", None) == "normal"
+    starts_from_noise = getattr(model.config, "starts_from_noise", False)
     runs = []
     for start in range(num_starts):
         if starts_from_noise:

@@ -107,10 +107,11 @@ class Watch:
     def end_norm(self) -> Any:
         """The norm at the end of a loop, `None` if there is none."""
         model = self.depth.model
-        kind = model.config.loop_norm if hasattr(model.config, "loop_norm") else model.config.stack_norm
-        if kind in ("none", "own"):
-            return None if kind == "none" else model.loop_norm
-        return model.stack_norm if kind == "weightless" else self.backbone.final_norm
+        is_looped = hasattr(model.config, "loop_norm")
+        kind = model.config.loop_norm if is_looped else model.config.stack_norm
+        if kind in ("none", "final"):
+            return None if kind == "none" else self.backbone.final_norm
+        return model.loop_norm if is_looped else model.stack_norm
 
     def on_injection(self, module: Any, inputs: Any) -> None:
         """Keep the state before a loop."""

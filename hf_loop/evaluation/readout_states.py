@@ -165,18 +165,17 @@ class _Cycles:
     """Steps of a hierarchical model; arguments as of [`PlannedLoops.states`]."""
 
     def __init__(self, headless: Any, inputs: ModelInputs, forward_pass: ForwardPass):
-        self.headless, self.forward_pass = headless, forward_pass
+        self.headless, self.inputs, self.forward_pass = headless, inputs, forward_pass
         self.schedule: Any = forward_pass.backbone.depth
 
     def start(self) -> State:
-        """Return the states before the first cycle."""
-        return self.headless.make_initial_states(self.forward_pass.hidden_states)
+        """Run the prelude and return the states before the first cycle."""
+        self.encoded = self.schedule.run_prelude(self.forward_pass.hidden_states, self.forward_pass.run_call)
+        return self.headless.first_states(self.encoded, self.inputs, self.forward_pass.inputs.position_ids)
 
     def step(self, loop: int, state: State, num_loops: int) -> State:
         """Run one slow cycle; cycles have nothing of their own."""
-        return self.schedule.run_cycles(
-            state, self.forward_pass.hidden_states, self.forward_pass.run_call, num_loops=1
-        )
+        return self.schedule.run_cycles(state, self.encoded, self.forward_pass.run_call, num_loops=1)
 
     def continued(self, state: State, previous: State, count: int) -> State:
         """Add the last step `count` times more, with the norm that ends a stack call."""
@@ -192,5 +191,5 @@ class _Cycles:
         return self.schedule.norm(state) if self.schedule.stack_norm == "final" else state
 
     def read(self, state: State) -> torch.Tensor:
-        """Apply the final norm to the slow state."""
-        return self.schedule.finish(state[0])
+        """Run the coda and the final norm on the slow state."""
+        return self.schedule.finish(self.schedule.run_coda(state[0], self.forward_pass.run_call))

@@ -8,6 +8,7 @@ from .configuration_feedback import FeedbackConfig
 from .configuration_hierarchical import HierarchicalConfig, HierarchicalPuzzleConfig
 from .configuration_hrm import HrmBackboneConfig
 from .configuration_huginn import HuginnBackboneConfig
+from .configuration_ifm_moe import IfmMoeBackboneConfig
 from .configuration_looped import LoopedConfig
 from .configuration_parcae import ParcaeBackboneConfig
 from .configuration_sleep import SleepConfig
@@ -37,6 +38,7 @@ from .modeling_hierarchical_puzzle import (
 )
 from .modeling_hrm import HrmBackboneModel
 from .modeling_huginn import HuginnBackboneForCausalLM, HuginnBackboneModel
+from .modeling_ifm_moe import IfmMoeBackboneForCausalLM, IfmMoeBackboneModel
 from .modeling_looped import (
     LoopedForCausalLM,
     LoopedForSequenceClassification,
@@ -63,6 +65,9 @@ for _path in sorted(Path(__file__).parent.glob("modeling_*.py")):
 register_classes(HrmBackboneConfig, {})
 register_classes(
     HuginnBackboneConfig, {"AutoModel": HuginnBackboneModel, "AutoModelForCausalLM": HuginnBackboneForCausalLM}
+)
+register_classes(
+    IfmMoeBackboneConfig, {"AutoModel": IfmMoeBackboneModel, "AutoModelForCausalLM": IfmMoeBackboneForCausalLM}
 )
 register_classes(
     ParcaeBackboneConfig, {"AutoModel": ParcaeBackboneModel, "AutoModelForCausalLM": ParcaeBackboneForCausalLM}
@@ -97,6 +102,9 @@ __all__ = [
     "HuginnBackboneConfig",
     "HuginnBackboneForCausalLM",
     "HuginnBackboneModel",
+    "IfmMoeBackboneConfig",
+    "IfmMoeBackboneForCausalLM",
+    "IfmMoeBackboneModel",
     "LoopCache",
     "LoopedConfig",
     "LoopedForCausalLM",

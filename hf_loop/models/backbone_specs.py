@@ -43,6 +43,7 @@ from .backbone_steps import (
 )
 from .modeling_hrm import HrmBackboneModel
 from .modeling_huginn import HuginnBackboneModel
+from .modeling_ifm_moe import IfmMoeBackboneModel
 from .modeling_parcae import ParcaeBackboneModel, scale_and_softcap
 from .transformers_seams import GPTJ_ROTARY
 
@@ -162,6 +163,7 @@ SUPPORTED_BACKBONES: dict[str, BackboneSpec] = {
     "huginn_backbone": BackboneSpec(enter=scale_embeddings, model_class=HuginnBackboneModel),
     "hunyuan_v1_dense": LIKE_LLAMA,
     "hyperclovax": BackboneSpec(enter=scale_embeddings, finish_logits=multiply_by_logits_scaling),
+    "ifm_moe_backbone": BackboneSpec(model_class=IfmMoeBackboneModel),
     "jamba": BackboneSpec(norm="final_layernorm", rotary=None, continues_by_token=True),
     "kimi_linear": BackboneSpec(rotary=None, keeps_fast_weights=True),
     "laguna": _PER_LAYER_TYPE,

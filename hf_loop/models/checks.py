@@ -65,7 +65,7 @@ def check_int(name: str, value: Any, least: int = 0) -> int:
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("vocab_size", "hidden_size", "num_attention_heads"), (1, 1 << 24)),
     **dict.fromkeys(("intermediate_size", "num_key_value_heads", "head_dim"), (0, 1 << 24)),
-    **dict.fromkeys(("num_hidden_layers", "num_layers", "low_cycles"), (1, 1 << 12)),
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "low_cycles", "stack_repeats"), (1, 1 << 12)),
     **dict.fromkeys(("num_prelude_layers", "num_coda_layers"), (0, 1 << 12)),
     "num_labels": (0, 1 << 20),
     "loop_step": (1e-6, 1),

@@ -39,18 +39,34 @@ class HierarchicalConfig(RecurrentConfig):
             Number of slow cycles, unless the call says otherwise.
         low_cycles (`int`, *optional*, defaults to 3):
             Updates of the fast state in each slow cycle.
+        num_prelude_layers (`int`, *optional*, defaults to 0):
+            Layers that run once before the first cycle; `x` is their output.
+        num_coda_layers (`int`, *optional*, defaults to 0):
+            Layers that run once after the last cycle, on the slow state.
+        stack_repeats (`int`, *optional*, defaults to 1):
+            How often a stack call runs the layers of its stack.
         shared_stack (`bool`, *optional*, defaults to `False`):
             Whether one stack of all layers updates both states (https://huggingface.co/papers/2510.04871).
         num_latent_states (`int`, *optional*, defaults to 2):
             Number of states: 2, or 1 for a single state, which the shared stack updates `low_cycles` times in every
             cycle (https://huggingface.co/papers/2512.14693).
         injection (`str`, *optional*, defaults to `"none"`):
-            How the input `x` enters the fast stack: `"add"` (in every update) or `"none"` (through the slow state
-            alone, as in https://huggingface.co/papers/2605.20613).
+            How the input `x` enters the stacks: `"add"` (added to the fast stack's input in every update),
+            `"diagonal"` (before every call of both stacks, by the injection of that name of [`LoopedConfig`], as in
+            ifm-ai/xllm-loop) or `"none"` (through the slow state alone, as in
+            https://huggingface.co/papers/2605.20613).
+        injection_norm (`bool`, *optional*, defaults to `True`):
+            Whether the injection `"diagonal"` norms `x`.
         state_init (`str`, *optional*, defaults to `"input"`):
             The states before the first cycle. With `"input"` (`x` itself) and `"zeros"` for the slow state, the fast
             state starts from the backbone's own initial vector, or from zero if it has none. With `"random"` both
             start from vectors that are drawn once, saved with the weights and not trained, the same at every position.
+            With `"sine_normal"` the slow state starts from `x` and the fast one from the noise of that name, see
+            `state_noise.py`, the same for every example.
+        state_std (`float`, *optional*):
+            Standard deviation of the noise, by default `sqrt(2 / (5 hidden_size))`.
+        state_seed (`int`, *optional*, defaults to 0):
+            Seed of the noise.
         stack_norm (`str`, *optional*, defaults to `"weightless"`):
             The norm at the end of every stack call: `"none"`, `"weightless"` (an RMS norm without gains) or `"final"`
             (the backbone's final norm, which is then not applied again before the head).
@@ -84,10 +100,16 @@ class HierarchicalConfig(RecurrentConfig):
 
     num_loops: int = 2
     low_cycles: int = 3
+    num_prelude_layers: int = 0
+    num_coda_layers: int = 0
+    stack_repeats: int = 1
     shared_stack: bool = False
     num_latent_states: Literal[1, 2] = 2
-    injection: Literal["none", "add"] = "none"
-    state_init: Literal["input", "zeros", "random"] = "input"
+    injection: Literal["none", "add", "diagonal"] = "none"
+    injection_norm: bool = True
+    state_init: Literal["input", "zeros", "random", "sine_normal"] = "input"
+    state_std: float | None = None
+    state_seed: int = 0
     stack_norm: Literal["none", "weightless", "final"] = "weightless"
     embedding_scale: float | int = 1.0
     gradient: Literal["full", "last_cycle", "one_step", "last_k"] = "full"
@@ -131,12 +153,17 @@ class HierarchicalConfig(RecurrentConfig):
         return super().from_dict({**config_dict, "model_type": cls.model_type}, **kwargs)
 
     def __setattr__(self, key, value):
-        if key == "low_cycles":
+        if key in ("low_cycles", "stack_repeats"):
             check_positive_int(key, value)
         super().__setattr__(key, value)
 
     def check_depth(self) -> None:
-        check_num_calls(self.num_loops, self.num_calls * self.num_stack_layers)
+        if self.num_inner_layers < 1:
+            raise ValueError(
+                f"`num_prelude_layers` ({self.num_prelude_layers}) and `num_coda_layers` ({self.num_coda_layers}) "
+                f"leave no layers for the stacks: the backbone has {self.backbone_config.num_hidden_layers}"
+            )
+        check_num_calls(self.num_loops, self.num_calls * self.num_stack_layers * self.stack_repeats)
 
     def validate_architecture(self):
         """Refuse layers that cannot be split into two stacks, and schedules that lose the input or its gradient."""
@@ -147,12 +174,20 @@ class HierarchicalConfig(RecurrentConfig):
             raise ValueError(
                 f"`shared_stack` must be False for a {self.backbone_config.model_type} backbone, which has two stacks"
             )
-        if not has_two_stacks and not self.shared_stack and self.backbone_config.num_hidden_layers % 2:
+        if has_two_stacks and self.num_prelude_layers + self.num_coda_layers > 0:
             raise ValueError(
-                f"`backbone_config.num_hidden_layers` must be even for two stacks of equal size, got "
-                f"{self.backbone_config.num_hidden_layers}; set `shared_stack=True` for one stack"
+                f"`num_prelude_layers` and `num_coda_layers` must be 0 for a {self.backbone_config.model_type} "
+                f"backbone, all of whose layers are in its stacks, got {self.num_prelude_layers} and "
+                f"{self.num_coda_layers}"
             )
-        if self.injection == "none" and self.state_init != "input":
+        self.check_depth()
+        if not has_two_stacks and not self.shared_stack and self.num_inner_layers % 2:
+            outside = " without prelude and coda" if self.num_prelude_layers + self.num_coda_layers else ""
+            raise ValueError(
+                f"`backbone_config.num_hidden_layers`{outside} must be even for two stacks of equal size, got "
+                f"{self.num_inner_layers}; set `shared_stack=True` for one stack"
+            )
+        if self.injection == "none" and self.state_init not in ("input", "sine_normal"):
             raise ValueError(
                 f"`state_init={self.state_init!r}` needs `injection='add'`: otherwise the input reaches no layer"
             )
@@ -160,6 +195,17 @@ class HierarchicalConfig(RecurrentConfig):
             raise ValueError(
                 f"`gradient={self.gradient!r}` needs `injection='add'`: otherwise no gradient reaches the embeddings"
             )
+        if not self.injection_norm and self.injection != "diagonal":
+            raise ValueError(f"`injection_norm=False` needs `injection='diagonal'`, got {self.injection!r}")
+        if self.state_init == "sine_normal" and self.num_latent_states == 1:
+            raise ValueError("`state_init='sine_normal'` needs `num_latent_states=2`: its noise is the fast state")
+        if (self.state_seed, self.state_std) != (0, None) and self.state_init != "sine_normal":
+            raise ValueError(
+                f"`state_seed` and `state_std` need `state_init='sine_normal'`, got {self.state_seed} and "
+                f"{self.state_std} with {self.state_init!r}"
+            )
+        if self.state_std is not None and self.state_std < 0:
+            raise ValueError(f"`state_std` must not be negative, got {self.state_std}")
         if (self.backprop_low_cycles is not None) != (self.gradient == "last_k"):
             raise ValueError(
                 "`backprop_low_cycles` must be given with `gradient='last_k'` and only then, got "
@@ -179,7 +225,12 @@ class HierarchicalConfig(RecurrentConfig):
         own = getattr(self.backbone_config, "num_layers_per_stack", None)
         if own is not None:
             return own
-        return self.backbone_config.num_hidden_layers // (1 if self.shared_stack else 2)
+        return self.num_inner_layers // (1 if self.shared_stack else 2)
+
+    @property
+    def num_inner_layers(self) -> int:
+        """Number of layers of all stacks."""
+        return self.backbone_config.num_hidden_layers - self.num_prelude_layers - self.num_coda_layers
 
     @property
     def prefix_lm(self) -> bool:
@@ -272,6 +323,11 @@ class HierarchicalPuzzleConfig(HierarchicalConfig):
     def validate_architecture(self):
         """Refuse puzzle embeddings that do not fit their positions, and a tolerance of zero or less."""
         super().validate_architecture()
+        for name in ("num_prelude_layers", "num_coda_layers"):
+            if getattr(self, name):
+                raise ValueError(f"`{name}` must be 0 for puzzles, got {getattr(self, name)}")
+        if self.state_init == "sine_normal":
+            raise ValueError("`state_init` must not be 'sine_normal' for puzzles, whose states are carried on")
         if self.fixed_point_tolerance <= 0:
             raise ValueError(f"`fixed_point_tolerance` must be above 0, got {self.fixed_point_tolerance}")
         if (

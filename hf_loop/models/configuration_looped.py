@@ -41,13 +41,21 @@ class LoopedConfig(RecurrentConfig):
         injection (`str`, *optional*, defaults to `"none"`):
             How the prelude's output `e` enters the state `s` before each loop: `"none"`, `"add"` (`s + e`),
             `"unit_add"` (`s / |s| + e / |e|`, as in transformers' `dory`), `"concat"` (a linear map of `[s; e]`,
-            https://huggingface.co/papers/2502.05171) or `"diagonal"` (`exp(-D A) s + D B norm(e)`,
-            https://huggingface.co/papers/2604.12946).
+            https://huggingface.co/papers/2502.05171), `"diagonal"` (`exp(-D A) s + D B norm(e)`,
+            https://huggingface.co/papers/2604.12946) or `"orthogonal"` (the same, where `exp(-D A) s` loses its
+            component along `D B norm(e)`, ifm-ai/xllm-loop).
+        injection_norm (`bool`, *optional*, defaults to `True`):
+            Whether the injections `"diagonal"` and `"orthogonal"` norm `e`.
+        injection_bias (`bool`, *optional*, defaults to `False`):
+            Whether the linear map of the injection `"concat"` has a bias.
         state_init (`str`, *optional*, defaults to `"input"`):
-            The state before the first loop: `"input"` (`e` itself), `"zeros"`, `"normal"` (truncated normal noise,
-            see `state_noise.py`) or `"learned"` (one trained vector).
+            The state before the first loop: `"input"` (`e` itself), `"zeros"`, `"normal"` (truncated normal noise),
+            `"sine_normal"` (normal noise from the hash of ifm-ai/xllm-loop; see
+            `state_noise.py` for both) or `"learned"` (one trained vector).
         state_std (`float`, *optional*):
-            Standard deviation of the `"normal"` state, by default `sqrt(2 / (5 hidden_size))`.
+            Standard deviation of a state of noise, by default `sqrt(2 / (5 hidden_size))`.
+        state_seed (`int`, *optional*, defaults to 0):
+            Seed of the `"sine_normal"` state.
         loop_update (`str`, *optional*, defaults to `"replace"`):
             How a loop uses the core's result `f(s)`: `"replace"` (`s <- f(s)`) or `"damped"`
             (`s <- s + loop_step (f(s) - s)`, the training-free looping of https://huggingface.co/papers/2605.23872).
@@ -55,9 +63,9 @@ class LoopedConfig(RecurrentConfig):
             The share of the update that `"damped"` keeps, above 0 and at most 1, by default `1 / num_loops` of the
             call. A quarter mends most of the updates that harm an answer (https://huggingface.co/papers/2609.16665).
         loop_norm (`str`, *optional*, defaults to `"none"`):
-            The norm of the state at the end of every loop: `"none"`, `"own"` (a separate RMS norm) or `"final"` (the
-            backbone's final norm, as in https://huggingface.co/papers/2510.25741; without a coda it is not applied
-            again before the head).
+            The norm of the state at the end of every loop: `"none"`, `"own"` (a separate RMS norm), `"weightless"`
+            (an RMS norm without gains) or `"final"` (the backbone's final norm, as in
+            https://huggingface.co/papers/2510.25741; without a coda it is not applied again before the head).
         coda_norm (`bool`, *optional*, defaults to `False`):
             Whether the backbone's final norm is also applied between the last loop and the coda, as in
             https://huggingface.co/papers/2502.05171.
@@ -107,12 +115,15 @@ class LoopedConfig(RecurrentConfig):
     num_prelude_layers: int = 0
     num_coda_layers: int = 0
     num_loops: int = 4
-    injection: Literal["none", "add", "unit_add", "concat", "diagonal"] = "none"
-    state_init: Literal["input", "zeros", "normal", "learned"] = "input"
+    injection: Literal["none", "add", "unit_add", "concat", "diagonal", "orthogonal"] = "none"
+    injection_norm: bool = True
+    injection_bias: bool = False
+    state_init: Literal["input", "zeros", "normal", "sine_normal", "learned"] = "input"
     state_std: float | None = None
+    state_seed: int = 0
     loop_update: Literal["replace", "damped"] = "replace"
     loop_step: float | int | None = None
-    loop_norm: Literal["none", "own", "final"] = "none"
+    loop_norm: Literal["none", "own", "weightless", "final"] = "none"
     coda_norm: bool = False
     state_projection: bool = False
     exit_gate: bool = False
@@ -153,11 +164,28 @@ class LoopedConfig(RecurrentConfig):
             )
         if self.loop_lora_vectors and not self.loop_lora_rank:
             raise ValueError("`loop_lora_vectors` needs `loop_lora_rank` of at least 1")
+        if not self.injection_norm and self.injection not in ("diagonal", "orthogonal"):
+            raise ValueError(
+                f"`injection_norm=False` needs `injection` 'diagonal' or 'orthogonal', got {self.injection!r}: the "
+                "others have no norm"
+            )
+        if self.injection_bias and self.injection != "concat":
+            raise ValueError(f"`injection_bias` needs `injection='concat'`, got {self.injection!r}")
+        if self.state_seed != 0 and self.state_init != "sine_normal":
+            raise ValueError(
+                f"`state_seed` needs `state_init='sine_normal'`, got state_seed={self.state_seed} with "
+                f"state_init={self.state_init!r}"
+            )
         if self.injection == "none" and self.state_init != "input":
             raise ValueError(
                 f"`state_init={self.state_init!r}` needs an injection: with `injection='none'` the input never "
                 "reaches the core"
             )
+
+    @property
+    def starts_from_noise(self) -> bool:
+        """Whether the state before the first loop is noise."""
+        return self.state_init in ("normal", "sine_normal")
 
     @property
     def num_core_layers(self) -> int:

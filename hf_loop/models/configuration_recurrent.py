@@ -22,13 +22,14 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from .checks import check_positive_int, check_values, make_config, plain_count, strict
 from .configuration_hrm import HrmBackboneConfig
 from .configuration_huginn import HuginnBackboneConfig
+from .configuration_ifm_moe import IfmMoeBackboneConfig
 from .configuration_parcae import ParcaeBackboneConfig
 from .field_checks import check_attribute, check_backbone_fields, check_fields, check_unused
 from .schedules import Call, Depth
 
 
 # decoders that transformers does not have, registered here so that code on the Hub finds them too
-for _config_class in (HrmBackboneConfig, HuginnBackboneConfig, ParcaeBackboneConfig):
+for _config_class in (HrmBackboneConfig, HuginnBackboneConfig, IfmMoeBackboneConfig, ParcaeBackboneConfig):
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
 
 # read and written through to the backbone: other libraries read them from the outer configuration

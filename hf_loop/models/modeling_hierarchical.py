@@ -13,10 +13,10 @@
 # limitations under the License.
 """The hierarchical language model (HRM, https://huggingface.co/papers/2506.21734): two states on two clocks.
 
-    x = embed(tokens);  H = x;  L = 0
+    x = embed(tokens) [prelude(...)];  H = x;  L = 0
     num_loops times:  low_cycles times:  L = low(L + H [+ x])
                       H = high(H + L)
-    logits = head(norm(H))
+    logits = head(norm([coda(] H [)]))
 
 `low` and `high` are stacks of backbone layers. Over transformers' own `hrm_text` layers, with the settings that
 `hf_loop.convert` makes, this is `HrmTextModel`, bit for bit, at any number of cycles.
@@ -32,11 +32,14 @@ from transformers.utils import logging
 from .backbone import TWO_STACK_BACKBONES
 from .configuration_hierarchical import HierarchicalConfig
 from .family import Family, text_classes
+from .initial_state import make_noise, noise_inputs
+from .injection import DiagonalInjection
 from .layer_views import read_weight
 from .modeling_classification import make_classifiers
 from .modeling_hrm import truncated_normal_
 from .modeling_recurrent import ModelInputs, RecurrentForCausalLM, RecurrentModel, RecurrentPreTrainedModel
 from .outputs import LoopedCausalLMOutputWithPast, LoopedModelOutputWithPast
+from .schedules import HierarchicalDepth
 from .transformers_seams import (
     create_masks_for_generate,
     named_cache,
@@ -57,6 +60,8 @@ class HierarchicalPreTrainedModel(RecurrentPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
+        if isinstance(module, DiagonalInjection):
+            module.reset_parameters()
         initial_states: Any = getattr(module, "initial_states", None)
         if initial_states is not None:
             truncated_normal_(initial_states, 1.0)
@@ -97,6 +102,9 @@ class HierarchicalStacks(HierarchicalPreTrainedModel, RecurrentModel):
         # CODEPATH: HRM and its puzzle successors start from vectors that are drawn once and not trained
         if config.state_init == "random":
             self.initial_states = nn.Buffer(torch.empty(config.num_latent_states, config.hidden_size))
+        # CODEPATH: LoopedLM injects the prelude's output before every stack call
+        if config.injection == "diagonal":
+            self.stack_injection = DiagonalInjection(config)
         # CODEPATH: HRM-Text norms the output of a stack call; HRM's and TRM's layers end with a norm already
         if config.stack_norm == "weightless":
             eps = getattr(config.backbone_config, "rms_norm_eps", 1e-6)
@@ -121,9 +129,34 @@ class HierarchicalStacks(HierarchicalPreTrainedModel, RecurrentModel):
         name = self.spec.low_state
         return None if name is None else read_weight(self.backbone, name)
 
-    def make_initial_states(self, encoded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Make the slow and the fast state before the first cycle, each `[B, T, D]`; the fast one may be `None`."""
+    def first_states(
+        self, encoded: torch.Tensor, inputs: ModelInputs, position_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Make the states before the first cycle of a pass, from the first stack's input `[B, T, D]`."""
+        # CODEPATH: LoopedLM's fast state starts from noise
+        if self.config.state_init != "sine_normal":
+            return self.make_initial_states(encoded)
+        return self.make_initial_states(encoded, noise_inputs(inputs, position_ids, per_example=False)[0])
+
+    def make_initial_states(
+        self, encoded: torch.Tensor, position_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Make the slow and the fast state before the first cycle, each `[B, T, D]`; the fast one may be `None`.
+
+        Args:
+            encoded (`torch.Tensor` of shape `[B, T, D]`): the first stack's input.
+            position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`, *optional*): positions, which noise is
+                computed from.
+
+        Raises:
+            ValueError: if the fast state is noise and there are no positions.
+        """
         has_low = self.config.num_latent_states == 2
+        # CODEPATH: as above
+        if self.config.state_init == "sine_normal":
+            if position_ids is None:
+                raise ValueError("`state_init='sine_normal'` needs `position_ids`, from which its noise is computed")
+            return encoded, make_noise(self.config, position_ids.new_zeros(1, 1), position_ids, encoded)
         # CODEPATH: HRM and its puzzle successors start from the stored vectors
         if self.config.state_init == "random":
             vectors = self.initial_states.to(encoded)
@@ -170,7 +203,16 @@ class HierarchicalModel(HierarchicalStacks):
         # a paged cache does not tell, but prompts with a prefix never come with one
         is_prefill = not isinstance(inputs.cache, Cache) or not inputs.cache.is_initialized
         blocks = prefix_blocks(self.config, token_type_ids) if is_prefill else None
-        return self.run_pass(self.start_pass(inputs, depth, block_sequence_ids=blocks, **kwargs))
+        forward_pass = self.start_pass(inputs, depth, block_sequence_ids=blocks, **kwargs)
+        schedule: HierarchicalDepth = forward_pass.backbone.depth
+        encoded = schedule.run_prelude(forward_pass.hidden_states, forward_pass.run_call)
+        states = self.first_states(encoded, inputs, forward_pass.inputs.position_ids)
+        high, _ = schedule.run_cycles(states, encoded, forward_pass.run_call, **forward_pass.depth)
+        return LoopedModelOutputWithPast(
+            last_hidden_state=schedule.finish(schedule.run_coda(high, forward_pass.run_call)),
+            **named_cache(forward_pass.inputs.cache),
+            **self.loops_run(forward_pass),
+        )
 
 
 # trf-ignore: TRF057 as above
@@ -232,7 +274,11 @@ HierarchicalForSequenceClassification, HierarchicalForTokenClassification = _cla
 def describe_cycles(config: HierarchicalConfig) -> str:
     """Describe the stacks and the cycles in a few words."""
     cycles = f"{config.num_loops} slow cycles of {config.low_cycles} fast ones"
-    return f"{config.num_stack_layers} layers in each stack, {cycles}"
+    outer = config.num_prelude_layers, config.num_coda_layers
+    around = f", between {outer[0]} and {outer[1]} other layers" if any(outer) else ""
+    # CODEPATH: one of LoopedLM's models runs the layers of a stack twice in every call
+    repeats = f" (run {config.stack_repeats} times)" if config.stack_repeats > 1 else ""
+    return f"{config.num_stack_layers} layers in each stack{repeats}{around}, {cycles}"
 
 
 FAMILY = Family(

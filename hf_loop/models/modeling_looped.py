@@ -110,6 +110,10 @@ class LoopedModel(LoopedPreTrainedModel, InitialStateMixin, ExitGateMixin, Recur
         # CODEPATH: a separate norm bounds the state of models trained from scratch; Ouro uses the final norm
         if config.loop_norm == "own":
             self.loop_norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
+        # CODEPATH: LoopedLM's models with a linear injection norm the state without gains
+        elif config.loop_norm == "weightless":
+            eps = getattr(config.backbone_config, "rms_norm_eps", 1e-6)
+            self.loop_norm = nn.RMSNorm(config.hidden_size, eps=eps, elementwise_affine=False)
         # CODEPATH: Parcae maps the state before its coda
         if config.state_projection:
             self.state_projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
@@ -159,9 +163,9 @@ class LoopedModel(LoopedPreTrainedModel, InitialStateMixin, ExitGateMixin, Recur
             output_loop_states (`bool`, *optional*, defaults to `False`): whether to return the state after every loop.
             output_loop_hidden_states (`bool`, *optional*, defaults to `False`): whether to return the last hidden
                 state after every loop. This runs the coda once per loop, without a cache.
-            noise_per_example (`bool`, *optional*): whether the noise of `config.state_init="normal"` differs between
-                examples, in which case no cache is made. By default it does in training if no cache is given. In
-                generation it does not, because a prompt and its continuation must get the same noise.
+            noise_per_example (`bool`, *optional*): whether a first state of noise differs between examples, in which
+                case no cache is made. By default it does in training if no cache is given. In generation it does not,
+                because a prompt and its continuation must get the same noise.
             exit_criterion (`str` or `ExitRule`, *optional*): the rule by which every token leaves the loop, see
                 `exits.py`: `"state_change"`, `"kl"`, `"stable_argmax"`, `"entropy"` or `"gate"`.
             exit_threshold (`float`, *optional*): when a token is done, by default as the rule says.
@@ -192,7 +196,7 @@ class LoopedModel(LoopedPreTrainedModel, InitialStateMixin, ExitGateMixin, Recur
             inputs = inputs._replace(use_cache=False)
         if noise_per_example is None:
             is_cached = inputs.cache is not None or "paged_cache" in kwargs
-            noise_per_example = self.config.state_init == "normal" and self.training and not is_cached
+            noise_per_example = self.config.starts_from_noise and self.training and not is_cached
         # no cache of noise per example: a later call would add other noise
         keeps_cache = inputs.cache is not None or bool(inputs.use_cache and not noise_per_example)
         cache = open_cache(inputs.cache, self.sized_config(depth), exits is not None, cache_policy, keeps_cache)
@@ -282,7 +286,7 @@ class LoopedForCausalLM(
     def prepare_inputs_for_generation(self, *args, inputs_embeds: torch.Tensor | None = None, **kwargs):
         inputs = super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
         # CODEPATH: Huginn starts from noise, Ouro and others do not
-        if self.training and self.config.state_init == "normal":
+        if self.training and self.config.starts_from_noise:
             inputs["noise_per_example"] = False
         return inputs
 

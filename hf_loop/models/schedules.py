@@ -153,7 +153,7 @@ class LoopedDepth(Depth):
         first = 0 if num_backprop_loops is None else num_loops - num_backprop_loops
         in_loop = [model.injection]
         if config.loop_norm != "none":
-            in_loop.append(model.loop_norm if config.loop_norm == "own" else self.norm)
+            in_loop.append(self.norm if config.loop_norm == "final" else model.loop_norm)
         return [
             *((module, loop >= first) for loop in range(num_loops) for module in in_loop),
             *((module, True) for module in self.modules_before_coda()),
@@ -261,7 +261,7 @@ class LoopedDepth(Depth):
         loop_norm = self.config.loop_norm
         if loop_norm == "none":
             return state
-        return self.model.loop_norm(state) if loop_norm == "own" else self.norm(state)
+        return self.norm(state) if loop_norm == "final" else self.model.loop_norm(state)
 
     def run_coda(self, state: torch.Tensor, run_call: RunCall) -> torch.Tensor:
         """Run the coda on the state after a loop, `[B, T, D]`."""
@@ -275,7 +275,8 @@ class LoopedDepth(Depth):
 
 
 class HierarchicalDepth(Depth):
-    """`num_loops` slow cycles, each of `low_cycles` calls of the fast stack and one of the slow stack.
+    """Prelude layers once, `num_loops` slow cycles, each of `low_cycles` calls of the fast stack and one of the slow
+    stack, and coda layers once.
 
     Args:
         config (`HierarchicalConfig`): the schedule.
@@ -291,41 +292,64 @@ class HierarchicalDepth(Depth):
         self.model = model
         # read once: reading attributes of configurations in every layer call is slow
         self.low_cycles, self.num_calls, self.stack_norm = config.low_cycles, config.num_calls, config.stack_norm
-        self.first_high_layer = 0 if config.shared_stack else self.num_layers
+        self.num_prelude, self.num_coda = config.num_prelude_layers, config.num_coda_layers
+        self.injects_always = config.injection == "diagonal"
+        self.first_high_layer = self.num_prelude + (0 if config.shared_stack else self.num_layers)
 
-    # slots: layer i of stack call c in cycle h -> (h * num_calls + c) * n + i, so that more cycles only add slots at
-    # the end; with two states the last call of a cycle is the slow stack's
+    def prelude_calls(self) -> list[Call]:
+        """List the calls before the first cycle."""
+        return [Call(index, index) for index in range(self.num_prelude)]
+
+    def coda_calls(self) -> list[Call]:
+        """List the calls after the last cycle."""
+        first = self.first_high_layer + self.num_layers
+        return [Call(first + index, self.num_prelude + index) for index in range(self.num_coda)]
+
+    # slots: prelude layer i -> i; coda layer j -> P + j; layer i of repeat t of stack call c in cycle h ->
+    # P + C + ((h * num_calls + c) * repeats + t) * n + i, so that more cycles only add slots at the end; with two
+    # states the last call of a cycle is the slow stack's
     def stack_calls(self, cycle: int, call: int) -> list[Call]:
         """List the layer calls of one stack call, with both indices from 0."""
-        first_layer = self.first_high_layer if call == self.low_cycles else 0
-        first_slot = (cycle * self.num_calls + call) * self.num_layers
-        return [Call(first_layer + index, first_slot + index, cycle) for index in range(self.num_layers)]
+        first_layer = self.first_high_layer if call == self.low_cycles else self.num_prelude
+        num_layer_calls = self.num_layers * self.config.stack_repeats
+        first_slot = self.num_prelude + self.num_coda + (cycle * self.num_calls + call) * num_layer_calls
+        return [
+            Call(first_layer + index % self.num_layers, first_slot + index, cycle) for index in range(num_layer_calls)
+        ]
 
     def calls(self, num_loops: int | None = None) -> list[Call]:
         num_loops = self.config.num_loops if num_loops is None else num_loops
-        return [
+        inner = [
             layer_call
             for cycle in range(num_loops)
             for call in range(self.num_calls)
             for layer_call in self.stack_calls(cycle, call)
         ]
+        return [*self.prelude_calls(), *inner, *self.coda_calls()]
 
     def trained_calls(self, num_loops: int | None = None, num_backprop_loops: int | None = None) -> list[Call]:
         stack_calls = self.stack_calls_with_gradient(num_loops, num_backprop_loops)
-        return [call for at, is_trained in stack_calls if is_trained for call in self.stack_calls(*at)]
+        inner = [call for at, is_trained in stack_calls if is_trained for call in self.stack_calls(*at)]
+        # gradient reaches the prelude through an injection, or through the slow state from its start
+        has_prelude = self.config.injection != "none" or all(
+            is_trained for (_, call), is_trained in stack_calls if call == self.num_calls - 1
+        )
+        return [*(self.prelude_calls() if has_prelude else []), *inner, *self.coda_calls()]
 
     def calls_between(
         self, num_loops: int | None = None, num_backprop_loops: int | None = None
     ) -> list[tuple[Any, bool]]:
-        if self.stack_norm != "final":
-            return []
+        before = [self.model.stack_injection] if self.injects_always else []
+        around = [*before, self.norm] if self.stack_norm == "final" else before
         stack_calls = self.stack_calls_with_gradient(num_loops, num_backprop_loops)
-        return [(self.norm, is_trained) for _, is_trained in stack_calls]
+        return [(module, is_trained) for _, is_trained in stack_calls for module in around]
 
     def calls_from_constants(self, num_loops: int | None = None, num_backprop_loops: int | None = None) -> list[Call]:
         found = []
         is_injected, has_two = self.config.injection == "add", self.num_calls > self.low_cycles
-        high, low = self.config.state_init == "input", False
+        if self.injects_always:
+            return []
+        high, low = self.config.state_init in ("input", "sine_normal"), False
         for (cycle, call), is_trained in self.stack_calls_with_gradient(num_loops, num_backprop_loops):
             is_high = not has_two or call == self.low_cycles
             if is_trained and not (high or low or (is_injected and call < self.low_cycles)):
@@ -346,7 +370,7 @@ class HierarchicalDepth(Depth):
 
     @property
     def ends_with_norm(self) -> bool:
-        return self.stack_norm == "final"
+        return self.stack_norm == "final" and self.num_coda == 0
 
     def run(
         self,
@@ -355,8 +379,18 @@ class HierarchicalDepth(Depth):
         num_loops: int | None = None,
         num_backprop_loops: int | None = None,
     ) -> torch.Tensor:
-        states = self.model.make_initial_states(hidden_states)
-        return self.run_cycles(states, hidden_states, run_call, num_loops, num_backprop_loops)[0]
+        encoded = self.run_prelude(hidden_states, run_call)
+        states = self.model.make_initial_states(encoded)
+        high, _ = self.run_cycles(states, encoded, run_call, num_loops, num_backprop_loops)
+        return self.run_coda(high, run_call)
+
+    def run_prelude(self, hidden_states: torch.Tensor, run_call: RunCall) -> torch.Tensor:
+        """Run the prelude on the first layer's input, `[B, T, D]`."""
+        return run_calls(hidden_states, run_call, self.prelude_calls())
+
+    def run_coda(self, state: torch.Tensor, run_call: RunCall) -> torch.Tensor:
+        """Run the coda on the slow state after the last cycle, `[B, T, D]`."""
+        return run_calls(state, run_call, self.coda_calls())
 
     def run_cycles(
         self,
@@ -371,7 +405,7 @@ class HierarchicalDepth(Depth):
         Args:
             states (`tuple[torch.Tensor, torch.Tensor | None]`): the slow and the fast state, each `[B, T, D]`; the
                 second is `None` for a single state.
-            encoded (`torch.Tensor` of shape `[B, T, D]`): the first layers' input.
+            encoded (`torch.Tensor` of shape `[B, T, D]`): the first stack's input.
             run_call (`Callable`): runs one layer call.
             num_loops (`int`, *optional*): number of slow cycles, by default the configuration's.
             num_backprop_loops (`int`, *optional*): number of last slow cycles that gradient may reach, by default all.
@@ -389,6 +423,9 @@ class HierarchicalDepth(Depth):
                 with nullcontext() if carries_gradient else torch.no_grad():
                     # the stacks may be on two devices
                     state = high if low is None else low.to(high.device) + high
+                    # CODEPATH: LoopedLM injects into both stacks, HRM adds to the input of the fast one
+                    if self.injects_always:
+                        state = self.model.stack_injection(state, encoded.to(state.device))
                     if call == self.low_cycles:
                         high = self.run_stack(state, run_call, cycle, call)
                         continue

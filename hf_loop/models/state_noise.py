@@ -16,6 +16,9 @@ import torch
 _GOLDEN_GAMMA = -7046029254386353131
 _MIX_1 = -4658895280553007687
 _MIX_2 = -7723592293110705685
+# the largest prime below 2**24, so that the phases that follow from it are exact in fp32, and two factors that mix
+_PHASE_MODULUS = 16_777_213
+_EXAMPLE_FACTOR, _SEED_FACTOR = 104_729, 130_363
 
 
 def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
@@ -92,3 +95,34 @@ def truncated_normal(
     uniform = (_shift_right(bits, 41).to(torch.float32) + 0.5) / 2**22 - 1.0
     # erfinv maps uniform numbers in (-erf(3 / sqrt 2), erf(3 / sqrt 2)) to a standard normal truncated at 3
     return (math.sqrt(2.0) * std * torch.erfinv(uniform * math.erf(3.0 / math.sqrt(2.0)))).to(dtype)
+
+
+def sine_normal(
+    seeds: torch.Tensor, positions: torch.Tensor, num_channels: int, std: float, dtype: torch.dtype, state_seed: int
+) -> torch.Tensor:
+    """Compute the normal noise with which the LoopedLM models are evaluated (ifm-ai/xllm-loop, `looped.py`).
+
+    A channel `c` at position `p` has the uniform number `u = fract(43758.5453123 sin(x))` with
+    `x = 0.013579 c + 0.021713 p + phase + 0.123457`, and the noise `sqrt(2) std erfinv(2 u - 1)`. The phase mixes the
+    seed of the example and that of the state; it is 0 where both are. The last bits of the sine decide about `u`, so
+    that it differs in the third digit between devices.
+
+    Args:
+        seeds (`torch.LongTensor` of shape `[B, T]`, `[B, 1]` or `[1, 1]`): seed of every token's example.
+        positions (`torch.LongTensor` of shape `[B, T]` or `[1, T]`): position of every token.
+        num_channels (`int`): number of channels of the state, D.
+        std (`float`): standard deviation.
+        dtype (`torch.dtype`): dtype of the result; the noise is computed in fp32.
+        state_seed (`int`): seed of the state.
+
+    Returns:
+        `torch.Tensor` of shape `[B, T, D]`: the noise.
+    """
+    mixed = seeds % _PHASE_MODULUS * _EXAMPLE_FACTOR + state_seed % _PHASE_MODULUS * _SEED_FACTOR
+    phases = (mixed % _PHASE_MODULUS).float() * (2 * math.pi / _PHASE_MODULUS)
+    channels = torch.arange(num_channels, device=positions.device).float()
+    # in the order of the source, on which the rounding depends
+    angles = channels * 0.013579 + (positions.float() * 0.021713)[..., None] + phases[..., None] + 0.123457
+    scaled = angles.sin() * 43758.5453123
+    uniform = (scaled - scaled.floor()).clamp(1e-6, 1 - 1e-6)
+    return (torch.erfinv(uniform * 2 - 1) * (math.sqrt(2.0) * std)).to(dtype)

@@ -2,9 +2,10 @@
 and the scale of a diagonal injection.
 
 With no layer dropped, one loop, the injections `none`, `add` and `concat` and no `loop_norm` the logits equal the
-original's bit for bit. With `diagonal` and `unit_add` they do not: a norm gives every token's state the same length,
-which no weights undo. With `diagonal` that is set to the median length of what the core gets in the original, and the
-direction is the original's. With `unit_add` it is one, for layers that were trained so.
+original's bit for bit. With `diagonal`, `orthogonal` and `unit_add` they do not: a norm gives every token's state the
+same length, which no weights undo. With `diagonal` and `orthogonal` that is set to the median length of what the core
+gets in the original, and the direction is the original's; without `injection_norm` they equal it to rounding. With
+`unit_add` the length is one, for layers that were trained so.
 """
 
 from typing import Any, Literal
@@ -104,7 +105,7 @@ def retrofit_looped(base: PreTrainedModel, **fields: Any) -> LoopedForCausalLM:
     looped: Any = move_into(LoopedForCausalLM, base, own)
     if fold is not None:
         fold_layers(core, config.num_loops, fold, looped.model.loop_lora)
-    if config.injection == "diagonal":
+    if config.injection in ("diagonal", "orthogonal"):
         _scale_diagonal(looped)
     return looped
 
@@ -123,4 +124,7 @@ def _scale_diagonal(looped: Any) -> None:
     # the median, since the first token of a sequence is often very long
     length = encoded[0].float().square().mean(-1).sqrt().median()
     step = torch.nn.functional.softplus(injection.dt_bias.float())
-    injection.norm.weight.copy_(length / step)
+    if injection.norm is None:
+        injection.B.weight.div_(step[:, None])
+    else:
+        injection.norm.weight.copy_(length / step)

@@ -98,11 +98,12 @@ def _plain_loops(model: LoopedForCausalLM, num_loops: int) -> int:
     for name in ("coda_norm", "state_projection"):
         if getattr(config, name):
             raise ValueError(f"`{name}` acts between layers, which a plain decoder cannot")
-    if config.loop_norm == "own" or (config.loop_norm == "final" and (num_loops > 1 or config.num_coda_layers)):
+    ends_with_norm = config.loop_norm == "final" and num_loops == 1 and config.num_coda_layers == 0
+    if config.loop_norm != "none" and not ends_with_norm:
         raise ValueError(f"`loop_norm` {config.loop_norm!r} acts between layers, which a plain decoder cannot")
     if config.injection == "concat":
         return _plain_concat_loops(model, num_loops)
-    if config.injection in ("unit_add", "diagonal") or (config.injection == "add" and num_loops > 1):
+    if config.injection in ("unit_add", "diagonal", "orthogonal") or (config.injection == "add" and num_loops > 1):
         raise ValueError(
             f"`injection` {config.injection!r} at num_loops={num_loops} brings the prelude's output to layers that a "
             "plain decoder keeps it from"
@@ -118,7 +119,9 @@ def _plain_concat_loops(model: LoopedForCausalLM, num_loops: int) -> int:
     injection: Any = model.model.injection
     weight: torch.Tensor = injection.proj.weight
     of_state, of_input = weight.split(weight.shape[0], dim=1)
-    passes_input = torch.equal(of_input, torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device))
+    has_bias = injection.proj.bias is not None and bool(injection.proj.bias.any())
+    identity = torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device)
+    passes_input = not has_bias and torch.equal(of_input, identity)
     # the core's input is then the prelude's output in every loop: the last loop alone counts
     drops_state = not of_state.any() or (num_loops == 1 and model.config.state_init == "zeros")
     if not passes_input or not drops_state or model.config.depth().update_share(num_loops) < 1:

@@ -6,6 +6,7 @@ import torch
 from transformers import HrmTextConfig, PreTrainedConfig
 
 from hf_loop import HierarchicalConfig, HierarchicalForCausalLM
+from hf_loop.models.state_noise import sine_normal
 
 from .tiny_backbones import COMMON, tiny_backbone
 
@@ -17,6 +18,24 @@ VARIANTS = {
     "add": {"injection": "add", "state_init": "zeros", "gradient": "last_cycle"},
     "final norm": {"stack_norm": "final", "injection": "add", "gradient": "one_step"},
     "no norm": {"stack_norm": "none", "embedding_scale": 3},
+    "prelude and coda": {
+        "num_prelude_layers": 1,
+        "num_coda_layers": 1,
+        "stack_repeats": 2,
+        "injection": "diagonal",
+        "injection_norm": False,
+        "state_init": "sine_normal",
+        "state_seed": 3,
+        "stack_norm": "none",
+    },
+    "outer layers and final norm": {
+        "num_prelude_layers": 1,
+        "num_coda_layers": 1,
+        "shared_stack": True,
+        "stack_norm": "final",
+        "injection": "diagonal",
+        "gradient": "last_cycle",
+    },
     "hrm_text": {"model_type": "hrm_text", **HRM_TEXT_SCHEDULE},
 }
 
@@ -60,11 +79,16 @@ def reference_logits(
     config, llama = model.config, model.model.backbone
     encoded = llama.embed_tokens(input_ids) * config.embedding_scale
     rotary = llama.rotary_emb(encoded, torch.arange(input_ids.shape[1])[None])
-    layers = list(llama.layers)
-    fast, slow = (layers, layers) if config.shared_stack else (layers[:2], layers[2:])
+    first, last = config.num_prelude_layers, 4 - config.num_coda_layers
+    layers = list(llama.layers[first:last])
+    fast = slow = layers
+    if not config.shared_stack:
+        fast, slow = layers[: len(layers) // 2], layers[len(layers) // 2 :]
 
     def run(stack, state, call):
-        for layer in stack:
+        if config.injection == "diagonal":
+            state = model.model.stack_injection(state, encoded)
+        for layer in config.stack_repeats * stack:
             state = layer(state, position_embeddings=rotary)
         if config.stack_norm == "weightless":
             state = state * (state.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()
@@ -72,11 +96,19 @@ def reference_logits(
             state = llama.norm(state)
         return state.detach() if call in detached else state
 
-    high = encoded if config.state_init == "input" else 0 * encoded
+    for layer in llama.layers[:first]:
+        encoded = layer(encoded, position_embeddings=rotary)
+    high = encoded if config.state_init in ("input", "sine_normal") else 0 * encoded
     low = 0 * encoded
+    if config.state_init == "sine_normal":
+        positions, std = torch.arange(input_ids.shape[1])[None], (2 / 5 / config.hidden_size) ** 0.5
+        noise = sine_normal(positions[:, :1], positions, config.hidden_size, std, encoded.dtype, config.state_seed)
+        low = noise.expand_as(encoded)
     for cycle in range(num_loops):
         for step in range(config.low_cycles):
             state = low + high + (encoded if config.injection == "add" else 0)
             low = run(fast, state, (cycle, step))
         high = run(slow, high + low, (cycle, config.low_cycles))
-    return model.lm_head(high if config.stack_norm == "final" else llama.norm(high))
+    for layer in llama.layers[last:]:
+        high = layer(high, position_embeddings=rotary)
+    return model.lm_head(high if config.stack_norm == "final" and last == 4 else llama.norm(high))

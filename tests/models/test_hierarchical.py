@@ -4,7 +4,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationConfig
 
-from hf_loop import HierarchicalConfig, HierarchicalForCausalLM, HierarchicalModel, LoopedConfig, LoopedForCausalLM
+from hf_loop import (
+    HierarchicalConfig,
+    HierarchicalForCausalLM,
+    HierarchicalModel,
+    HierarchicalPuzzleConfig,
+    LoopedConfig,
+    LoopedForCausalLM,
+)
 
 from .hierarchical_variants import (
     HRM_TEXT_SCHEDULE,
@@ -41,6 +48,10 @@ class TestSharedStack(HierarchicalTester):
 
 class TestAdd(HierarchicalTester):
     SCHEDULE = VARIANTS["add"]
+
+
+class TestPreludeAndCoda(HierarchicalTester):
+    SCHEDULE = VARIANTS["prelude and coda"]
 
 
 class TestHrmText(HierarchicalTester):
@@ -120,6 +131,26 @@ def test_more_cycles_append_slots():
         model(INPUT_IDS, past_key_values=few, num_loops=4)
 
 
+def test_slots_of_prelude_and_coda_do_not_change_with_the_cycles():
+    model = tiny_hierarchical(**VARIANTS["prelude and coda"])
+    calls = model.config.calls(num_loops=2)
+    # two fast calls and a slow one in each cycle, each of one layer twice
+    assert [call.layer for call in calls] == [0, *2 * [1, 1, 1, 1, 2, 2], 3]
+    assert [call.slot for call in calls] == [0, *range(2, 14), 1]
+    few, many = (model(INPUT_IDS, num_loops=n).past_key_values for n in (2, 4))
+    assert torch.equal(few.layers[0].keys, many.layers[0].keys)
+    assert torch.equal(few.layers[13].keys, many.layers[13].keys)
+    with pytest.raises(ValueError, match="`num_hidden_layers` must be 2 plus a multiple of the 6 layer calls"):
+        model.config.num_hidden_layers = 15
+
+
+@pytest.mark.parametrize("field", ["num_prelude_layers", "num_coda_layers", "state_init"])
+def test_puzzles_refuse_what_would_be_lost_between_segments(field):
+    values = {field: "sine_normal" if field == "state_init" else 2}
+    with pytest.raises(ValueError, match=f"`{field}` must"):
+        HierarchicalPuzzleConfig(backbone_config=tiny_backbone("llama"), **values)
+
+
 def test_layer_types_follow_the_slots():
     sliding, full = "sliding_attention", "full_attention"
     backbone_config = tiny_backbone("gemma3_text", layer_types=[sliding, sliding, sliding, full])
@@ -152,6 +183,16 @@ def test_hidden_states_have_one_entry_per_layer_call(model):
         ({"backprop_low_cycles": [2]}, "`backprop_low_cycles` must be given with"),
         ({"gradient": "last_k", "backprop_low_cycles": [-1]}, "must not be negative"),
         ({"stack_norm": "own"}, "stack_norm"),
+        ({"num_prelude_layers": 1}, "without prelude and coda must be even .* got 3"),
+        ({"num_prelude_layers": 3, "num_coda_layers": 1}, "leave no layers for the stacks: the backbone has 4"),
+        ({"backbone_config": tiny_hrm_text_config(), "num_coda_layers": 1}, "must be 0 for a hrm_text backbone"),
+        ({"stack_repeats": 0}, "`stack_repeats` must be .* got 0"),
+        ({"injection_norm": False}, "`injection_norm=False` needs `injection='diagonal'`"),
+        ({"state_seed": 3}, "`state_seed` and `state_std` need `state_init='sine_normal'`"),
+        (
+            {"state_init": "sine_normal", "shared_stack": True, "num_latent_states": 1},
+            "`state_init='sine_normal'` needs `num_latent_states=2`",
+        ),
     ],
 )
 def test_bad_fields_are_refused(fields, message):

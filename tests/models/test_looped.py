@@ -59,6 +59,14 @@ class TestDiagonal(LoopedTester):
     SCHEDULE = VARIANTS["diagonal"]
 
 
+class TestOrthogonal(LoopedTester):
+    SCHEDULE = VARIANTS["orthogonal"]
+
+
+class TestWeightlessNorm(LoopedTester):
+    SCHEDULE = VARIANTS["weightless norm"]
+
+
 class TestLoopNorm(LoopedTester):
     SCHEDULE = VARIANTS["loop norm"]
 

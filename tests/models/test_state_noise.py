@@ -1,13 +1,21 @@
 """The noise of the initial state: truncated normal, and the same in any slice."""
 
 import math
+from statistics import NormalDist
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from hf_loop.models.state_noise import example_seeds, positions_in_example, random_integers, truncated_normal
+from hf_loop.models.state_noise import (
+    example_seeds,
+    positions_in_example,
+    random_integers,
+    sine_normal,
+    truncated_normal,
+)
 
 from .looped_variants import tiny_looped
 from .model_tester import random_ids
@@ -40,6 +48,34 @@ def test_a_slice_is_the_noise_of_the_slice(start, length, seed):
     assert torch.equal(whole[:, -length:], noise([seed], [positions]))
     assert torch.equal(noise([seed, 1], [positions, positions])[0], noise([seed], [positions])[0])
     assert not torch.equal(noise([seed], [positions]), noise([seed + 1], [positions]))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(start=st.integers(0, 5000), length=st.integers(1, 20), seed=st.integers(-(2**62), 2**62))
+def test_a_slice_of_the_sine_noise_is_the_noise_of_the_slice(start, length, seed):
+    positions, seeds = torch.arange(start, start + length)[None], torch.tensor([[seed]])
+    made = sine_normal(seeds, positions, 16, 0.5, torch.float32, state_seed=42)
+    alone = [sine_normal(seeds, positions[:, [index]], 16, 0.5, torch.float32, 42) for index in range(length)]
+    assert torch.equal(made, torch.cat(alone, dim=1))
+    assert not torch.equal(made, sine_normal(seeds + 1, positions, 16, 0.5, torch.float32, 42))
+    assert not torch.equal(made, sine_normal(seeds, positions, 16, 0.5, torch.float32, 43))
+
+
+def test_the_sine_noise_is_normal_and_has_known_phases():
+    sample = sine_normal(torch.zeros(1, 1).long(), torch.arange(400)[None], 64, 0.5, torch.float32, state_seed=0)
+    assert abs(sample.mean()) < 1e-2
+    assert abs(sample.std() - 0.5) < 1e-2
+    within_one = (sample.abs() < 0.5).float().mean()
+    assert abs(within_one - math.erf(1 / math.sqrt(2))) < 1e-2
+    # channel 0 at position 0 with no phase, computed in double precision: the sine's last bits change the third digit
+    scaled = 43758.5453123 * math.sin(0.123457)
+    assert sample[0, 0, 0].item() == pytest.approx(0.5 * NormalDist().inv_cdf(scaled % 1), abs=2e-2)
+    # example 3 of a state with seed 42 has the phase of example 3 + 42 * 130363 / 104729, if that were one
+    first, second = torch.tensor([[3]]), torch.tensor([[3 * 104_729 + 42 * 130_363]])
+    phases = sine_normal(first, torch.arange(2)[None], 4, 1.0, torch.float32, state_seed=42)
+    inverse = pow(104_729, -1, 16_777_213)
+    same = sine_normal(second * inverse % 16_777_213, torch.arange(2)[None], 4, 1.0, torch.float32, state_seed=0)
+    assert torch.equal(phases, same)
 
 
 def test_examples_differ_in_training_and_nothing_touches_the_global_generator():

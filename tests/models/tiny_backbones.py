@@ -67,6 +67,7 @@ OWN = {
     "gptj": {"rotary_dim": 8},
     "granite": {"embedding_multiplier": 6.0, "logits_scaling": 0.5, "residual_multiplier": 0.3},
     "huginn_backbone": {"embedding_multiplier": 3.0},
+    "ifm_moe_backbone": EXPERTS,
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "minicpm3": {
         "head_dim": 8,

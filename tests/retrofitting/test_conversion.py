@@ -193,7 +193,7 @@ def test_every_family_is_recognised_by_one_converter(family):
     assert sum(converter.recognizes(config) for converter in CONVERTERS) == 1
 
 
-@pytest.mark.parametrize("model_type", ["huginn_backbone", "parcae_backbone"])
+@pytest.mark.parametrize("model_type", ["huginn_backbone", "ifm_moe_backbone", "parcae_backbone"])
 def test_the_backbones_are_models_like_others(model_type, tmp_path):
     config = tiny_backbone(model_type)
     torch.manual_seed(0)

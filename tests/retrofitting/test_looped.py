@@ -65,6 +65,14 @@ def test_the_diagonal_injection_starts_as_near_the_original_as_it_can(base):
     assert nearness < torch.dist(looped(INPUT_IDS).logits, expected)
 
 
+@pytest.mark.parametrize("injection", ["diagonal", "orthogonal"])
+@torch.no_grad()
+def test_an_injection_that_norms_nothing_starts_as_the_original(injection, base):
+    expected = base(INPUT_IDS).logits
+    looped = retrofit(base, num_prelude_layers=1, num_coda_layers=1, injection=injection, injection_norm=False)
+    torch.testing.assert_close(looped(INPUT_IDS, num_loops=1).logits, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_every_new_parameter_is_initialised_and_trains(base):
     base.to(torch.bfloat16).train()
     looped = retrofit(base, num_loops=2, injection="diagonal", state_init="learned", loop_norm="own")

@@ -81,6 +81,8 @@ def test_the_update_of_every_loop_is_merged(num_loops):
     [
         ({"injection": "add"}, "`injection` 'add' at num_loops=2"),
         ({"injection": "diagonal"}, "`injection` 'diagonal' at num_loops=2"),
+        ({"injection": "orthogonal"}, "`injection` 'orthogonal' at num_loops=2"),
+        ({"loop_norm": "weightless"}, "`loop_norm` 'weightless'"),
         ({"loop_update": "damped"}, "`loop_update` 'damped' at num_loops=2"),
         ({"loop_norm": "own"}, "`loop_norm` 'own'"),
         ({"loop_norm": "final"}, "`loop_norm` 'final'"),
@@ -91,7 +93,7 @@ def test_what_a_plain_decoder_cannot_do_is_refused(schedule, reason):
     looped = retrofit(tiny_decoder("llama"), num_loops=2, **schedule)
     with pytest.raises(ValueError, match=reason):
         unroll(looped)
-    if not {"diagonal", "own"} & set(schedule.values()):
+    if not {"diagonal", "orthogonal", "own", "weightless"} & set(schedule.values()):
         assert torch.equal(unroll(looped, 1)(INPUT_IDS).logits, looped(INPUT_IDS, num_loops=1).logits)
 
 
