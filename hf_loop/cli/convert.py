@@ -35,7 +35,7 @@ def convert(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Convert Huginn, Ouro, looped Nanbeige, Dory, Parcae, HRM, TRM, HRM-Text or retrofitted recurrence."""
+    """Convert Huginn, Ouro, looped Nanbeige, Dory, Parcae, LoopedLM, HRM, TRM, HRM-Text or retrofitted recurrence."""
     overrides = parse_field_values(set_ or [])
     # the configuration has a field `dtype`, but setting it would not convert the weights
     if "dtype" in overrides:
@@ -45,7 +45,6 @@ def convert(
     from rich.console import Console
 
     from .. import register
-    from ..retrofitting.checkpoint import locate, tokenizer_files
 
     register()
     # refuse a wrong type before the weights are read
@@ -55,13 +54,13 @@ def convert(
         _convert_back(console, source, output_dir, to, overrides, torch_dtype, quiet)
         return
     from ..retrofitting import convert as convert_checkpoint
+    from ..retrofitting.conversion import copy_tokenizer
 
     with spinner(f"converting {source}", quiet):
         model = convert_checkpoint(source, dtype=torch_dtype, **overrides)
         with whole_folder(output_dir) as folder:
             model.save_pretrained(folder)
-            for file in tokenizer_files(locate(source)):
-                shutil.copy(file, folder)
+            copy_tokenizer(source, folder)
     print_facts(console, model, output_dir)
 
 

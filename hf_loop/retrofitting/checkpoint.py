@@ -162,6 +162,7 @@ def tokenizer_token_ids(folder: Path) -> dict[str, int]:
     Returns:
         `dict[str, int]`: Empty if there is no `tokenizer.json`; without the tokens that the tokenizer does not have.
     """
+    folder = tokenizer_folder(folder)
     if not (folder / "tokenizer.json").is_file():
         return {}
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -169,6 +170,13 @@ def tokenizer_token_ids(folder: Path) -> dict[str, int]:
     return {name: token_id for name, token_id in ids.items() if token_id is not None}
 
 
+def tokenizer_folder(folder: Path) -> Path:
+    """Where a checkpoint's tokenizer is: in its folder, or in `tokenizer/` of it."""
+    nested = folder / "tokenizer"
+    return nested if nested.is_dir() and not (folder / "tokenizer.json").is_file() else folder
+
+
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files of a folder that belong to its tokenizer."""
+    """The files of a checkpoint that belong to its tokenizer."""
+    folder = tokenizer_folder(folder)
     return sorted(path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern) if path.is_file())

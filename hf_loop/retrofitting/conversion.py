@@ -1,29 +1,32 @@
 """Published looped checkpoints as models of this library."""
 
 import dataclasses
+import json
 import os
+import shutil
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from ..files import fault_named
+from ..files import fault_named, read_json, write_text
 from ..gguf_files import is_gguf
 from ..loading import check_shapes, load_pretrained
 from ..models import FAMILIES
 from ..models.transformers_seams import make_model
-from .checkpoint import find_config, locate, read_config, read_tensors, tokenizer_token_ids
+from .checkpoint import find_config, locate, read_config, read_tensors, tokenizer_files, tokenizer_token_ids
 from .converters import CONVERTERS
 
 
 def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **config_overrides) -> PreTrainedModel:
     """Load a published looped checkpoint, whose own code need not be there.
 
-    Converted are Huginn-0125, the retrofitted-recurrence checkpoints, Parcae, Ouro, looped Nanbeige, transformers'
-    `dory` and `hrm_text`, and the puzzle models HRM and TRM (a state dict beside `all_config.yaml`). Every tensor of
-    the checkpoint must be known and every weight of the model must be filled. The special token ids are those of the
-    tokenizer where the checkpoint's configuration has others.
+    Converted are Huginn-0125, the retrofitted-recurrence checkpoints, Parcae, Ouro, looped Nanbeige, LoopedLM,
+    transformers' `dory` and `hrm_text`, and the puzzle models HRM and TRM (a state dict beside `all_config.yaml`).
+    Every tensor of the checkpoint must be known and every weight of the model must be filled. The special token ids
+    are those of the tokenizer where the checkpoint's configuration has others.
 
     Args:
         path (`str` or `os.PathLike`): a folder with `config.json` and the weights, or a repository on the Hub.
@@ -32,8 +35,8 @@ def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **conf
             `state_init="zeros"` or `num_loops=8`.
 
     Returns:
-        `PreTrainedModel`: a [`LoopedForCausalLM`], a [`HierarchicalForCausalLM`] from `hrm_text`, or a
-        [`HierarchicalForPuzzle`] from HRM and TRM, in evaluation mode on the CPU.
+        `PreTrainedModel`: a [`LoopedForCausalLM`], a [`HierarchicalForCausalLM`] from `hrm_text` and from LoopedLM
+        with two states, or a [`HierarchicalForPuzzle`] from HRM and TRM, in evaluation mode on the CPU.
 
     Raises:
         ValueError: the checkpoint is of no known family or is no published looped model, a setting has no counterpart
@@ -68,6 +71,27 @@ def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **conf
     # not `path`: whoever loads what is named there, an adapter for instance, would get another model
     model.name_or_path = ""
     return model
+
+
+def copy_tokenizer(path: str | os.PathLike, folder: Path) -> None:
+    """Copy the tokenizer of a published looped checkpoint, if it has one, into the folder of the converted model.
+
+    Args:
+        path (`str` or `os.PathLike`): the checkpoint, as for [`convert`].
+        folder (`Path`): the folder, which exists.
+
+    Raises:
+        ValueError: the checkpoint is of no known family.
+        OSError: there is no such folder or repository.
+    """
+    source = read_config(path)
+    converter = find_converter(source, path)
+    for file in tokenizer_files(locate(path)):
+        shutil.copy(file, folder)
+    settings_file = folder / "tokenizer_config.json"
+    if hasattr(converter, "tokenizer_settings") and settings_file.is_file():
+        settings = read_json(settings_file) | converter.tokenizer_settings(source)
+        write_text(settings_file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def override_fields(config: PreTrainedConfig, overrides: dict[str, Any]) -> None:

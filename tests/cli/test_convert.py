@@ -10,6 +10,7 @@ from hf_loop.field_values import parse_field_values
 
 from ..models.hierarchical_variants import tiny_hrm_text_config
 from ..models.looped_variants import tiny_looped
+from ..retrofitting.converters import ifm_reference as ifm
 from ..retrofitting.converters import test_huginn as huginn
 from ..retrofitting.converters.recurrent_reference import write_checkpoint
 
@@ -51,6 +52,22 @@ def test_a_native_hierarchical_model_is_converted(hf_loop, tmp_path):
     code, _, err = hf_loop("card", tmp_path / "converted")
     assert code == 0, err
     assert "5 slow cycles of 3 fast ones" in (tmp_path / "converted" / "README.md").read_text()
+
+
+def test_a_tokenizer_in_a_folder_of_its_own_is_taken_along(hf_loop, tokenizer, tmp_path):
+    settings = ifm.RECIPES["dense_split_hl_x2"]
+    source = write_checkpoint(tmp_path / "source", {"model": settings}, ifm.make_tensors(settings))
+    tokenizer.save_pretrained(source / "tokenizer")
+    code, out, err = hf_loop("convert", source, tmp_path / "converted")
+    assert code == 0, err
+    assert "2 layers in each stack (run 2 times), between 1 and 1 other layers, 2 slow cycles of 3 fast ones" in out
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "converted")
+    # the source's does not add the beginning that texts have in training
+    words = tokenizer("1<->2", add_special_tokens=False).input_ids
+    assert loaded("1<->2").input_ids == [tokenizer.bos_token_id, *words]
+    for name in ("config.json", "generation_config.json"):
+        fields = json.loads((tmp_path / "converted" / name).read_text())
+        assert fields["eos_token_id"] == tokenizer.eos_token_id is not None
 
 
 def test_a_source_without_a_tokenizer_says_so(hf_loop, tmp_path):

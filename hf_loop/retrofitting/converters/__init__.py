@@ -10,8 +10,9 @@ A module has three functions, and a `MODEL_CLASS` where the model is not the Aut
                                                superfluous (a second copy, a buffer), so that what stays is unknown
 
 A fourth, `generation_settings(config)`, says what the generation configuration has besides the special tokens, where
-the checkpoint has settings of its own for that, such as a cache policy. A fifth, `save(model, folder, num_loops)`,
-writes a model back in the layout, and refuses by a ValueError what the layout cannot say.
+the checkpoint has settings of its own for that, such as a cache policy. A fifth, `tokenizer_settings(config)`, says
+what `tokenizer_config.json` has to say otherwise than the source's. A sixth, `save(model, folder, num_loops)`, writes
+a model back in the layout, and refuses by a ValueError what the layout cannot say.
 
 For all but the first the reader adds to `config` what stands beside it: `"tensor_names"`, the names of all tensors,
 `"tensor_shapes"`, their shapes by name, and `"tokenizer_token_ids"`, those of `bos_token_id`, `eos_token_id` and
@@ -20,7 +21,7 @@ For all but the first the reader adds to `config` what stands beside it: `"tenso
 
 from types import ModuleType
 
-from . import dory, hrm_puzzle, hrm_text, huginn, nanbeige, ouro, parcae, retrofitted_recurrence
+from . import dory, hrm_puzzle, hrm_text, huginn, ifm_looped, nanbeige, ouro, parcae, retrofitted_recurrence
 
 
 # asked in this order
@@ -31,6 +32,7 @@ CONVERTERS: tuple[ModuleType, ...] = (
     ouro,
     nanbeige,
     dory,
+    ifm_looped,
     hrm_text,
     hrm_puzzle,
 )
