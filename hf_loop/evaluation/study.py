@@ -56,6 +56,8 @@ class TaskSection:
         test_options (`dict`): options laid over them for the rows to measure, such as `test_difficulties`.
         test_split (`str`): the split to measure.
         num_test_rows (`int`): rows to measure.
+        num_examples (`int`): solved rows of the training split that stand before every prompt of a checkpoint, which
+            was not trained on the task.
         model (`dict`): keys of section `model` for this task.
         training (`dict`): keys of section `training` for this task.
         expected (`str`, *optional*): what theory or other work leads one to expect, in a sentence of the report.
@@ -67,6 +69,7 @@ class TaskSection:
     test_options: dict[str, Any] = field(default_factory=dict)
     test_split: str = "test"
     num_test_rows: int = 512
+    num_examples: int = 0
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     expected: str | None = None
@@ -74,6 +77,8 @@ class TaskSection:
     def __post_init__(self) -> None:
         if self.num_test_rows < 1:
             raise ValueError(f"num_test_rows must be at least 1, got {self.num_test_rows}")
+        if self.num_examples < 0:
+            raise ValueError(f"num_examples must not be negative, got {self.num_examples}")
 
 
 @dataclass
@@ -127,7 +132,8 @@ class Study:
         question (`str`): what it asks.
         tasks (`dict[str, TaskSection]`): the tasks by name.
         arms (`dict[str, ArmSection]`): the arms by name.
-        reference (`str`, *optional*): the arm that the others are compared with, by default the first.
+        reference (`str`, *optional*): the arm that the others are compared with, by default the first. It is a
+            checkpoint only if all arms are.
         seeds (`list[int]`): each seed is one run of every arm on every task; it draws weights, rows and depths.
         base (`dict`): sections of a recipe that all runs share.
         limits (`list[str]`): sentences on what the study cannot show.
@@ -156,7 +162,8 @@ class Study:
         if self.reference is None:
             self.reference = next(iter(self.arms))
         check_names([self.reference], self.arms, "reference", "arm")
-        if self.arms[self.reference].checkpoint is not None and len(self.arms) > 1:
+        trained = [arm for arm in self.arms.values() if arm.checkpoint is None]
+        if self.arms[self.reference].checkpoint is not None and trained:
             raise ValueError(f"reference must be an arm that is trained, got {self.reference}, a checkpoint")
         check_names(self.base, SECTIONS, "base")
 

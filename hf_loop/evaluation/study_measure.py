@@ -101,7 +101,7 @@ def answer_lengths(rows: Dataset) -> list[int]:
     return [len(answer.split()) for answer in rows["answer"]]
 
 
-def with_tokenizer(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def with_tokenizer(rows: Dataset, tokenizer: PreTrainedTokenizerBase, examples: Dataset | None = None) -> Dataset:
     """Return rows of a task in the tokens of another tokenizer: the text of the prompt, a space, and the answer.
 
     Only the answer is asked. Rows that ask for it in parallel become rows that tell it token by token.
@@ -109,18 +109,22 @@ def with_tokenizer(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset
     Args:
         rows (`Dataset`): rows with `prompt`, `answer` and `difficulty`.
         tokenizer (`PreTrainedTokenizerBase`): the tokenizer of the model to measure.
+        examples (`Dataset`, *optional*): solved rows that stand before every prompt, each on a line.
 
     Raises:
         ValueError: if the tokenizer does not know a word of them.
     """
-    prompts = tokenizer(list(rows["prompt"]))["input_ids"]
+    solved = [] if examples is None else zip(examples["prompt"], examples["answer"], strict=True)
+    lines = "".join(f"{prompt} {answer}\n" for prompt, answer in solved)
+    texts = [lines + prompt for prompt in rows["prompt"]]
+    prompts = tokenizer(texts)["input_ids"]
     answers = tokenizer([f" {answer}" for answer in rows["answer"]], add_special_tokens=False)["input_ids"]
     unknown = tokenizer.unk_token_id
     for row, ids in enumerate([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]):
         if unknown is not None and unknown in ids:
             raise ValueError(f"the tokenizer does not know all words of {rows['prompt'][row]!r}")
     labels = [[IGNORE_INDEX] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    columns = {name: list(rows[name]) for name in ("prompt", "answer", "difficulty")}
+    columns = {"prompt": texts} | {name: list(rows[name]) for name in ("answer", "difficulty")}
     return Dataset.from_dict(
         columns
         | {

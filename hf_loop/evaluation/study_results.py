@@ -105,6 +105,9 @@ def run_settings(study: Study, key: RunKey, plan: Plan) -> dict[str, Any]:
         "votes": arm.votes,
         "controls": arm.controls,
     }
+    # only where there are any, so that runs of before still count
+    if arm.checkpoint is not None and task.num_examples:
+        measured["num_examples"] = task.num_examples
     return {**key._asdict(), "num_steps": plan.num_steps} | _flat(study.sections(key.task, key.arm) | measured)
 
 

@@ -162,7 +162,7 @@ def train_and_measure(
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
     rows = test_rows(study, key.task)
     if arm.checkpoint is not None:
-        rows = with_tokenizer(rows, tokenizer)
+        rows = with_tokenizer(rows, tokenizer, example_rows(study, key.task))
     has_loops = getattr(model.config, "has_loops", False)
     counts: list[int] = (arm.loops or [model.config.num_loops]) if has_loops else []
     cells = measure_answers(model, tokenizer, rows, counts or [None], arm.votes, arm.thoughts, on_cell)
@@ -212,19 +212,30 @@ def train(study: Study, key: RunKey, plan: Plan, folder: Path) -> float:
 
 def test_rows(study: Study, task: str) -> Any:
     """Make the rows that the runs of a task are measured on."""
-    from ..trainer.data import make_task_rows
-
     section = study.tasks[task]
-    options = study.base.get("data", {}).get("task_options", {}) | section.task_options | section.test_options
-    try:
-        splits, _ = make_task_rows(section.task or task, 1, section.num_test_rows, TEST_SEED, options)
-    except ValueError as error:
-        raise ValueError(f"tasks.{task}: {error}") from error
+    splits = _task_splits(study, task)
     if section.test_split not in splits:
         raise ValueError(
             f"tasks.{task}.test_split must be one of {', '.join(map(str, splits))}, got {section.test_split!r}"
         )
     return splits[section.test_split]
+
+
+def example_rows(study: Study, task: str) -> Any:
+    """Make the solved rows that stand before every prompt of a checkpoint."""
+    return _task_splits(study, task)["train"].select(range(study.tasks[task].num_examples))
+
+
+def _task_splits(study: Study, task: str) -> Any:
+    from ..trainer.data import make_task_rows
+
+    section = study.tasks[task]
+    options = study.base.get("data", {}).get("task_options", {}) | section.task_options | section.test_options
+    num_train_rows = max(1, section.num_examples)
+    try:
+        return make_task_rows(section.task or task, num_train_rows, section.num_test_rows, TEST_SEED, options)[0]
+    except ValueError as error:
+        raise ValueError(f"tasks.{task}: {error}") from error
 
 
 def guessing(rows: Any) -> dict[int, float]:

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from ..documents import ROOT
 from ..evaluation.study_example import STUDY
+from ..retrofitting.converters import ifm_reference as ifm
+from ..retrofitting.converters.recurrent_reference import write_checkpoint
 
 
 @pytest.fixture
@@ -50,6 +55,43 @@ def test_a_study_goes_on_and_is_reported(hf_loop, study_file, tmp_path, monkeypa
     assert shared == own["cells"] and again["num_parameters"] == own["num_parameters"]
 
 
+@pytest.mark.timeout(300)
+def test_published_checkpoints_are_compared_after_solved_examples(hf_loop, tmp_path):
+    letters = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(letters | {"<s>": 256, "</s>": 257}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    published = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    arms = []
+    for recipe in ("dense_ouro", "dense_d28", "dense_d112"):
+        settings = ifm.RECIPES[recipe] | {"vocab_size": 258}
+        source = write_checkpoint(tmp_path / recipe, {"model": settings}, ifm.make_tensors(settings))
+        published.save_pretrained(source / "tokenizer")
+        assert hf_loop("convert", source, tmp_path / "converted" / recipe, "--quiet")[0] == 0
+        arms += ["--set", f"arms.{recipe}.checkpoint={tmp_path / 'converted' / recipe}"]
+    file = ROOT / "training" / "studies" / "ifm_looped_lm.yaml"
+    folder = tmp_path / "out"
+    options = ("--debug", "--processes", 1, "--quiet", "--output-dir", folder)
+    code, out, err = hf_loop("study", "run", file, *options, *arms)
+    assert code == 0, err
+    assert "| 28 layers, 4 loops | 28 layers | 112 layers |" in out.splitlines()[0]
+    runs = {path.parts[-3]: json.loads(path.read_text()) for path in folder.glob("runs/addition/*/*/measured.json")}
+    assert {arm: sorted({cell["loops"] for cell in run["cells"]}) for arm, run in runs.items()} == {
+        "dense_ouro": [1, 2, 3, 4, 6, 8],
+        "dense_d28": [1, 2],
+        "dense_d112": [1],
+    }
+    assert len(list(folder.rglob("measured.json"))) == 12
+    assert all(run["settings"]["num_examples"] == 1 for run in runs.values())
+    # the example before the prompt is read, too: no answer is as cheap as without
+    flops = [cell["flops"] for cell in runs["dense_d28"]["cells"] if cell["loops"] == 1]
+    code, _, err = hf_loop("study", "run", file, *options, *arms, "--set", "tasks.addition.num_examples=0")
+    assert code == 2 and "num_examples" in err
+    other = (*options[:-1], tmp_path / "without")
+    assert hf_loop("study", "run", file, *other, *arms, "--set", "tasks.addition.num_examples=0")[0] == 0
+    without = json.loads((tmp_path / "without/runs/addition/dense_d28/seed_0/measured.json").read_text())
+    assert min(flops) > 1.5 * max(cell["flops"] for cell in without["cells"] if cell["loops"] == 1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -58,6 +100,8 @@ def test_a_study_goes_on_and_is_reported(hf_loop, study_file, tmp_path, monkeypa
         ({"tasks": {"addition": {"test_split": "tests"}}}, "test_split must be one of train, test, got 'tests'"),
         ({"arms": {"a": {"training": {"max_step": 3}}}}, "unknown key 'max_step' in section 'training'"),
         ({"arms": {"a": {"model": {"config": {"num_loop": 3}}}}}, "num_loop"),
+        ({"tasks": {"addition": {"num_examples": -1}}}, "num_examples must not be negative, got -1"),
+        ({"reference": "b", "arms": {"a": {}, "b": {"checkpoint": "x"}}}, "reference must be an arm that is trained"),
         ({"arms": {"a": {"checkpoint": "x", "steps": "equal_compute"}}}, "a checkpoint is not trained"),
     ],
 )

@@ -17,14 +17,18 @@ def test_every_run_is_a_recipe(path, tmp_path):
         study = load_study(path, debug=debug)
         for task in study.tasks:
             for arm in study.arms:
-                recipe = run_recipe_of(study, task, arm, 0, None, tmp_path)
-                assert recipe.training.max_steps <= 2 or not debug
-    assert study.limits and len(study.seeds) >= 3
+                if study.arms[arm].checkpoint is None:
+                    recipe = run_recipe_of(study, task, arm, 0, None, tmp_path)
+                    assert recipe.training.max_steps <= 2 or not debug
+    assert study.limits and (len(study.seeds) >= 3 or all(arm.checkpoint for arm in study.arms.values()))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+# the checkpoints of the other are not here; tests/cli/test_study.py runs it with others
+@pytest.mark.parametrize(
+    "path", [path for path in STUDIES if path.stem != "ifm_looped_lm"], ids=lambda path: path.stem
+)
 def test_a_study_runs(path, tmp_path):
     from hf_loop.evaluation.study_plan import plan_study
     from hf_loop.evaluation.study_report import write_report
