@@ -55,7 +55,7 @@ def test_a_study_goes_on_and_is_reported(hf_loop, study_file, tmp_path, monkeypa
     assert shared == own["cells"] and again["num_parameters"] == own["num_parameters"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_published_checkpoints_are_compared_after_solved_examples(hf_loop, tmp_path):
     letters = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(letters | {"<s>": 256, "</s>": 257}, []))
@@ -82,14 +82,8 @@ def test_published_checkpoints_are_compared_after_solved_examples(hf_loop, tmp_p
     }
     assert len(list(folder.rglob("measured.json"))) == 12
     assert all(run["settings"]["num_examples"] == 1 for run in runs.values())
-    # the example before the prompt is read, too: no answer is as cheap as without
-    flops = [cell["flops"] for cell in runs["dense_d28"]["cells"] if cell["loops"] == 1]
-    code, _, err = hf_loop("study", "run", file, *options, *arms, "--set", "tasks.addition.num_examples=0")
-    assert code == 2 and "num_examples" in err
-    other = (*options[:-1], tmp_path / "without")
-    assert hf_loop("study", "run", file, *other, *arms, "--set", "tasks.addition.num_examples=0")[0] == 0
-    without = json.loads((tmp_path / "without/runs/addition/dense_d28/seed_0/measured.json").read_text())
-    assert min(flops) > 1.5 * max(cell["flops"] for cell in without["cells"] if cell["loops"] == 1)
+    report = (folder / "report.md").read_text()
+    assert "28 layers, 4 loops" in report and "no difference shown" in report
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,15 @@ def test_rows_in_the_tokens_of_another_tokenizer(sums):
     model = tiny_looped(num_loops=2).eval()
     assert study_measure.predicted_answers(model, again, {}) == study_measure.predicted_answers(model, rows, {})
     assert study_measure.answer_lengths(again) == study_measure.answer_lengths(rows)
+    solved = study_measure.with_tokenizer(rows, tokenizer, rows.select([1, 0]))
+    lines = f"{rows['prompt'][1]} {rows['answer'][1]}\n{rows['prompt'][0]} {rows['answer'][0]}\n"
+    assert solved["prompt"][2] == lines + rows["prompt"][2]
+    length = len(rows["input_ids"][2])
+    # the sequence begins with the token of its beginning, before the examples
+    assert solved["input_ids"][2][1 - length :] == rows["input_ids"][2][1:]
+    assert solved["labels"][2][1 - length :] == rows["labels"][2][1:]
+    assert len(solved["input_ids"][2]) > 2 * length
+    assert study_measure.answer_lengths(solved) == study_measure.answer_lengths(rows)
     _, other = shell_game(1, 1, 2)
     with pytest.raises(ValueError, match="the tokenizer does not know all words of"):
         study_measure.with_tokenizer(rows, other)
