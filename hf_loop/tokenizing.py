@@ -47,6 +47,36 @@ def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool = False, is_start: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode a prompt.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): the tokenizer.
+        prompt (`str`): the text.
+        chat (`bool`, *optional*, defaults to `False`): whether to send it through the chat template.
+        is_start (`bool`, *optional*, defaults to `True`): whether the text begins here, so that it gets a start token
+            where the tokenizer has one.
+
+    Returns:
+        `tuple[torch.LongTensor, torch.LongTensor]`: its tokens and their attention mask, both `[1, T]`.
+
+    Raises:
+        ValueError: if the prompt is empty, or the tokenizer's files are damaged.
+    """
+    with fault_named(f"the tokenizer of {tokenizer.name_or_path}"):
+        if chat:
+            messages = [{"role": "user", "content": prompt}]
+            prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        # a chat template writes the special tokens itself
+        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=is_start and not chat)
+        input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
+    if input_ids.shape[1] == 0:
+        raise ValueError("The prompt is empty")
+    return input_ids.long(), attention_mask
+
+
 def check_token_ids(input_ids: torch.Tensor, config: PreTrainedConfig, name: object) -> None:
     """Refuse tokens that the model does not have: its tokenizer is another model's.
 

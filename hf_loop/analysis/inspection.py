@@ -1,7 +1,9 @@
 """A look inside the loops of a model at one prompt: what it would answer after every loop, and how its state moves."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..models.checks import check_positive_int
@@ -14,7 +16,7 @@ from .lens import LensReading, logit_lens, loop_answers
 def inspect_prompt(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     num_loops: int | None = None,
     layer: int | None = None,
@@ -28,7 +30,7 @@ def inspect_prompt(
     Args:
         model (`PreTrainedModel`): a causal language model with loops, of any family.
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
-        prompt (`str`): the prompt.
+        prompt (`str` or `Sequence[int]`): the prompt, or its tokens.
         num_loops (`int`, *optional*): number of loops, by default that of the configuration.
         layer (`int`, *optional*): read the output of this layer of the core in every loop with the final norm and the
             head (the logit lens); by default the model's own answer after every loop is read.
@@ -49,7 +51,8 @@ def inspect_prompt(
     if not model.config.has_loops:
         raise ValueError(f"{label} is a {model.config.model_type} model, which does not run in loops")
     followed = None if token is None else find_token(tokenizer, token)
-    input_ids = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
+    is_text = isinstance(prompt, str)
+    input_ids = tokenizer(prompt, return_tensors="pt")["input_ids"].long() if is_text else torch.tensor([list(prompt)])
     if input_ids.shape[1] == 0:
         raise ValueError("the prompt is empty")
     captured = capture(model, input_ids, num_loops)
@@ -70,7 +73,7 @@ def inspect_prompt(
     start = input_ids.shape[1] - len(tokens)
     return Inspection(
         label=label,
-        prompt=prompt,
+        prompt=prompt if isinstance(prompt, str) else str(tokenizer.decode(prompt)),
         readout=ANSWER if layer is None else f"layer {layer}",
         trained_loops=model.config.num_loops,
         positions=list(range(start, start + len(tokens))),

@@ -16,7 +16,6 @@ from .output import spinner
 if TYPE_CHECKING:
     import torch
     from rich.table import Table
-    from transformers import PreTrainedTokenizerBase
 
 MIN_COLUMN_WIDTH = 18
 SETTINGS_FILE = "generation_config.json"
@@ -59,7 +58,7 @@ def generate(
 
     from rich.console import Console
 
-    from ..tokenizing import check_token_ids
+    from ..tokenizing import check_token_ids, encode_prompt
 
     console = Console()
     with spinner(f"loading {model}", quiet):
@@ -73,8 +72,10 @@ def generate(
         option = "--save-memory" if memory is None else "--memory"
         raise ValueError(f"{option}: {model} is a {language_model.config.model_type} model, which keeps no memory")
     cache = None if memory is None else language_model.load_memory(memory)
+    if chat and tokenizer.chat_template is None:
+        raise ValueError("--chat: this model's tokenizer has no chat template")
     # with a memory the prompt continues a text, so it gets no start token
-    inputs = _encode(tokenizer, prompt, chat, is_start=memory is None)
+    inputs = encode_prompt(tokenizer, prompt, chat, is_start=memory is None)
     check_token_ids(inputs[0], language_model.config, model)
     sampling = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0, "temperature": temperature or None}
     continuations = {}
@@ -154,22 +155,3 @@ def _side_by_side(continuations: dict[Any, str], width: int) -> "Table":
     for count, text in zip(continuations, texts, strict=True):
         table.add_row(str(count), text)
     return table
-
-
-def _encode(
-    tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool, is_start: bool
-) -> "tuple[torch.Tensor, torch.Tensor]":
-    from ..files import fault_named
-
-    if chat and tokenizer.chat_template is None:
-        raise ValueError("--chat: this model's tokenizer has no chat template")
-    with fault_named(f"the tokenizer of {tokenizer.name_or_path}"):
-        if chat:
-            messages = [{"role": "user", "content": prompt}]
-            prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        # a chat template writes the special tokens itself
-        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=is_start and not chat)
-        input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
-    if input_ids.shape[1] == 0:
-        raise ValueError("The prompt is empty")
-    return input_ids.long(), attention_mask

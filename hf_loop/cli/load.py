@@ -115,6 +115,24 @@ def load_recurrent_model(name: str, layers: LayerRange | None = None) -> "PreTra
     return retrofit(base, num_loops=1, **given).eval()
 
 
+def load_puzzle_model(name: str) -> "PreTrainedModel":
+    """Load a puzzle model.
+
+    Args:
+        name (`str`): a folder or a repository on the Hub.
+
+    Raises:
+        ValueError: if a weight file is truncated, or its tensors are not those of the model.
+        OSError: if there is no such model.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    from ..loading import load_pretrained
+
+    register()
+    return load_pretrained(AutoModelForMaskedLM, name)
+
+
 def check_language_model(config: "PreTrainedConfig", name: str) -> None:
     """Refuse a model of a family that solves puzzles.
 

@@ -3,42 +3,24 @@
 import csv
 import io
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..paths import check_new_file, no_such
-from .load import default_device, load_config, load_tokenizer
+from .load import default_device, load_config, load_puzzle_model, load_tokenizer
 from .options import Quiet
 from .output import quiet_libraries
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from ..evaluation.puzzle_texts import Puzzle
 
 # answers of so few puzzles are printed, too
 NUM_PRINTED = 10
 # statuses in the order they are counted in
 STATUSES = ("solved", "valid", "unsolved", "unchecked")
-
-
-@dataclass
-class Puzzle:
-    """A puzzle of a file.
-
-    Args:
-        cells (`str`): its cells, row after row.
-        solution (`str`, *optional*): those of its solution.
-        puzzle_id (`int`, *optional*): index of its embedding.
-        place (`str`): where it is in the file.
-    """
-
-    cells: str
-    solution: str | None
-    puzzle_id: int | None
-    place: str
 
 
 def solve(
@@ -79,14 +61,15 @@ def solve(
     if quiet:
         quiet_libraries()
 
+    from ..evaluation.puzzle_texts import cell_tokens, check_fit
     from ..tasks.puzzle_answers import check_answer
 
     puzzles = _read_puzzles(file)
     config = load_config(model)
     if config.model_type != "hierarchical_puzzle":
         raise ValueError(f"{model} is a {config.model_type} model; solve takes puzzle models, generate others")
-    tokens = _encode(puzzles, load_tokenizer(model))
-    _check_fit(puzzles, config)
+    tokens = cell_tokens(puzzles, load_tokenizer(model))
+    check_fit(puzzles, config)
     rules_of_puzzles = _find_rules(puzzles, rules)
 
     options = {"num_segments": segments, "num_loops": loops, "halt": halt}
@@ -104,7 +87,8 @@ def solve(
     print(answers_file)
 
 
-def _read_puzzles(file: Path) -> list[Puzzle]:
+def _read_puzzles(file: Path) -> "list[Puzzle]":
+    from ..evaluation.puzzle_texts import Puzzle
     from ..files import read_text
 
     text = read_text(file)
@@ -122,7 +106,9 @@ def _read_puzzles(file: Path) -> list[Puzzle]:
     return puzzles
 
 
-def _read_csv(text: str, file: Path) -> list[Puzzle]:
+def _read_csv(text: str, file: Path) -> "list[Puzzle]":
+    from ..evaluation.puzzle_texts import Puzzle
+
     reader = csv.DictReader(io.StringIO(text, newline=""))
     columns = reader.fieldnames or []
     if "puzzle" not in columns:
@@ -141,39 +127,7 @@ def _read_csv(text: str, file: Path) -> list[Puzzle]:
     return puzzles
 
 
-def _encode(puzzles: list[Puzzle], tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
-    """Return the token of every character that cells may hold, and write blanks of the puzzles as the model does."""
-    tokens = {character: token for character, token in tokenizer.get_vocab().items() if len(character) == 1}
-    for puzzle in puzzles:
-        if "." not in tokens and "0" in tokens:
-            puzzle.cells = puzzle.cells.replace(".", "0")
-        unknown = sorted(set(puzzle.cells) - tokens.keys())
-        if unknown:
-            raise ValueError(
-                f"{puzzle.place}: cells must hold one of {''.join(sorted(tokens))!r}, got {''.join(unknown)!r}"
-            )
-    return tokens
-
-
-def _check_fit(puzzles: list[Puzzle], config: "PreTrainedConfig") -> None:
-    """Refuse puzzles that the model has no cells or no embedding for."""
-    num_cells = None
-    # only a mixer over positions has a fixed length
-    if getattr(config.backbone_config, "token_mixer", None) == "mlp":
-        num_cells = config.max_position_embeddings - config.num_puzzle_tokens
-    for puzzle in puzzles:
-        if num_cells is not None and len(puzzle.cells) != num_cells:
-            raise ValueError(
-                f"{puzzle.place}: the model was made for puzzles of {num_cells} cells, got {len(puzzle.cells)}"
-            )
-        if puzzle.puzzle_id is not None and puzzle.puzzle_id >= config.num_puzzles:
-            raise ValueError(
-                f"{puzzle.place}: puzzle_id must be below {config.num_puzzles}, the number of the model's puzzle "
-                f"embeddings, got {puzzle.puzzle_id}"
-            )
-
-
-def _find_rules(puzzles: list[Puzzle], rules: str) -> list[Any]:
+def _find_rules(puzzles: "list[Puzzle]", rules: str) -> list[Any]:
     from ..tasks.puzzle_answers import find_rules
 
     found = [find_rules(puzzle.cells) for puzzle in puzzles]
@@ -185,7 +139,7 @@ def _find_rules(puzzles: list[Puzzle], rules: str) -> list[Any]:
 
 def _solve(
     model: str,
-    puzzles: list[Puzzle],
+    puzzles: "list[Puzzle]",
     tokens: dict[str, int],
     batch_size: int,
     quiet: bool,
@@ -194,12 +148,10 @@ def _solve(
     """Return the answer to every puzzle, and the number of segments after which it was read."""
     import torch
     from tqdm.auto import tqdm
-    from transformers import AutoModelForMaskedLM
 
-    from ..loading import load_pretrained
     from ..models.puzzle_inputs import pad_puzzles
 
-    solver: Any = load_pretrained(AutoModelForMaskedLM, model).to(default_device())
+    solver: Any = load_puzzle_model(model).to(default_device())
     characters = {token: character for character, token in tokens.items()}
     answers, num_segments = [], []
     with tqdm(total=len(puzzles), disable=quiet, desc="solving") as bar:
@@ -224,7 +176,7 @@ def _solve(
 
 
 def _write(
-    path: Path, puzzles: list[Puzzle], answers: list[str], statuses: list[str], num_segments: list[int]
+    path: Path, puzzles: "list[Puzzle]", answers: list[str], statuses: list[str], num_segments: list[int]
 ) -> None:
     from ..files import write_text
 
