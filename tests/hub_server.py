@@ -127,7 +127,9 @@ class HubServer:
 
     def create_repository(self, method: str, body: bytes) -> Response:
         request = json.loads(body)
-        repo_id = f"{request.get('organization') or USER}/{request['name']}"
+        owned = f"{request.get('organization') or USER}/{request['name']}"
+        # a Space may have the name of a model
+        repo_id = f"spaces/{owned}" if request.get("type") == "space" else owned
         if repo_id in self.repositories:
             return Response({"error": "You already created this model repo", "url": f"{self.url}/{repo_id}"}, 409)
         self.repositories[repo_id] = Repository(private=request.get("visibility") == "private")
@@ -219,18 +221,38 @@ class HubServer:
 
 
 REPO = r"([^/]+/[^/]+?)"
+
+
+def of_space(handle: Callable[..., Response]) -> Callable[..., Response]:
+    """Let a handler of models answer for a Space."""
+
+    def answer(hub: HubServer, method: str, body: bytes, repo_id: str, *rest: str) -> Response:
+        return handle(hub, method, body, f"spaces/{repo_id}", *rest)
+
+    return answer
+
+
+# what is asked of a repository: below the API, and below its own address
+API_ROUTES = (
+    (f"{REPO}/preupload/[^/]+", HubServer.choose_upload_mode),
+    (f"{REPO}/commit/[^/]+", HubServer.commit),
+    (f"{REPO}/tree/([^/]+)(?:/(.*))?", HubServer.list_tree),
+    (f"{REPO}(?:/revision/([^/]+))?", HubServer.describe),
+)
+OWN_ROUTES = (
+    (rf"{REPO}\.git/info/lfs/objects/batch", HubServer.offer_lfs),
+    (f"{REPO}/resolve/([^/]+)/(.+)", HubServer.resolve),
+)
 # the first pattern that matches the whole path answers
 ROUTES: tuple[tuple[str, Callable[..., Response]], ...] = (
     ("/api/whoami-v2", HubServer.who_am_i),
     ("/api/validate-yaml", HubServer.validate_yaml),
     ("/api/repos/create", HubServer.create_repository),
-    (f"/api/models/{REPO}/preupload/[^/]+", HubServer.choose_upload_mode),
-    (f"/api/models/{REPO}/commit/[^/]+", HubServer.commit),
-    (f"/api/models/{REPO}/tree/([^/]+)(?:/(.*))?", HubServer.list_tree),
-    (f"/api/models/{REPO}(?:/revision/([^/]+))?", HubServer.describe),
-    (rf"/{REPO}\.git/info/lfs/objects/batch", HubServer.offer_lfs),
     (r"/lfs/(\w+)", HubServer.store_lfs),
-    (f"/{REPO}/resolve/([^/]+)/(.+)", HubServer.resolve),
+    *((f"/api/models/{pattern}", handle) for pattern, handle in API_ROUTES),
+    *((f"/api/spaces/{pattern}", of_space(handle)) for pattern, handle in API_ROUTES),
+    *((f"/spaces/{pattern}", of_space(handle)) for pattern, handle in OWN_ROUTES),
+    *((f"/{pattern}", handle) for pattern, handle in OWN_ROUTES),
 )
 
 

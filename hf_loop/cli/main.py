@@ -11,6 +11,7 @@ from .card import card
 from .chat import chat
 from .check import check
 from .convert import convert
+from .demo import demo
 from .errors import one_line_errors
 from .eval import eval_
 from .generate import generate
@@ -62,6 +63,7 @@ app.command()(train)
 app.command()(generate)
 app.command()(chat)
 app.command()(solve)
+app.command()(demo)
 app.command()(info)
 app.command()(sweep)
 app.add_typer(study, name="study")

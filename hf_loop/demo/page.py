@@ -1,0 +1,76 @@
+"""What all pages share: gradio, the head of the page, and how it is served."""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from .style import CSS
+
+
+# calls wait for each other: the lens watches the layers of the model, and two calls would see each other's
+MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"}
+
+
+def import_gradio() -> Any:
+    """Import gradio.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    try:
+        return importlib.import_module("gradio")
+    except ImportError as error:
+        raise ValueError(
+            f"gradio cannot be imported ({error}); install it with `pip install 'hf-loop[demo]'`"
+        ) from error
+
+
+@dataclass
+class Page:
+    """What stands on a page besides its controls.
+
+    Args:
+        name (`str`): the model's name.
+        schedule (`str`): how it runs, in words.
+        example (`str`): the text that the page opens with.
+        new_tokens (`int`, *optional*): length of a continuation by the model's own settings.
+    """
+
+    name: str
+    schedule: str
+    example: str = ""
+    new_tokens: int | None = None
+
+    def blocks(self) -> Any:
+        """Begin the page, with its head."""
+        gr = import_gradio()
+        blocks = gr.Blocks(title=f"{self.name}, loop by loop", analytics_enabled=False, fill_width=True)
+        with blocks:
+            gr.Markdown(f"## {self.name}\n{self.schedule}", elem_id="head")
+        return blocks
+
+
+def serve(blocks: Any, host: str | None = None, port: int | None = None) -> str:
+    """Serve a page from a thread of its own, without any request to other machines.
+
+    Args:
+        blocks (`gradio.Blocks`): the page.
+        host (`str`, *optional*): the address to listen at, by default gradio's: that of this machine alone, or what a
+            Space says.
+        port (`int`, *optional*): the port, by default the first that is free from 7860 on.
+
+    Returns:
+        `str`: the address of the page. `blocks.block_thread()` waits until Ctrl-C closes it.
+
+    Raises:
+        OSError: if the port is taken.
+    """
+    themes = import_gradio().themes
+    fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    theme = themes.Default(primary_hue=themes.colors.blue, **fonts)
+    where: dict[str, Any] = {"server_name": host, "server_port": port, "prevent_thread_lock": True}
+    options: dict[str, Any] = {"share": False, "ssr_mode": False, "footer_links": [], "pwa": False, "quiet": True}
+    return str(blocks.launch(css=CSS, theme=theme, **where, **options)[1])
+
+
+__all__ = ["MODEL_QUEUE", "Page", "import_gradio", "serve"]
