@@ -40,7 +40,7 @@ CSS = f"""
 .loop-page .lens tr.trained th {{ font-weight: 700; }}
 .loop-page .lens .first-new {{ border-left: 2px solid {FILL}; }}
 .loop-page .lens td.exit {{ outline: 2px solid {MARK}; outline-offset: -2px; }}
-.loop-page .lens td.skipped {{ opacity: 0.3; }}
+.loop-page .lens td.skipped {{ opacity: 0.6; }}
 .loop-page .lens td.step {{ min-width: 96px; text-align: left; font-family: var(--font);
   color: var(--body-text-color); }}
 .loop-page .bar {{ display: inline-block; height: 9px; margin-right: 5px; background: {MARK}; }}

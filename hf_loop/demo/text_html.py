@@ -15,6 +15,8 @@ from .text_reading import ExitView, TextReading
 LONGEST_TOKEN = 12
 # pixels of the longest bar
 BAR_WIDTH = 46
+# of the colour of a cell, what one that a token skips has
+SKIPPED = 0.3
 
 
 def draw_continuations(reading: TextReading, slider: DepthSlider | None) -> str:
@@ -68,11 +70,14 @@ def _row(reading: TextReading, loop: int, num_prompt: int) -> str:
     assert found is not None
     cells = []
     for column, (token, share) in enumerate(zip(found.top[loop - 1], found.probability[loop - 1], strict=True)):
-        kinds = ["first-new"] if column == num_prompt else []
+        kinds, shade = ["first-new"] if column == num_prompt else [], share
         if exits is not None and loop >= exits.loops[column]:
-            kinds.append("exit" if loop == exits.loops[column] else "skipped")
+            is_skipped = loop > exits.loops[column]
+            kinds.append("skipped" if is_skipped else "exit")
+            # pale, so that its text stays dark
+            shade = share * SKIPPED if is_skipped and share is not None else share
         title = escape(f"{found.tokens[column]} → {token}, {probability_text(share)}, loop {loop}")
-        cells.append(f'<td class="{" ".join(kinds)}" title="{title}"{fill(share)}>{_cut(token)}</td>')
+        cells.append(f'<td class="{" ".join(kinds)}" title="{title}"{fill(shade)}>{_cut(token)}</td>')
     is_trained = loop == found.trained_loops
     count = f"{loop} (trained)" if is_trained else str(loop)
     step = _bar(found.step_norm, loop)

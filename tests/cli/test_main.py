@@ -15,6 +15,7 @@ COMMANDS = (
     "quickstart",
     "train",
     "generate",
+    "demo",
     "info",
     "sweep",
     "study",
