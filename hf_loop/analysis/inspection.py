@@ -73,7 +73,7 @@ def inspect_prompt(
     start = input_ids.shape[1] - len(tokens)
     return Inspection(
         label=label,
-        prompt=prompt if isinstance(prompt, str) else str(tokenizer.decode(prompt)),
+        prompt=prompt if isinstance(prompt, str) else str(tokenizer.decode(list(prompt))),
         readout=ANSWER if layer is None else f"layer {layer}",
         trained_loops=model.config.num_loops,
         positions=list(range(start, start + len(tokens))),

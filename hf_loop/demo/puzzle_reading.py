@@ -100,7 +100,7 @@ class PuzzleReader:
         with evaluation_mode(self.model):
             outputs = self.model(**inputs, num_segments=num_segments, num_loops=num_loops, output_segments=True)
         characters, rules = {token: character for character, token in tokens.items()}, find_rules(puzzle.cells)
-        halt_logits = outputs.segment_halt_logits or [None] * len(outputs.segment_logits)
+        halt_logits: Any = outputs.segment_halt_logits or [None] * len(outputs.segment_logits)
         segments = []
         for logits, halting in zip(outputs.segment_logits, halt_logits, strict=True):
             # the token of padding is no character

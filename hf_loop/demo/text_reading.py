@@ -168,7 +168,7 @@ class TextReader:
         if criterion not in rules:
             raise ValueError(f"the exit rule must be one of {', '.join(rules) or 'none'}, got {criterion!r}")
         threshold = rules[criterion] if threshold is None else threshold
-        inputs = {"input_ids": torch.tensor([tokens], device=self.model.device), "use_cache": False}
+        inputs: dict[str, Any] = {"input_ids": torch.tensor([tokens], device=self.model.device), "use_cache": False}
         inputs |= {"num_loops": num_loops, "logits_to_keep": LENS_TOKENS}
         with evaluation_mode(self.model):
             full = self.model(**inputs)
