@@ -1,6 +1,6 @@
 """Trains a looped model on the coin game, pushes it to the Hub, and loads it from there at another depth.
 
-After `hf auth login`, with a repository of yours (a minute on one CPU core):
+After `hf auth login`, with a repository of yours (a minute and a half of one CPU core):
     python training/train_push_reload.py ME/coin-game
 
 Without the Hub it stays in a folder, in which training/look_inside.py looks at it:
