@@ -54,9 +54,9 @@ def group_words(
     """Generate word problems over a group: `"213 231"` is answered by `"132"`.
 
     The difficulty is the number of letters of a word. Since every beginning of a word is asked for, the first letters
-    decide whether a word is for testing: so many that there are at least 1,000 ways to begin (10 of two letters, 7
-    of three, 4 of six, 2 of 60). Shorter words are for training only. So no test word, nor any beginning of it that is as
-    long, is asked for in training.
+    decide whether a word is for testing: so many that there are at least 1,000 ways to begin (10 of two letters, 7 of
+    three, 4 of six, 2 of 60). Shorter words are for training only. So no test word is asked for in training, nor any
+    beginning of one that has so many letters.
 
     Args:
         num_train, num_test, difficulty, min_difficulty, test_difficulties, curriculum, group_size, seed: see
