@@ -15,6 +15,8 @@ CARRYING = {
     "full": ({"injection": "none"}, ALL_CALLS),
     "last_cycle": ({"injection": "add", "gradient": "last_cycle"}, {(2, 0), (2, 1), (2, 2)}),
     "one_step": ({"injection": "add", "gradient": "one_step"}, {(2, 1), (2, 2)}),
+    # the prelude gets gradient through the injection of the last cycle
+    "last_cycle, between other layers": (VARIANTS["outer layers and final norm"], {(2, 0), (2, 1), (2, 2)}),
     "last_k of the last cycle": (
         {"gradient": "last_k", "backprop_low_cycles": [2]},
         {(0, 1), (0, 2), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)},
