@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModel, Cache, PreTrainedConfig, PreTrainedModel
 
 from .backbone_check import check_entry
-from .backbone_parts import BackboneSpec, get_part, missing_parts, set_part
+from .backbone_parts import BackboneSpec, decoder_layers, get_part, missing_parts, set_part
 from .backbone_specs import (
     LOOPED_BACKBONES,
     PUZZLE_BACKBONES,
@@ -29,12 +29,15 @@ from .backbone_specs import (
 )
 from .cache_slots import CacheSlot
 from .configuration_recurrent import kind_of
+from .engines import ENGINES, check_no_engine
 from .layer_calls import LayerInputs, goes_on, named_arguments, of_layer, reason_not_used, run_by_token
 from .module_seams import drops_cache, without_checkpointing
 from .schedules import Call, Depth
+from .slot_attention import SLOT_ATTENTION, SlotCall
 from .transformers_seams import (
     RELEASE,
     adopt_attention,
+    attention_function,
     create_masks_for_generate,
     layer_cache_name,
     make_model,
@@ -71,13 +74,15 @@ class Backbone:
             spec = find_spec(self.config) if self.outer is None else self.outer.spec
         self.spec: Any = spec
         # looked up once: reading attributes of modules and configurations in every layer call is slow
-        self.layers: list[Any] = list(get_part(self.model, self.spec.layers))
-        if self.spec.high_layers is not None:
-            self.layers += get_part(self.model, self.spec.high_layers)
+        self.layers: list[Any] = decoder_layers(self.model, self.spec)
         self.final_norm = get_part(self.model, self.spec.norm)
         self.layer_types: list[str] | None = getattr(self.config, "layer_types", None)
         self.num_positions: int | None = getattr(self.config, "max_position_embeddings", None)
         self.mask_config = _without_stateless_layers(self.config, self.layer_types)
+        # the modules of an engine's cache slots, if the model was made for one
+        self.slots: Any = getattr(self.outer, "slot_attention", None)
+        if self.slots is None:
+            check_no_engine(self.config)
         # set inside `hook_calls` only
         self.call_hook: Any = getattr(self.model, "call_hook", None)
         if self.outer is None:
@@ -144,8 +149,18 @@ class Backbone:
                 transformers' mask functions.
 
         Raises:
-            ValueError: if the layers need `input_ids` and there are none.
+            ValueError: if the layers need `input_ids` and there are none, or an engine's attention would need a mask,
+                or the model was not made for the engine.
         """
+        if self.slots is None and "attention_instances" in kwargs:
+            raise ValueError(
+                "`attention_instances` needs a model made of a configuration whose `attn_implementation` is that of "
+                f"the engine, one of {', '.join(ENGINES)}"
+            )
+        if self.slots is not None and any(given is not None for given in (attention_mask, block_sequence_ids)):
+            raise ValueError(
+                "`attention_mask` and blocks of tokens must be None: an engine's attention reads no masks"
+            )
         if "paged_cache" in kwargs:
             kwargs["cache"] = kwargs.pop("paged_cache")
         if self.spec.layers_take_token_ids:
@@ -238,9 +253,9 @@ class Backbone:
         """Run a layer as `run_call` says, without a hook."""
         index, slot = call.layer, call.slot
         layer_type = self.layer_types[index] if self.layer_types is not None else None
-        if inputs.cache is None and ("cache" in inputs.kwargs or "attention_instances" in inputs.kwargs):
-            # these paged caches (vLLM, and continuous batching up to 5.23) are not given to the layer: they find
-            # their entry by the attention module's index
+        if inputs.cache is None and "cache" in inputs.kwargs:
+            # the paged cache of continuous batching up to 5.23 is not given to the layer: it finds its entry by the
+            # attention module's index
             module: Any
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
@@ -264,6 +279,9 @@ class Backbone:
         }
         if self.spec.layers_take_index:
             keywords["layer_idx"] = index
+        slot_call = None
+        if self.slots is not None:
+            slot_call = keywords["slot_call"] = SlotCall(self.slot_module(slot))
         taken = named_arguments(type(layer))
         if taken is not None:
             keywords = {name: value for name, value in keywords.items() if name in taken}
@@ -276,7 +294,25 @@ class Backbone:
                 f"layer {index} of the {self.config.model_type} backbone neither read nor wrote slot {slot} of the "
                 f"cache (transformers {RELEASE}): {reason_not_used(layer)}"
             )
+        if slot_call is not None and not slot_call.was_used:
+            raise ValueError(
+                f"layer {index} of the {self.config.model_type} backbone did not come to the engine's attention: it "
+                "does not hand keywords on to the attention function"
+            )
         return output[0] if isinstance(output, tuple) else output
+
+    def slot_module(self, slot: int) -> Any:
+        """Return the module of an engine's cache slot.
+
+        Raises:
+            ValueError: if the model was made with fewer slots.
+        """
+        if str(slot) not in self.slots:
+            raise ValueError(
+                f"`num_loops` needs {slot + 1} or more cache slots, and the engine made {len(self.slots)}: set it in "
+                "the configuration that the model is made of"
+            )
+        return self.slots[str(slot)]
 
     def _carries_nothing(self, index: int) -> bool:
         """Return whether a layer has no keys, values or state of its own, by the configuration."""
@@ -348,7 +384,9 @@ def adopt_backbone(outer: PreTrainedModel, backbone: PreTrainedModel) -> None:
     """Give `outer` the attention function of its backbone, and its support for compilation and attention back-ends."""
     outer._can_compile_fullgraph = backbone._can_compile_fullgraph
     outer._supports_attention_backend = backbone._supports_attention_backend
-    adopt_attention(outer, backbone)
+    # the outer model keeps that of the engine, by which the slots find it
+    if attention_function(backbone.config) != SLOT_ATTENTION:
+        adopt_attention(outer, backbone)
 
 
 def backbone_spec(config: PreTrainedConfig, causal_class: type[PreTrainedModel] | None = None) -> BackboneSpec:

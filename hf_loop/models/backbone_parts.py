@@ -94,6 +94,12 @@ def get_part(model: nn.Module, name: str) -> Any:
     return operator.attrgetter(name)(model)
 
 
+def decoder_layers(model: nn.Module, spec: BackboneSpec) -> list[nn.Module]:
+    """List the layers of a decoder, those of its second stack last."""
+    layers = list(get_part(model, spec.layers))
+    return layers if spec.high_layers is None else [*layers, *get_part(model, spec.high_layers)]
+
+
 def set_part(model: nn.Module, name: str, part: nn.Module) -> None:
     """Replace a part of the decoder."""
     parent, _, leaf = name.rpartition(".")
@@ -114,4 +120,4 @@ def _has_part(model: PreTrainedModel, name: str, spec: BackboneSpec) -> bool:
     return part is not None or name == spec.rotary
 
 
-__all__ = ["BackboneSpec", "get_part", "missing_parts", "set_part"]
+__all__ = ["BackboneSpec", "decoder_layers", "get_part", "missing_parts", "set_part"]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .module_seams import parameters_here
 from .transformers_seams import causal_model_class, make_model
 
 
@@ -46,6 +47,7 @@ def twin_context() -> Generator[None]:
         # the check may run while another model is being made on the device "meta"
         with (
             torch.device("cpu"),
+            parameters_here(),
             torch.random.fork_rng(devices=[]),
             torch.inference_mode(False),
             torch.no_grad(),

@@ -25,7 +25,7 @@ from .transformers_seams import cache_of
 
 
 # keywords by which layers find a cache that they are not given
-FOREIGN_CACHES = ("cache", "attention_instances", "block_table")
+FOREIGN_CACHES = ("cache", "block_table")
 
 
 class SharedInputs(NamedTuple):
@@ -183,6 +183,8 @@ def choose_schedule(parts: CompiledParts | None, calls: Any) -> Any:
         # a growing cache would be compiled anew for every length, and an empty one is made in the first pass
         and (inputs.cache is None or is_fixed(inputs.cache))
         and calls.later_inputs is inputs
+        # whose slots the parts of a pass count from 0
+        and calls.backbone.slots is None
         and not any(name in inputs.kwargs for name in FOREIGN_CACHES)
         and not records_outputs()
     )

@@ -55,6 +55,8 @@ HEAD_FIELDS = (
     "logits_scaling",
     "output_multiplier",
 )
+# what bounds the backbone's attention scores: vLLM reads it
+ATTENTION_FIELDS = ("attn_logit_softcapping",)
 # copied from the backbone, because `generate` reads them from the outer configuration's dictionary
 COPIED_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
 
@@ -340,7 +342,7 @@ def _backbone_property(name: str) -> property:
     return property(read, write, doc=f"`{name}` of the backbone.")
 
 
-for _name in (*BACKBONE_FIELDS, *HEAD_FIELDS):
+for _name in (*BACKBONE_FIELDS, *HEAD_FIELDS, *ATTENTION_FIELDS):
     setattr(RecurrentConfig, _name, _backbone_property(_name))
 
 __all__ = ["RecurrentConfig", "TimeConfig", "cache_types", "kind_of"]

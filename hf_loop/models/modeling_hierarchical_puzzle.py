@@ -64,8 +64,9 @@ class HierarchicalPuzzleModel(HierarchicalPuzzlePreTrainedModel, HierarchicalSta
     """
 
     special_specs = TWO_STACK_BACKBONES | PUZZLE_BACKBONES
+    no_engine = "puzzles are solved by `solve`, not token by token"
     refused_keywords = {
-        **dict.fromkeys(ENGINE_KEYWORDS, "puzzles are solved by `solve`, not token by token"),
+        **dict.fromkeys(ENGINE_KEYWORDS, no_engine),
         "position_ids": "the position of a cell is fixed",
     }
 

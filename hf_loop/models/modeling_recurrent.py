@@ -28,6 +28,7 @@ from .cache_slots import check_num_slots
 from .checks import check_count
 from .configuration_recurrent import kind_of
 from .cost import PARAMETERS, Measure, Work, given_depth, steps_work, text_shape
+from .engines import engine_of, refusal
 from .forward_signature import name_arguments
 from .generation import RecurrentGenerationMixin
 from .keyword_checks import check_keywords
@@ -36,8 +37,10 @@ from .position_limit import check_length
 from .pretrained_model import RecurrentPreTrainedModel
 from .scaled_head import ScaledHead
 from .schedules import Call, Depth
+from .slot_attention import make_slot_attention
 from .transformers_seams import (
     capture_outputs,
+    choose_attention_function,
     is_scored_by_trl,
     keep_logits,
     merge_with_config_defaults,
@@ -107,10 +110,20 @@ class RecurrentModel(RecurrentPreTrainedModel):  # trf-ignore: TRF013 the classe
 
     def __init__(self, config: Any):
         super().__init__(config)
+        engine = engine_of(config)
+        if engine is not None and self.no_engine is not None:
+            raise ValueError(refusal(engine, config, self.no_engine))
+        if engine is not None:
+            # made as without an engine, whose function comes in between later
+            choose_attention_function(config.decoder_config, "eager")
         is_recurrent = kind_of(config.backbone_config) is not None
         self.backbone: Any = make_backbone(
             config.backbone_config, None if is_recurrent else self.spec, self.backbone_classes
         )
+        # for an engine with its own attention, such as vLLM
+        self.slot_attention: Any = None
+        if engine is not None:
+            self.slot_attention = make_slot_attention(config, self.backbone, self.spec)
         self.adopt(self.backbone)
 
     @property

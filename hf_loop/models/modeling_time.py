@@ -40,7 +40,8 @@ from .transformers_seams import CheckpointsSteps, recordable
 class TimePreTrainedModel(CheckpointsSteps, RecurrentPreTrainedModel):
     """Base class of models with a time schedule and of their heads."""
 
-    refused_keywords = dict.fromkeys(ENGINE_KEYWORDS, "an engine with its own attention has no place for a memory")
+    no_engine = "an engine with its own attention has no place for a memory"
+    refused_keywords = dict.fromkeys(ENGINE_KEYWORDS, no_engine)
     # without hidden states, which the model collects from the chunks itself
     _can_record_outputs = recordable("attentions", "router_logits")
     # set here, because `PreTrainedModel` comes before the generation mixin: `generate` then refuses to drop tokens

@@ -4,11 +4,30 @@
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+
+# as torch has it: this file is read before an engine makes a model
+_register_parameter = nn.Module.register_parameter
+
+
+@contextmanager
+def parameters_here() -> Generator[None]:
+    """Let modules keep their parameters where they are made.
+
+    While vLLM and SGLang make a model, they have every module move its parameters to the device "meta".
+    """
+    register = nn.Module.register_parameter
+    nn.Module.register_parameter = _register_parameter
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
 
 
 def module_view(
@@ -111,6 +130,7 @@ __all__ = [
     "is_hooked",
     "module_view",
     "own_parameter",
+    "parameters_here",
     "replace_forward",
     "without_checkpointing",
 ]

@@ -49,6 +49,8 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TR
     saved_in: str | None = None
     # what to tell a caller who gives a number of loops to a model without
     no_loops = "it has no loops"
+    # why engines with their own attention cannot run the model, `None` if they can
+    no_engine: str | None = None
     # keywords that a family cannot take, with the reasons that `check_keywords` gives
     refused_keywords: dict[str, str] = {}
     # keywords that `check_keywords` accepts

@@ -105,23 +105,6 @@ def test_an_engine_with_its_own_attention_is_refused_where_it_loses_a_memory(mod
         base_model(models[family])(INPUT_IDS, **{keyword: {}})
 
 
-@pytest.mark.parametrize("num_loops", [1, 2])
-@pytest.mark.parametrize("family", ["looped", "hierarchical"])
-def test_an_engine_with_its_own_attention_meets_a_layer_index_per_slot(family, num_loops):
-    indices = []
-
-    def engine(module, query, key, value, attention_mask, attention_instances=None, **kwargs):
-        indices.append(module.layer_idx)
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-
-    AttentionInterface.register("engine", engine)
-    model = FAMILIES[family]()
-    model.set_attn_implementation("engine")
-    model.model(INPUT_IDS, num_loops=num_loops, use_cache=False, attention_instances={}, return_dict=False)
-    # the order is the schedule's, and each slot has a call
-    assert sorted(indices) == list(range(model.config.with_num_loops(num_loops).num_hidden_layers))
-
-
 def test_an_attention_function_of_a_user_has_keywords_of_its_own():
     def scaled(module, query, key, value, attention_mask, boost=1.0, **kwargs):
         output, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
