@@ -68,7 +68,8 @@ def read_heads(decoder_config: Any) -> Heads | None:
 
 def windows_of(engine: str, config: Any, layer_types: list[str] | None, slot: int) -> tuple[int | None, int | None]:
     """Return how many tokens the layer of a slot sees, and how many an engine lets it see; `None` for all."""
-    window = getattr(config, "sliding_window", None)
+    # some configurations say 0 for none
+    window = getattr(config, "sliding_window", None) or None
     is_sliding = layer_types is not None and layer_types[slot] == "sliding_attention"
     own = window if is_sliding or layer_types is None else None
     # vLLM takes the window for that of all layers, unless their types differ (`is_interleaved`); SGLang goes by types

@@ -43,6 +43,23 @@ class TakesCache:
         return cache, kwargs
 
 
+def test_parameters_stay_while_an_engine_moves_them():
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module, name, parameter):
+        register(module, name, parameter)
+        module._parameters[name] = nn.Parameter(parameter.to("meta"))
+
+    nn.Module.register_parameter = register_on_meta
+    try:
+        with module_seams.parameters_here():
+            here = nn.Linear(2, 2)
+        moved = nn.Linear(2, 2)
+    finally:
+        nn.Module.register_parameter = register
+    assert (here.weight.device.type, moved.weight.device.type) == ("cpu", "meta")
+
+
 def test_cache_name_is_what_transformers_own_models_take():
     assert seams.CACHE_NAME in inspect.signature(LlamaModel.forward).parameters
     assert transformers.__version__ == seams.RELEASE
