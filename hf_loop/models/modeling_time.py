@@ -80,9 +80,15 @@ class TimeModel(TimePreTrainedModel, RecurrentModel):  # trf-ignore: TRF013 fami
                 documents get none.
 
         Raises:
-            ValueError: if the mask is not a padding mask, or is shorter than the tokens.
+            ValueError: if the mask is not a padding mask, or is shorter than the tokens, or the model is being
+                exported for any batch size or length.
         """
         batch_size, length = inputs_embeds.shape[:2]
+        if isinstance(batch_size, torch.SymInt) or isinstance(length, torch.SymInt):
+            raise ValueError(
+                f"the batch size and the length of an exported {self.config.model_type} model must be fixed: from "
+                "them, which tokens are run when is planned on the host"
+            )
         mask, position_ids, cache = inputs.attention_mask, inputs.position_ids, inputs.cache
         sequences = arrange_sequences(batch_size, length, mask, position_ids, has_cache=cache is not None)
         if cache is None and inputs.use_cache and makes_cache and len(sequences.lengths) == batch_size:
