@@ -36,9 +36,7 @@ class Logits(nn.Module):
 @pytest.mark.parametrize("name", MODELS)
 def test_one_export_runs_any_batch_and_length(name):
     model = MODELS[name]()
-    exported = export(
-        Logits(model), (random_ids(2, 7),), dynamic_shapes={"input_ids": DYNAMIC, "attention_mask": None}
-    )
+    exported = export(Logits(model), (random_ids(2, 7),), dynamic_shapes={"input_ids": DYNAMIC})
     run = exported.module()
     for batch_size, length in [(2, 7), (1, 1), (3, 20)]:
         input_ids = random_ids(batch_size, length, seed=length)
@@ -64,7 +62,7 @@ def test_a_schedule_of_tokens_is_exported_for_one_shape(make):
     with pytest.raises(AssertionError, match="Guard failed"):
         exported(random_ids(2, 12))
     with pytest.raises(ValueError, match=f"exported {model.config.model_type} model must be fixed"):
-        export(Logits(model), (random_ids(2, 11),), dynamic_shapes={"input_ids": DYNAMIC, "attention_mask": None})
+        export(Logits(model), (random_ids(2, 11),), dynamic_shapes={"input_ids": DYNAMIC})
 
 
 @torch.no_grad()
