@@ -7,6 +7,8 @@ from typing import Any
 from .style import CSS
 
 
+# how often a page is asked whether it is there
+TRIES = 5
 # calls wait for each other: the lens watches the layers of the model, and two calls would see each other's
 MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"}
 
@@ -64,13 +66,28 @@ def serve(blocks: Any, host: str | None = None, port: int | None = None) -> str:
 
     Raises:
         OSError: if the port is taken.
+        ValueError: if the page does not answer.
     """
     themes = import_gradio().themes
     fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     theme = themes.Default(primary_hue=themes.colors.blue, **fonts)
     where: dict[str, Any] = {"server_name": host, "server_port": port, "prevent_thread_lock": True}
     options: dict[str, Any] = {"share": False, "ssr_mode": False, "footer_links": [], "pwa": False, "quiet": True}
-    return str(blocks.launch(css=CSS, theme=theme, **where, **options)[1])
+    tries = 0
+    while True:
+        try:
+            return str(blocks.launch(css=CSS, theme=theme, **where, **options)[1])
+        except ValueError as error:
+            # gradio gives a page three seconds to answer, and then advises to share it with the world
+            tries += 1
+            if "localhost" not in str(error):
+                raise
+            if tries == TRIES:
+                blocks.close()
+                raise ValueError(
+                    f"the page does not answer at {blocks.local_url}: the machine is too busy, or a proxy is asked "
+                    "for addresses of this machine, too (see NO_PROXY)"
+                ) from error
 
 
 __all__ = ["MODEL_QUEUE", "Page", "import_gradio", "serve"]

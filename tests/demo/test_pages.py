@@ -81,3 +81,24 @@ def test_calls_of_the_model_wait_for_each_other():
     calls = [call for call in make_page("looped", example=PROMPT).fns.values() if call.queue]
     assert len(calls) == 2
     assert {(call.concurrency_id, call.concurrency_limit) for call in calls} == {("model", 1)}
+
+
+@pytest.mark.parametrize("num_silent", [2, 5])
+def test_a_page_that_is_slow_to_answer_is_asked_again(num_silent, monkeypatch):
+    asked = []
+
+    def answers(url):
+        asked.append(url)
+        return len(asked) > num_silent
+
+    monkeypatch.setattr("gradio.networking.url_ok", answers)
+    blocks = make_page("looped")
+    try:
+        if num_silent < 5:
+            assert serve(blocks) == asked[0]
+        else:
+            with pytest.raises(ValueError, match="does not answer at http://127.0.0.1:.*NO_PROXY"):
+                serve(blocks)
+        assert len(asked) == min(num_silent + 1, 5) and len(set(asked)) == 1
+    finally:
+        blocks.close()
