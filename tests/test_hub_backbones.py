@@ -43,7 +43,7 @@ def push_and_read(writer: Path, reader: Path) -> tuple[dict, dict]:
             + """
 from hf_loop import retrofit
 from hf_loop.models.backbone import is_tested
-from tests.models.looped_variants import VARIANTS, tiny_looped
+from tests.models.looped_variants import OWN_LOOPS, tiny_looped
 from tests.retrofitting.tiny_models import tiny_decoder
 
 answers = {}
@@ -53,7 +53,7 @@ for model_type in MODEL_TYPES:
     model.push_to_hub(model_type)
     answers[model_type] = answer(model)
 for model_type in LOOPED_TYPES:
-    model = tiny_looped(model_type, **VARIANTS["unit add"])
+    model = tiny_looped(**OWN_LOOPS[model_type])
     model.push_to_hub(model_type)
     answers[model_type] = answer(model)
 print(json.dumps(answers))

@@ -26,7 +26,8 @@ def convert(
         typer.Option(
             metavar="LAYOUT",
             help="Convert back: SOURCE is a model of this library, written as engines read that published layout: "
-            "nanbeige (llama.cpp, mlx-lm, SGLang, vLLM), dory or hrm_text (transformers). --set takes num_loops.",
+            "nanbeige (llama.cpp, mlx-lm, SGLang, vLLM), dory, inkling2_loop or hrm_text (transformers). "
+            "--set takes num_loops.",
         ),
     ] = None,
     set_: FieldValues = None,
@@ -35,7 +36,7 @@ def convert(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Convert Huginn, Ouro, looped Nanbeige, Dory, Parcae, LoopedLM, HRM, TRM, HRM-Text or retrofitted recurrence."""
+    """Convert Huginn, its retrofits, Ouro, Nanbeige, Dory, Inkling-2, Parcae, LoopedLM, HRM, TRM or HRM-Text."""
     overrides = parse_field_values(set_ or [])
     # the configuration has a field `dtype`, but setting it would not convert the weights
     if "dtype" in overrides:

@@ -8,6 +8,7 @@ tests do not cover is compared with its base model before it is used, see `backb
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,6 +48,8 @@ from .transformers_seams import (
 
 # types of layers that have no cache
 STATELESS_LAYER_TYPES = ("moe", "mlp")
+# types of layers for which transformers' function makes other masks than the decoders that have them
+MASK_TYPES = {"hybrid_sliding": ("sliding_attention", "linear_attention")}
 
 
 class Backbone:
@@ -78,17 +81,18 @@ class Backbone:
         self.final_norm = get_part(self.model, self.spec.norm)
         self.layer_types: list[str] | None = getattr(self.config, "layer_types", None)
         self.num_positions: int | None = getattr(self.config, "max_position_embeddings", None)
-        self.mask_config = _without_stateless_layers(self.config, self.layer_types)
+        self.mask_config = _with_mask_types(self.config, self.layer_types)
         # the modules of an engine's cache slots, if the model was made for one
         self.slots: Any = getattr(self.outer, "slot_attention", None)
         if self.slots is None:
             check_no_engine(self.config)
         # set inside `hook_calls` only
         self.call_hook: Any = getattr(self.model, "call_hook", None)
+        norm = self.final_norm if self.spec.read_state is None else self.norm
         if self.outer is None:
-            self.depth: Any = Depth(len(self.layers), self.final_norm)
+            self.depth: Any = Depth(len(self.layers), norm)
         else:
-            self.depth = self.outer.config.depth(self.outer, self.final_norm)
+            self.depth = self.outer.config.depth(self.outer, norm)
 
     def embed_inputs(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         """Return token embeddings `[B, T, D]`: `inputs_embeds`, or those of `input_ids`.
@@ -230,15 +234,19 @@ class Backbone:
 
         Args:
             call (`Call`): the layer, and the cache slot of this call.
-            hidden_states (`torch.Tensor` of shape `[B, T, D]`): the layer's input.
+            hidden_states (`torch.Tensor` of shape `[B, T, D]`): the layer's input; of architectures whose state is
+                more than that, the whole state `[B, T, S * D]`, see `block_states.py`.
             inputs (`LayerInputs`): positions, masks and cache, from `prepare`.
             layer (`nn.Module`, *optional*): a view of the layer to call in its place.
             layer_cache (`Any`, *optional*): the cache to give the layer, by default the [`CacheSlot`] of the call.
 
         Returns:
-            `torch.Tensor` of shape `[B, T, D]`: the layer's output.
+            `torch.Tensor` of shape `[B, T, D]`: the layer's output; the state after the layer where `hidden_states`
+            is a state.
         """
         layer = self.layer_of(call) if layer is None else layer
+        if self.spec.run_state is not None:
+            return self._run_on_state(call, layer, hidden_states, inputs, layer_cache)
         if self.call_hook is None:
             return self._run_layer(call, layer, hidden_states, inputs, layer_cache)
 
@@ -246,6 +254,19 @@ class Backbone:
             return self._run_layer(call, layer, hidden_states, inputs, layer_cache)
 
         return self.call_hook(call, layer, hidden_states, run_layer)
+
+    def _run_on_state(
+        self, call: Call, layer: Any, state: torch.Tensor, inputs: LayerInputs, layer_cache: Any
+    ) -> torch.Tensor:
+        """Run a layer on a state `[B, T, S * D]`."""
+        if layer_cache is None and inputs.cache is not None:
+            layer_cache = CacheSlot(inputs.cache, call.slot)
+
+        def run_layer(hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
+            own_inputs = dataclasses.replace(inputs, kwargs={**inputs.kwargs, **arguments})
+            return self._run_layer(call, layer, hidden_states, own_inputs, layer_cache)
+
+        return self.spec.run_state(self.model, call.layer, state, layer_cache, run_layer)
 
     def _run_layer(
         self, call: Call, layer: Any, hidden_states: torch.Tensor, inputs: LayerInputs, layer_cache: Any
@@ -322,8 +343,10 @@ class Backbone:
         return sharing is not None and sharing[index] == "reuse"
 
     def norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Apply the final norm, `[B, T, D]`."""
-        return self.final_norm(hidden_states)
+        """Apply the final norm, `[B, T, D]`; of a state that is more than hidden states, to what it reads of it."""
+        if self.spec.read_state is None:
+            return self.final_norm(hidden_states)
+        return self.final_norm(self.spec.read_state(self.model, hidden_states)).to(hidden_states.dtype)
 
 
 def next_positions(hidden_states: torch.Tensor, cache: Cache | None) -> torch.Tensor:
@@ -412,12 +435,13 @@ def _sees_all(batch_idx: Any, head_idx: Any, q_idx: torch.Tensor, kv_idx: torch.
     return q_idx >= 0
 
 
-def _without_stateless_layers(config: PreTrainedConfig, layer_types: list[str] | None) -> PreTrainedConfig:
-    """Return the configuration for transformers' masks, which do not know these layer types."""
-    if not layer_types or not set(layer_types).intersection(STATELESS_LAYER_TYPES):
+def _with_mask_types(config: PreTrainedConfig, layer_types: list[str] | None) -> PreTrainedConfig:
+    """Return the configuration for transformers' masks, with layer types of which it knows the masks."""
+    if not layer_types or not set(layer_types).intersection((*STATELESS_LAYER_TYPES, *MASK_TYPES)):
         return config
     config = copy.copy(config)
-    config.layer_types = [layer_type for layer_type in layer_types if layer_type not in STATELESS_LAYER_TYPES]
+    with_masks = [layer_type for layer_type in layer_types if layer_type not in STATELESS_LAYER_TYPES]
+    config.layer_types = [kind for layer_type in with_masks for kind in MASK_TYPES.get(layer_type, (layer_type,))]
     return config
 
 

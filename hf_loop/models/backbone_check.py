@@ -69,6 +69,22 @@ def check_entry(
         raise ValueError(f"`backbone_config.model_type` {config.model_type!r} cannot be opened: {difference}")
 
 
+def check_refusal(config: PreTrainedConfig) -> None:
+    """Refuse a decoder that no entry can describe, without a test.
+
+    Raises:
+        ValueError: if it is one; the message says why.
+    """
+    reason = refusal(config)
+    if reason is not None:
+        raise ValueError(f"`backbone_config.model_type` {config.model_type!r} cannot be opened: {reason}")
+
+
+def refusal(config: PreTrainedConfig) -> str | None:
+    """Return why no entry can describe a decoder, `None` if one may. An entry that the user registered is tested."""
+    return None if config.model_type in REGISTERED_BACKBONES else REFUSED_BACKBONES.get(config.model_type)
+
+
 def check_twin(
     config: PreTrainedConfig,
     spec: BackboneSpec,
@@ -80,9 +96,9 @@ def check_twin(
         return BackboneCheck("its layers see all positions, as HierarchicalForPuzzle runs them")
     if config.model_type in TWO_STACK_BACKBONES:
         return BackboneCheck("it has two stacks, which HierarchicalConfig runs")
-    # an entry that the user registered is tested all the same
-    if config.model_type in REFUSED_BACKBONES and config.model_type not in REGISTERED_BACKBONES:
-        return BackboneCheck(REFUSED_BACKBONES[config.model_type])
+    reason = refusal(config)
+    if reason is not None:
+        return BackboneCheck(reason)
     with twin_context():
         try:
             twin = make_twin(config, causal_class)

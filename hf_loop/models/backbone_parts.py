@@ -48,6 +48,11 @@ class BackboneSpec:
         layer_entry (`str`): name of the first module in a layer that reads its input, beside the residual.
         model_class (`type`, *optional*): class of the base model, if the Auto classes may not find it: code that came
             with a checkpoint has a configuration class of its own.
+        run_state (`Callable`, *optional*): runs a layer whose state is more than its hidden states, see
+            `block_states.py`, given the base model, the layer's index, the state, the cache slot of the call, and a
+            function that calls the layer.
+        read_state (`Callable`, *optional*): computes the hidden states that the final norm reads of such a state,
+            given the base model.
         high_layers (`str`, *optional*): name of a second stack of layers, which follow those of `layers`.
         low_state (`str`, *optional*): name of the initial state of the first stack.
         has_variants (`bool`): whether the entry does not fit all configurations of the architecture, so that each is
@@ -78,6 +83,8 @@ class BackboneSpec:
     keeps_fast_weights: bool = False
     layer_entry: str = "input_layernorm"
     model_class: type[PreTrainedModel] | None = None
+    run_state: Callable[[Any, int, torch.Tensor, Any, Callable[..., torch.Tensor]], torch.Tensor] | None = None
+    read_state: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
     high_layers: str | None = None
     low_state: str | None = None
     has_variants: bool = False

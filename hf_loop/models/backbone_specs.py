@@ -26,6 +26,7 @@ from .backbone_steps import (
     gpt_dropout_module,
     layernorm_embeddings,
     masks_and_first_states,
+    masks_of_hybrids,
     mpt_alibi,
     multiply_by_head_multiplier,
     multiply_by_logits_scaling,
@@ -39,8 +40,10 @@ from .backbone_steps import (
     scale_by_config,
     scale_embeddings,
     scale_logits,
+    softcap_in_float32,
     softcap_logits,
 )
+from .block_states import read_blocks, run_on_blocks
 from .modeling_hrm import HrmBackboneModel
 from .modeling_huginn import HuginnBackboneModel
 from .modeling_ifm_moe import IfmMoeBackboneModel
@@ -268,21 +271,29 @@ PUZZLE_BACKBONES: dict[str, BackboneSpec] = {
 # decoders that loop by themselves, whose layers the looped family runs instead
 LOOPED_BACKBONES: dict[str, BackboneSpec] = {
     "dory": BackboneSpec(rotary_per_layer_type=True, head_scale=True),
+    "inkling2_loop_text": BackboneSpec(
+        rotary=None,
+        finish_logits=softcap_in_float32,
+        layer_arguments=masks_of_hybrids,
+        run_state=run_on_blocks,
+        read_state=read_blocks,
+    ),
 }
 
 _WIDE_STATE = "its layers pass on more than one hidden state per token"
 _OWN_STATES = "its layers keep their state outside of transformers' cache"
+_OWN_LOOPS = "it runs its layers in loops itself: `hf_loop.convert` makes it a looped model"
 _NO_LENGTH = "its cache does not know the number of tokens, so positions cannot be counted"
 
 # decoders whose layers do not map one hidden state per token to another: no entry can describe them
 REFUSED_BACKBONES: dict[str, str] = {
     "beam": "its layers without rotary positions need a scale computed from the position",
     "deepseek_v4": _WIDE_STATE,
-    "dory": "it runs its layers in loops itself: `hf_loop.convert` makes it a looped model",
+    "dory": _OWN_LOOPS,
     "falcon_mamba": _NO_LENGTH,
     "gemma3n_text": _WIDE_STATE,
     "hy_v4": _WIDE_STATE,
-    "inkling2_loop_text": "it runs its layers in loops itself",
+    "inkling2_loop_text": _OWN_LOOPS,
     "inkling2_text": "its layers read the outputs of all earlier layers",
     "longcat_flash": "each of its layers writes two cache slots",
     "mamba": _NO_LENGTH,

@@ -105,6 +105,10 @@ def softcap_logits(config: Any, logits: torch.Tensor) -> torch.Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
+def softcap_in_float32(config: Any, logits: torch.Tensor) -> torch.Tensor:
+    return softcap_logits(config, logits.float())
+
+
 # `layer_arguments`: further arguments of the layers
 
 
@@ -170,6 +174,14 @@ def masks_and_first_states(
         "causal_mask": masks["full_attention"],
         "original_hidden_states": hidden_states,
     }
+
+
+def masks_of_hybrids(
+    model: Any, hidden_states: torch.Tensor, attention_mask: Any, masks: Any, num_past: int
+) -> dict[str, Any]:
+    # the attention of a layer is full or sliding, and all have convolutions
+    by_type = {"hybrid": masks.get("full_attention"), "hybrid_sliding": masks.get("sliding_attention")}
+    return {"attention_mask": by_type, "conv_mask": masks["linear_attention"]}
 
 
 def own_keys(

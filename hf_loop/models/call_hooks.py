@@ -35,10 +35,16 @@ def hook_calls(model: Any, hook: CallHook) -> Generator[None]:
             input; returns the output of the call. `run_layer(layer, hidden_states)` changes nothing.
 
     Raises:
-        ValueError: if another hook is at work, or the model is compiled.
+        ValueError: if another hook is at work, the model is compiled, or its layers pass on more than hidden states.
     """
     headless = model.base_model
-    decoder: Any = Backbone(headless).model
+    backbone = Backbone(headless)
+    decoder: Any = backbone.model
+    if backbone.spec.run_state is not None:
+        raise ValueError(
+            f"layer calls of a {decoder.config.model_type} decoder cannot be hooked: what its layers pass on is more "
+            "than hidden states"
+        )
     if getattr(headless, "parts", None) is not None:
         raise ValueError("layer calls of a compiled model cannot be hooked; load the model again")
     if getattr(decoder, "call_hook", None) is not None:

@@ -20,6 +20,17 @@ from .configuration_recurrent import RecurrentConfig
 from .schedules import LoopedDepth
 
 
+# what other fields must be with `injection="messages"`: its states are of several vectors, and differ in their number
+# before and after the first loop
+MESSAGE_SCHEDULE: dict[str, Any] = {
+    "state_init": "input",
+    "loop_update": "replace",
+    "loop_norm": "none",
+    "coda_norm": False,
+    "state_projection": False,
+}
+
+
 # trf-ignore: TRF057 auto_docstring knows the classes inside transformers only and would drop this text
 @strict
 class LoopedConfig(RecurrentConfig):
@@ -40,7 +51,8 @@ class LoopedConfig(RecurrentConfig):
             Number of loops, the times that the core runs, unless the call says otherwise.
         injection (`str`, *optional*, defaults to `"none"`):
             How the prelude's output `e` enters the state `s` before each loop: `"none"`, `"add"` (`s + e`),
-            `"unit_add"` (`s / |s| + e / |e|`, as in transformers' `dory`), `"concat"` (a linear map of `[s; e]`,
+            `"unit_add"` (`s / |s| + e / |e|`, as in transformers' `dory`), `"messages"` (`e`, with messages from `s`
+            to the layers, in transformers' `inkling2_loop` alone), `"concat"` (a linear map of `[s; e]`,
             https://huggingface.co/papers/2502.05171), `"diagonal"` (`exp(-D A) s + D B norm(e)`,
             https://huggingface.co/papers/2604.12946) or `"orthogonal"` (the same, where `exp(-D A) s` loses its
             component along `D B norm(e)`, ifm-ai/xllm-loop).
@@ -115,7 +127,7 @@ class LoopedConfig(RecurrentConfig):
     num_prelude_layers: int = 0
     num_coda_layers: int = 0
     num_loops: int = 4
-    injection: Literal["none", "add", "unit_add", "concat", "diagonal", "orthogonal"] = "none"
+    injection: Literal["none", "add", "unit_add", "messages", "concat", "diagonal", "orthogonal"] = "none"
     injection_norm: bool = True
     injection_bias: bool = False
     state_init: Literal["input", "zeros", "normal", "sine_normal", "learned"] = "input"
@@ -181,6 +193,29 @@ class LoopedConfig(RecurrentConfig):
                 f"`state_init={self.state_init!r}` needs an injection: with `injection='none'` the input never "
                 "reaches the core"
             )
+        self._check_messages()
+
+    def _check_messages(self) -> None:
+        """Refuse messages to layers that take none, and layers that take them in another schedule than their own."""
+        decoder = self.backbone_config
+        takes_messages = hasattr(decoder, "loop_layer_index_start")
+        if takes_messages != (self.injection == "messages"):
+            if takes_messages:
+                must_be = f"must be 'messages' over {decoder.model_type} layers, got {self.injection!r}"
+            else:
+                must_be = f"'messages' needs layers that take them, and those of {decoder.model_type} do not"
+            raise ValueError(f"`injection` {must_be}")
+        if not takes_messages:
+            return
+        layers_of_core = {
+            "num_prelude_layers": decoder.loop_layer_index_start,
+            "num_coda_layers": decoder.num_hidden_layers - decoder.loop_layer_index_end,
+        }
+        for name, value in {**layers_of_core, **MESSAGE_SCHEDULE}.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"`{name}` over {decoder.model_type} layers must be {value!r}, got {getattr(self, name)!r}"
+                )
 
     @property
     def starts_from_noise(self) -> bool:

@@ -57,6 +57,8 @@ HEAD_FIELDS = (
 )
 # what bounds the backbone's attention scores: vLLM reads it
 ATTENTION_FIELDS = ("attn_logit_softcapping",)
+# by which the layers of a cache are made
+CACHE_FIELDS = ("number_of_conv_states",)
 # copied from the backbone, because `generate` reads them from the outer configuration's dictionary
 COPIED_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
 
@@ -342,7 +344,7 @@ def _backbone_property(name: str) -> property:
     return property(read, write, doc=f"`{name}` of the backbone.")
 
 
-for _name in (*BACKBONE_FIELDS, *HEAD_FIELDS, *ATTENTION_FIELDS):
+for _name in (*BACKBONE_FIELDS, *HEAD_FIELDS, *ATTENTION_FIELDS, *CACHE_FIELDS):
     setattr(RecurrentConfig, _name, _backbone_property(_name))
 
 __all__ = ["RecurrentConfig", "TimeConfig", "cache_types", "kind_of"]

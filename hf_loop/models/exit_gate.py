@@ -21,7 +21,7 @@ class ExitGateMixin:
         # CODEPATH: Ouro's loop ends with the final norm; other models apply it here
         if self.config.loop_norm != "final":
             with nullcontext() if trains_norm else torch.no_grad():
-                state = Backbone(self).final_norm(state)
+                state = Backbone(self).norm(state)
         return self.exit_gate(state).squeeze(-1).float()
 
     def exit_gate_probability(self: Any, state: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from .backbone import Backbone
 from .backbone_check import CACHE_TOLERANCE, describe
 from .backbone_parts import BackboneSpec
-from .backbone_specs import find_spec, is_tested
+from .backbone_specs import LOOPED_BACKBONES, find_spec, is_tested
 from .backbone_twin import NoTwinError, fingerprint, make_twin, twin_context
 
 
@@ -48,7 +48,7 @@ def check_blocks(config: Any, backbone: Backbone, model_class: type[nn.Module]) 
         )
     if config.feedback_length:
         _check_memory_queries(config, spec, backbone.layers)
-    if not is_tested(decoder):
+    if not _is_covered(decoder):
         _try("have blocks", decoder, lambda twin: _blocks_difference(twin, model_class))
 
 
@@ -85,7 +85,7 @@ def check_sleep(decoder: PreTrainedConfig, model_class: type[nn.Module]) -> None
     if reason is not None:
         raise ValueError(f"`backbone_config.model_type` {decoder.model_type!r} cannot sleep: {reason}")
     has_states = "linear_attention" in (getattr(decoder, "layer_types", None) or [])
-    if not is_tested(decoder) or (has_states and not spec.keeps_fast_weights):
+    if not _is_covered(decoder) or (has_states and not spec.keeps_fast_weights):
         _try("sleep", decoder, lambda twin: _sleep_difference(twin, model_class))
 
 
@@ -100,6 +100,11 @@ def check_both_directions(decoder: PreTrainedConfig, model_class: type[nn.Module
         ValueError: if the decoder's layers cannot attend in both directions.
     """
     _try("run in both directions", decoder, lambda twin: _direction_difference(twin, model_class))
+
+
+def _is_covered(decoder: PreTrainedConfig) -> bool:
+    """Return whether tests cover the decoder; one that loops by itself has no twin, and is covered too."""
+    return is_tested(decoder) or decoder.model_type in LOOPED_BACKBONES
 
 
 def _try(purpose: str, decoder: PreTrainedConfig, find_difference: Callable[[Any], str | None]) -> None:

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
+from .backbone import Backbone
 from .compile_seams import CompiledGeneration
 from .loop_cache import LoopCache
 from .loop_contrast import LoopContrast, check_weight
 from .module_seams import module_view
 from .speculation import DRAFT_NAMES, check_drafting, decode_with_drafts
-from .transformers_seams import CACHE_NAMES, named_cache
+from .transformers_seams import CACHE_NAMES, create_masks_for_generate, named_cache, takes_cache
 
 
 class LoopedGenerationMixin(CompiledGeneration):
@@ -56,6 +57,27 @@ class LoopedGenerationMixin(CompiledGeneration):
             model_kwargs["loop_contrast"] = LoopContrast(generation_config.contrast_weight)
             processors.insert(0, model_kwargs["loop_contrast"])
         return processors
+
+    @takes_cache
+    def create_masks_for_generate(
+        self: Any,
+        config: Any,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: Any,
+        position_ids: torch.Tensor | None = None,
+        **kwargs,
+    ):
+        """Make the masks for a static cache, which `generate` prepares outside of the compiled forward pass, as the
+        decoder has them: for some layer types transformers would make others."""
+        return create_masks_for_generate(
+            config=Backbone(self.model).mask_config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            **named_cache(cache),
+            position_ids=position_ids,
+            block_sequence_ids=kwargs.get("block_sequence_ids"),
+        )
 
     def next_model_kwargs(self: Any, outputs, model_kwargs, *args, **kwargs):
         if "loop_contrast" in model_kwargs:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Injections of the prelude's output `e` into the state `s` before each loop.
 
-Both are of shape `[batch_size, sequence_length, hidden_size]`.
+Both are of shape `[batch_size, sequence_length, hidden_size]`, unless a token's state is several vectors.
 """
 
 import math
@@ -46,6 +46,26 @@ class UnitAddInjection(nn.Module):
 
     def forward(self, state: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
         return _to_unit_length(state) + _to_unit_length(encoded)
+
+
+class MessageInjection(nn.Module):
+    """The prelude's output itself, beside what the loop before has left for messages, for transformers'
+    `inkling2_loop`.
+
+    Every loop starts again from `e`. From the second on, the layers of the core receive messages, which they compute
+    from the block states that the loop before has added after its first, which is `e`'s, and from its hidden states.
+    States are of several vectors per token, see `block_states.py`; the one before the first loop is `e`.
+    """
+
+    def __init__(self, config: LoopedConfig):
+        super().__init__()
+        self.hidden_size = config.hidden_size
+
+    def forward(self, state: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
+        if state.shape[-1] == encoded.shape[-1]:
+            return encoded
+        block_states = state[..., encoded.shape[-1] + self.hidden_size :]
+        return torch.cat([encoded, block_states, state[..., : self.hidden_size]], dim=-1)
 
 
 class ConcatInjection(nn.Module):
@@ -134,6 +154,8 @@ def make_injection(config: LoopedConfig) -> nn.Module:
         return AddInjection()
     if config.injection == "unit_add":
         return UnitAddInjection()
+    if config.injection == "messages":
+        return MessageInjection(config)
     if config.injection == "concat":
         return ConcatInjection(config)
     return OrthogonalInjection(config) if config.injection == "orthogonal" else DiagonalInjection(config)

@@ -194,7 +194,10 @@ def open_cache(cache: Any, config: Any, has_exits: bool, cache_policy: str | Non
         if not has_exits and (cache_policy is None or not is_kept):
             return None
         # one set of slots holds all that the loops of a single pass read
-        return LoopCache(config, "last_loop" if cache_policy is None and not is_kept else cache_policy)
+        cache = LoopCache(config, "last_loop" if cache_policy is None and not is_kept else cache_policy)
+        if has_exits:
+            check_attention_cache(cache, "exit_criterion")
+        return cache
     policy = getattr(cache, "policy", CachePolicy())
     if cache_policy is not None and parse_policy(cache_policy) != policy:
         raise ValueError(f"`cache` has the policy {str(policy)!r}, got cache_policy={cache_policy!r}")
@@ -215,9 +218,14 @@ def check_attention_cache(cache: Any, name: str) -> None:
     elif getattr(cache, "offloading", False):
         kind = "an offloaded cache"
     else:
-        kind = ", ".join(sorted({type(layer).__name__ for layer in layers if not isinstance(layer, DynamicLayer)}))
+        kind = ", ".join(sorted({type(layer).__name__ for layer in layers if not _is_attention(layer)}))
     if kind:
         raise ValueError(f"`{name}` needs a dynamic cache of attention layers on one device, got {kind}")
+
+
+def _is_attention(layer: Any) -> bool:
+    """Return whether a layer of a cache grows, and has keys and values but no state."""
+    return isinstance(layer, DynamicLayer) and not hasattr(layer, "conv_states")
 
 
 __all__ = [

@@ -386,6 +386,9 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
         if isinstance(head, ScaledHead):
             head.resize(self.lm_head.weight)
             self.lm_head = head
+        # CODEPATH: Inkling's head leaves out the padding of its vocabulary, and a resized one has a row for all tokens
+        if hasattr(self.config.decoder_config, "unpadded_vocab_size"):
+            self.config.decoder_config.unpadded_vocab_size = self.lm_head.out_features
         return embeddings
 
     def compute_loss(
@@ -397,7 +400,7 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, RecurrentGenerationMixin):
         kwargs: dict[str, Any],
     ) -> torch.Tensor:
         """Compute the loss of logits `[B, T, V]`, weighted by `loss_weights` if given. A family may read `outputs`."""
-        kwargs = {**kwargs, "logits": logits, "labels": labels, "vocab_size": self.config.vocab_size}
+        kwargs = {**kwargs, "logits": logits, "labels": labels, "vocab_size": logits.shape[-1]}
         if loss_weights is None:
             return self.loss_function(**kwargs)
         return weighted_causal_lm_loss(loss_weights=loss_weights, **kwargs)
@@ -422,7 +425,9 @@ def make_head(outer: Any) -> nn.Linear:
     outer._tied_weights_keys = {"lm_head.weight": f"model.{outer.model.embeddings_name}.weight"}
     if spec.head_scale:
         return ScaledHead(config.decoder_config)
-    return nn.Linear(config.hidden_size, config.vocab_size, bias=spec.head_bias)
+    # CODEPATH: Inkling's head leaves out the padding of its vocabulary
+    num_tokens = getattr(config.decoder_config, "unpadded_vocab_size", config.vocab_size)
+    return nn.Linear(config.hidden_size, num_tokens, bias=spec.head_bias)
 
 
 __all__ = [

@@ -28,7 +28,8 @@ class Call(NamedTuple):
     loop: int | None = None
 
 
-# runs one layer call on hidden states `[B, T, D]` and returns those after it
+# runs one layer call on hidden states `[B, T, D]` and returns those after it. Of decoders whose layers pass on more
+# than that, these are states `[B, T, S * D]` of several vectors per token, see `block_states.py`
 RunCall = Callable[[Call, torch.Tensor], torch.Tensor]
 
 

@@ -9,6 +9,7 @@ names of these libraries, apart from hooks for subclasses (`_init_weights`, `_ti
 tests/test_seams.py checks it.
 """
 
+import copy
 import functools
 import inspect
 import logging
@@ -219,6 +220,14 @@ def make_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> 
     return model_class._from_config(config)
 
 
+def float32_names(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> set[str]:
+    """Return the names of the tensors that a model has in float32 even if it is made in half precision."""
+    # transformers writes the dtype into the configuration
+    with torch.device("meta"):
+        model = model_class._from_config(copy.deepcopy(config), dtype=torch.bfloat16)
+    return {name for name, tensor in model.state_dict().items() if tensor.dtype == torch.float32}
+
+
 def prepare_inputs(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """Move `inputs` to the device of a `Trainer`."""
     return trainer._prepare_inputs(inputs)
@@ -309,6 +318,7 @@ __all__ = [
     "choose_attention_function",
     "create_bidirectional_mask",
     "create_masks_for_generate",
+    "float32_names",
     "is_scored_by_trl",
     "keep_logits",
     "layer_cache_name",

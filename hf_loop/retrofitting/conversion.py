@@ -15,7 +15,7 @@ from ..files import fault_named, read_json, write_text
 from ..gguf_files import is_gguf
 from ..loading import check_shapes, load_pretrained
 from ..models import FAMILIES
-from ..models.transformers_seams import make_model
+from ..models.transformers_seams import float32_names, make_model
 from .checkpoint import find_config, locate, read_config, read_tensors, tokenizer_files, tokenizer_token_ids
 from .converters import CONVERTERS
 
@@ -24,9 +24,9 @@ def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **conf
     """Load a published looped checkpoint, whose own code need not be there.
 
     Converted are Huginn-0125, the retrofitted-recurrence checkpoints, Parcae, Ouro, looped Nanbeige, LoopedLM,
-    transformers' `dory` and `hrm_text`, and the puzzle models HRM and TRM (a state dict beside `all_config.yaml`).
-    Every tensor of the checkpoint must be known and every weight of the model must be filled. The special token ids
-    are those of the tokenizer where the checkpoint's configuration has others.
+    transformers' `dory`, `inkling2_loop` and `hrm_text`, and the puzzle models HRM and TRM (a state dict beside
+    `all_config.yaml`). Every tensor of the checkpoint must be known and every weight of the model must be filled. The
+    special token ids are those of the tokenizer where the checkpoint's configuration has others.
 
     Args:
         path (`str` or `os.PathLike`): a folder with `config.json` and the weights, or a repository on the Hub.
@@ -139,17 +139,20 @@ def load_converted(
     Args:
         config (`PreTrainedConfig`): the model's configuration.
         state_dict (`dict[str, torch.Tensor]`): all weights under our names; where the head is tied, without it.
-        dtype (`torch.dtype`, *optional*): dtype of the weights, by default the widest among them.
+        dtype (`torch.dtype`, *optional*): dtype of the weights, by default the widest among them, without those that
+            the model has in float32 in any case.
         model_class (`type`, *optional*): the model's class, that of causal language models if not given.
 
     Raises:
         ValueError: weights are unknown, missing or of another shape; the message names them.
     """
-    if dtype is None:
-        for tensor in state_dict.values():
-            dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config) if model_class is None else make_model(model_class, config)
+    if dtype is None:
+        fixed = float32_names(type(empty), config)
+        for name in state_dict.keys() - fixed:
+            stored = state_dict[name].dtype
+            dtype = stored if dtype is None else torch.promote_types(dtype, stored)
     name = "the converted checkpoint"
     check_shapes(empty, {tensor: tuple(value.shape) for tensor, value in state_dict.items()}, name)
     # fills the rotary buffers and ties the weights, too

@@ -20,13 +20,13 @@ def export(model: PreTrainedModel, path: str | os.PathLike, layout: str, *, num_
     """Write a model in the layout of a published looped model: the shared layers once, and the number of loops.
 
     What `convert` reads it writes, for engines that loop by themselves: `"nanbeige"` for llama.cpp, mlx-lm, SGLang and
-    vLLM, `"dory"` and `"hrm_text"` for transformers and what runs its classes. Every engine computes the logits of
-    `model` at `num_loops`. For a model that has no such shape, [`unroll`] writes the loops out.
+    vLLM, `"dory"`, `"inkling2_loop"` and `"hrm_text"` for transformers and what runs its classes. Every engine
+    computes the logits of `model` at `num_loops`. For a model that has no such shape, [`unroll`] writes the loops out.
 
     Args:
-        model (`PreTrainedModel`): a looped model for `"nanbeige"` and `"dory"`, a hierarchical one for `"hrm_text"`.
+        model (`PreTrainedModel`): a hierarchical model for `"hrm_text"`, a looped one for the others.
         path (`str` or `os.PathLike`): the folder to write. The tokenizer is not: save it into the same folder.
-        layout (`str`): `"nanbeige"`, `"dory"` or `"hrm_text"`.
+        layout (`str`): `"nanbeige"`, `"dory"`, `"inkling2_loop"` or `"hrm_text"`.
         num_loops (`int`, *optional*): the number of loops, which the engine cannot change; `model.config.num_loops` if
             not given.
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..field_values import check_names, check_types, field_types
 from ..models import FAMILIES, Family
+from ..models.backbone_check import check_refusal
 from .feedback import retrofit_feedback
 from .looped import looped_config, retrofit_looped
 from .moving import check_kind, move_into, open_base
@@ -72,7 +73,7 @@ def check_fields(family: str, fields: dict[str, Any], config: PreTrainedConfig |
 
     Raises:
         ValueError: there is no such family, a field is not the family's, of another type, or refused, or `config` is
-            of a recurrent model.
+            of a recurrent model or of a decoder that cannot be opened.
     """
     record = find_family(family)
     known = {name: hint for name, (hint, _) in retrofit_fields(record).items()}
@@ -84,6 +85,7 @@ def check_fields(family: str, fields: dict[str, Any], config: PreTrainedConfig |
     fields = check_types(fields, known)
     if config is not None:
         check_kind(config, record.config.backbone_kinds)
+        check_refusal(config)
         make: Any = CONFIGURATIONS.get(family, record.config)
         make(backbone_config=copy.deepcopy(config), **fields)
     return fields

@@ -135,7 +135,7 @@ def test_what_cannot_be_converted_back_leaves_nothing_behind(hf_loop, looped_fol
         ((looped_folder, output, "--to", "nanbeige"), "`num_prelude_layers` of nanbeige is always 0, got 1"),
         (
             (looped_folder, output, "--to", "ouro"),
-            "`layout` must be one of 'nanbeige', 'dory', 'hrm_text', got 'ouro'",
+            "`layout` must be one of 'nanbeige', 'dory', 'inkling2_loop', 'hrm_text', got 'ouro'",
         ),
         ((looped_folder, output, "--to", "nanbeige", "--set", "exit_gate=false"), "only num_loops can be set"),
         ((looped_folder, output, "--to", "nanbeige", "--set", "num_loops=0"), "`num_loops` must be an integer of at"),

@@ -6,6 +6,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from hf_loop.models import FAMILIES
 
+from ..retrofitting.converters import test_dory, test_inkling2_loop
+
 
 IDS = torch.tensor([[1, 4, 7, 5]])
 
@@ -61,6 +63,24 @@ def test_nothing_is_written_for_a_range_that_does_not_fit(hf_loop, plain_folder,
     assert reason in error.replace("`", "")
     assert error.count("\n") == 1
     assert not (tmp_path / "looped").exists()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(test_dory.make_native, marks=test_dory.needs_dory),
+        pytest.param(test_inkling2_loop.make_native, marks=test_inkling2_loop.needs_inkling),
+        pytest.param(test_inkling2_loop.make_native_with_images, marks=test_inkling2_loop.needs_inkling),
+    ],
+)
+def test_a_model_that_loops_by_itself_is_to_be_converted(hf_loop, tokenizer, make, tmp_path):
+    make().save_pretrained(tmp_path / "native")
+    tokenizer.save_pretrained(tmp_path / "native")
+    for family in ("looped", "feedback"):
+        code, _, error = hf_loop("retrofit", tmp_path / "native", tmp_path / "new", "--family", family)
+        assert (code, error.count("\n")) == (2, 1)
+        assert "it runs its layers in loops itself: `hf_loop.convert` makes it a looped model" in error
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_that_holds_something_is_kept(hf_loop, plain_folder, looped_folder, tmp_path):

@@ -45,6 +45,18 @@ VARIANTS = {
     },
 }
 
+# decoders that loop by themselves in transformers, in the schedules that they have there
+OWN_LOOPS = {
+    "dory": {"model_type": "dory", **VARIANTS["unit add"]},
+    # states of several vectors per token
+    "inkling2_loop_text": {
+        "model_type": "inkling2_loop_text",
+        "num_prelude_layers": 2,
+        "num_coda_layers": 2,
+        "injection": "messages",
+    },
+}
+
 
 def tiny_looped(model_type: str = "llama", seed: int = 0, tie_word_embeddings: bool = False, **schedule):
     """A looped model over a four-layer backbone, three loops unless told otherwise, in evaluation mode.

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig
+from transformers import CONFIG_MAPPING, DynamicCache, LlamaConfig
 
 import hf_loop
 from hf_loop import (
@@ -17,6 +17,7 @@ from hf_loop import (
 )
 
 from .composed_variants import BLOCK, INNER, OUTER, PAIRS, inner_config, make_composed
+from .looped_variants import OWN_LOOPS, tiny_looped
 from .model_tester import CausalModelTester, random_ids
 from .tiny_backbones import tiny_backbone
 
@@ -54,17 +55,48 @@ class TestSleepOverHierarchical(ComposedTester):
     PAIR = ("sleep", "hierarchical")
 
 
-@pytest.mark.parametrize("inner", INNER)
+# decoders that loop by themselves in transformers
+needs_dory = pytest.mark.skipif("dory" not in CONFIG_MAPPING, reason="transformers has no dory before 5.24")
+
+
+@needs_dory
+class TestFeedbackOverDory(ComposedTester):
+    PAIR = ("feedback", "looped", "dory", {"injection": "unit_add"})
+
+
+@needs_dory
+class TestSleepOverDory(ComposedTester):
+    PAIR = ("sleep", "looped", "dory", {"injection": "unit_add"})
+
+
+@pytest.mark.skipif("inkling2_loop_text" not in CONFIG_MAPPING, reason="transformers has none before 5.24")
+@pytest.mark.parametrize(
+    ("outer", "message"),
+    [
+        ("feedback", "must be attention layers, got hybrid, hybrid_sliding of a inkling2_loop_text backbone"),
+        ("sleep", "got hybrid, hybrid_sliding of a inkling2_loop_text backbone"),
+    ],
+    ids=["feedback", "sleep"],
+)
+def test_short_convolutions_cross_the_border_of_a_block(outer, message):
+    with pytest.raises(ValueError, match=message):
+        hf_loop.retrofit(tiny_looped(**OWN_LOOPS["inkling2_loop_text"]), outer)
+
+
+@pytest.mark.parametrize(
+    ("inner", "model_type"), [*((inner, "llama") for inner in INNER), pytest.param("looped", "dory", marks=needs_dory)]
+)
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
 @torch.no_grad()
-def test_without_a_memory_it_is_the_model_over_depth(inner, num_loops):
+def test_without_a_memory_it_is_the_model_over_depth(inner, model_type, num_loops):
     input_ids = random_ids(2, 11)
     nothing = {
         "feedback": {"feedback_length": 0, "num_memory_segments": None},
         "sleep": {"num_sleep_passes": 1, "sleep_window": 11},
     }
     for outer in OUTER:
-        model = make_composed(outer, inner, **nothing[outer])
+        fields = {"injection": "unit_add"} if model_type == "dory" else {}
+        model = make_composed(outer, inner, model_type, fields, **nothing[outer])
         for layer in getattr(model.model, "memory_layers", ()):
             layer.o_proj.weight.zero_()
         alone_class = LoopedForCausalLM if inner == "looped" else HierarchicalForCausalLM

@@ -256,6 +256,14 @@ def test_rules_that_read_logits_need_a_head():
             tiny_looped().model(random_ids(1, 4), exit_criterion=name)
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("model_type", ["falcon_h1", "lfm2", "qwen3_next"])
+def test_caches_with_states_are_refused(model_type, use_cache):
+    """Keys and values of tokens that have exited are kept for later loops; nothing keeps a state in step with them."""
+    with pytest.raises(ValueError, match="attention"):
+        tiny_looped(model_type)(random_ids(2, 6), exit_criterion="kl", use_cache=use_cache)
+
+
 @pytest.mark.parametrize("implementation", ["static", "offloaded", "quantized"])
 def test_other_caches_are_refused(implementation):
     options = {**GREEDY, "cache_implementation": implementation}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_loop import LoopedConfig
-from hf_loop.models.injection import make_injection
+from hf_loop.models.injection import MessageInjection, make_injection
 
 
 STATE = torch.tensor([[[3.0, 4.0], [0.0, -7.0]]])
@@ -64,6 +64,18 @@ def test_decays_by_hand():
 def test_fields_that_do_not_fit_the_injection_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         LoopedConfig(**fields)
+
+
+@torch.no_grad()
+def test_what_is_left_for_messages():
+    module = MessageInjection(LoopedConfig(hidden_size=2, num_attention_heads=1, num_key_value_heads=1))
+    hidden, before, first, later = torch.arange(8.0).view(4, 1, 1, 2).unbind(0)
+    encoded = torch.cat([hidden + 10, before], dim=-1)
+    # the state before the first loop is the prelude's output
+    assert torch.equal(module(encoded, encoded), encoded)
+    # a loop starts again: its first block state is the prelude's, and no message
+    state = torch.cat([hidden, before, first, later], dim=-1)
+    assert torch.equal(module(state, encoded), torch.cat([encoded, later, hidden], dim=-1))
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from hf_loop import (
     LoopedModel,
 )
 
-from .looped_variants import VARIANTS, tiny_looped
+from .looped_variants import OWN_LOOPS, VARIANTS, tiny_looped
 from .model_tester import CausalModelTester, random_ids
 from .tiny_backbones import tiny_backbone
 
@@ -109,7 +109,12 @@ class TestLinearAttention(LoopedTester):
 
 @pytest.mark.skipif("dory" not in CONFIG_MAPPING, reason="transformers has no dory before 5.24")
 class TestDory(LoopedTester):
-    SCHEDULE = {"model_type": "dory", **VARIANTS["unit add"]}
+    SCHEDULE = OWN_LOOPS["dory"]
+
+
+@pytest.mark.skipif("inkling2_loop_text" not in CONFIG_MAPPING, reason="transformers has none before 5.24")
+class TestInkling(LoopedTester):
+    SCHEDULE = OWN_LOOPS["inkling2_loop_text"]
 
 
 @pytest.fixture(params=VARIANTS, ids=str)

@@ -195,6 +195,17 @@ def test_make_model_takes_the_dtype_of_the_configuration():
     assert seams.make_model(LlamaModel, config).dtype == torch.bfloat16
 
 
+def test_float32_names_are_those_that_half_precision_leaves_alone():
+    class Model(LlamaModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.own = torch.nn.Linear(2, 2, dtype=torch.float32)
+
+    config = LlamaConfig(num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=1, vocab_size=8)
+    assert seams.float32_names(Model, config) == {"own.weight", "own.bias"}
+    assert config.dtype is None
+
+
 def test_prepare_inputs_puts_them_on_the_trainers_device(tmp_path):
     trainer = Trainer(tiny_llama(), TrainingArguments(tmp_path, report_to="none", use_cpu=True))
     inputs = {"input_ids": torch.tensor([[1]])}

@@ -3,18 +3,19 @@
 import pytest
 
 import hf_loop
-from hf_loop.retrofitting.converters import dory, hrm_text, nanbeige
+from hf_loop.retrofitting.converters import dory, hrm_text, inkling2_loop, nanbeige
 from hf_loop.retrofitting.exporting import LAYOUTS
 
 from ..models.looped_variants import tiny_looped
 
 
 def test_every_converter_that_writes_is_a_layout():
-    assert list(LAYOUTS.items()) == [("nanbeige", nanbeige), ("dory", dory), ("hrm_text", hrm_text)]
+    names = ["nanbeige", "dory", "inkling2_loop", "hrm_text"]
+    assert list(LAYOUTS.items()) == list(zip(names, [nanbeige, dory, inkling2_loop, hrm_text], strict=True))
 
 
 def test_an_unknown_layout_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="`layout` must be one of 'nanbeige', 'dory', 'hrm_text', got 'ouro'"):
+    with pytest.raises(ValueError, match="must be one of 'nanbeige', 'dory', 'inkling2_loop', 'hrm_text', got 'ouro'"):
         hf_loop.export(tiny_looped(), tmp_path / "written", "ouro")
     assert list(tmp_path.iterdir()) == []
 
@@ -23,7 +24,7 @@ def test_an_unknown_layout_is_refused(tmp_path):
 def test_a_setting_of_generation_that_an_engine_does_not_know_is_refused(layout, tmp_path, monkeypatch):
     model = tiny_looped()
     model.generation_config.exit_criterion = "kl"
-    # of Dory and HRM-Text the weights are not needed for this
+    # of transformers' own the weights are not needed for this
     if layout != "nanbeige":
         writer = LAYOUTS[layout].write_native
         with pytest.raises(ValueError, match="`exit_criterion` of `generation_config` is 'kl'"):

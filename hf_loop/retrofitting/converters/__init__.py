@@ -21,7 +21,18 @@ For all but the first the reader adds to `config` what stands beside it: `"tenso
 
 from types import ModuleType
 
-from . import dory, hrm_puzzle, hrm_text, huginn, ifm_looped, nanbeige, ouro, parcae, retrofitted_recurrence
+from . import (
+    dory,
+    hrm_puzzle,
+    hrm_text,
+    huginn,
+    ifm_looped,
+    inkling2_loop,
+    nanbeige,
+    ouro,
+    parcae,
+    retrofitted_recurrence,
+)
 
 
 # asked in this order
@@ -33,6 +44,7 @@ CONVERTERS: tuple[ModuleType, ...] = (
     nanbeige,
     dory,
     ifm_looped,
+    inkling2_loop,
     hrm_text,
     hrm_puzzle,
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...loading import check_loaded, load_with_faults
-from ...models.transformers_seams import make_model
+from ...models.transformers_seams import float32_names, make_model
 from ..plain_generation import plain_generation_config
 
 
@@ -22,14 +22,18 @@ def read_native_config(config_class: type[PreTrainedConfig], config: dict[str, A
     """The native configuration of a `config.json`; special tokens that it lacks are the tokenizer's."""
     fields = {name: value for name, value in config.items() if name not in READER_FIELDS}
     native_config = config_class.from_dict(fields)
+    text_config: Any = native_config.get_text_config(decoder=True)
     for name in TOKEN_IDS:
-        if getattr(native_config, name) is None:
-            setattr(native_config, name, config.get("tokenizer_token_ids", {}).get(name))
+        if getattr(text_config, name) is None:
+            setattr(text_config, name, config.get("tokenizer_token_ids", {}).get(name))
     return native_config
 
 
 def convert_native_tensors(
-    model_class: type[PreTrainedModel], native_config: PreTrainedConfig, tensors: dict[str, Tensor]
+    model_class: type[PreTrainedModel],
+    native_config: PreTrainedConfig,
+    tensors: dict[str, Tensor],
+    decoder: str = "model.",
 ) -> dict[str, Tensor]:
     """The tensors of a native checkpoint under the names of ours, whose backbone is the native decoder.
 
@@ -37,30 +41,37 @@ def convert_native_tensors(
         model_class (`type`): the native class, which knows how published files hold its weights.
         native_config (`PreTrainedConfig`): its configuration.
         tensors (`dict`): the checkpoint's tensors by name; those that the native model has are taken out.
+        decoder (`str`, *optional*, defaults to `"model."`): what the names of the decoder's tensors begin with. Other
+            parts of the native model, such as a vision tower, are left out.
 
     Raises:
         ValueError: tensors are missing, of another shape, or unknown under a name that the native class changes on
             loading; the message names them.
     """
-    dtypes = {tensor.dtype for tensor in tensors.values()}
+    dtypes, dtype = {tensor.dtype for tensor in tensors.values()}, torch.float32
+    if len(dtypes) == 1:
+        (dtype,) = dtypes
+    elif float32_names(model_class, native_config):
+        dtype = native_config.dtype or dtype
     native, faults = load_with_faults(
         model_class,
         None,
         CHECKPOINT,
         config=native_config,
         state_dict=dict(tensors),
-        dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
+        dtype=dtype,
     )
     # the caller refuses what is left over, as of every checkpoint that is converted
     unknown = set(faults["unexpected_keys"])
     check_loaded({**faults, "unexpected_keys": unknown - tensors.keys()}, CHECKPOINT, native_config.model_type)
     for name in tensors.keys() - unknown:
         del tensors[name]
+    is_tied = getattr(native_config.get_text_config(decoder=True), "tie_word_embeddings", False)
     converted = {}
     for name, tensor in native.state_dict().items():
-        if name.startswith("model."):
-            converted[name.replace("model.", "model.backbone.", 1)] = tensor
-        elif name != "lm_head.weight" or not native_config.tie_word_embeddings:
+        if name.startswith(decoder):
+            converted[f"model.backbone.{name.removeprefix(decoder)}"] = tensor
+        elif not name.startswith("model.") and (name != "lm_head.weight" or not is_tied):
             converted[name] = tensor
     return converted
 
