@@ -6,6 +6,7 @@ Of each this takes those questions that have one answer, as text for a tokenizer
 
 import random
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -83,7 +84,8 @@ def reasoning_gym_task(
 
 def _questions(name: str, settings: Mapping[str, Any], size: int, seed: int) -> Iterator[dict[str, Any]]:
     try:
-        import reasoning_gym
+        # by name, so that types can be checked where it is not installed
+        reasoning_gym = import_module("reasoning_gym")
     except ImportError as error:
         raise ImportError(
             "reasoning_gym_task needs the package reasoning-gym; install it with `pip install 'hf-loop[reasoning]'`"
