@@ -53,7 +53,7 @@ def test_cached_equals_uncached(base, model_type, num_loops):
         looped(piece, num_loops=num_loops, past_key_values=cache, use_cache=True).logits
         for piece in input_ids.split([5, 3] + [1] * 6, dim=1)
     ]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), expected, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), expected, atol=5e-5, rtol=5e-5)
 
 
 def test_an_unsupported_architecture_says_what_it_lacks():
