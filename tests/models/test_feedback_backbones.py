@@ -43,7 +43,7 @@ def test_all_segments_without_a_memory_are_the_base_model(model_type):
     expected = base(input_ids, attention_mask=attention_mask, use_cache=False).logits
     logits = model(input_ids, attention_mask=attention_mask, use_cache=False).logits
     visible = attention_mask.bool()
-    torch.testing.assert_close(logits[visible], expected[visible], atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(logits[visible], expected[visible], atol=5e-5, rtol=5e-5)
 
 
 @pytest.mark.parametrize("model_type", ATTENTION_TYPES)
