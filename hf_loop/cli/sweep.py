@@ -38,7 +38,10 @@ def sweep(
     ] = None,
     window: Annotated[int, typer.Option(min=2, help="With --text: tokens in a window; windows do not overlap.")] = 512,
     max_tokens: Annotated[int | None, typer.Option(min=2, help="With --text: read only so many tokens.")] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="With --task: moves in an example.")] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --task: moves in an example; with fewer than in training, some were trained on."),
+    ] = None,
     num_examples: Annotated[int, typer.Option(min=1, help="With --task: examples to make.")] = 1024,
     seed: Annotated[int, typer.Option(help="With --task: seed of the examples.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows or examples in one pass.")] = 8,

@@ -8,7 +8,7 @@
       model: {family: looped, backbone: {model_type: llama, hidden_size: 64, num_hidden_layers: 1}}
       training: {max_steps: 600, per_device_train_batch_size: 128, learning_rate: 3e-3}
     tasks:
-      shell_game: {task_options: {num_moves: 8}}
+      shell_game: {task_options: {num_swaps: 8}}
     arms:
       looped: {model: {config: {num_loops: 6}}, loops: [1, 2, 4, 6, 12]}
       deep: {model: {backbone: {num_hidden_layers: 6}}}

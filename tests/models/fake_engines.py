@@ -110,6 +110,7 @@ class Engine:
         }
 
     def make_attention(self) -> dict[int, EngineAttention]:
+        """Make the attention of every cache slot by the rules of an engine; every engine's class defines it."""
         raise NotImplementedError
 
     def further_arguments(self) -> dict[str, Any]:
