@@ -40,7 +40,7 @@ def sweep(
     max_tokens: Annotated[int | None, typer.Option(min=2, help="With --text: read only so many tokens.")] = None,
     length: Annotated[
         int | None,
-        typer.Option(min=1, help="With --task: moves in an example; with fewer than in training, some were trained on."),
+        typer.Option(min=1, help="With --task: moves in an example; fewer than in training may be known."),
     ] = None,
     num_examples: Annotated[int, typer.Option(min=1, help="With --task: examples to make.")] = 1024,
     seed: Annotated[int, typer.Option(help="With --task: seed of the examples.")] = 0,
