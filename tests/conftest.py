@@ -1,13 +1,17 @@
-"""Marks the tests that a release of transformers can break, which tests/releases.py runs under any release, and gives
-tests of compiling graphs of their own."""
+"""For every test: whether a release of transformers can break it (tests/releases.py runs those under any release),
+compiled graphs of its own, and libraries as loud as when they were imported."""
 
 from pathlib import Path
 
+import datasets
+import huggingface_hub
 import pytest
 import torch
+import transformers
 
 
 TESTS = Path(__file__).parent
+LEVEL = transformers.logging.get_verbosity()
 # generation, caches, code on the Hub, and training of each family
 RELEASE_TESTS = {
     "models/test_adapters.py",
@@ -45,3 +49,12 @@ def graphs_are_those_of_one_test(request: pytest.FixtureRequest) -> None:
     # torch makes a limited number of graphs of a function, and all tests of a process would share them
     if "compil" in request.node.nodeid:
         torch.compiler.reset()
+
+
+@pytest.fixture(autouse=True)
+def libraries_as_imported() -> None:
+    # a command makes them quiet for its whole process, here for all tests after one whose fixture ran a command
+    transformers.logging.set_verbosity(LEVEL)
+    transformers.logging.enable_progress_bar()
+    datasets.enable_progress_bars()
+    huggingface_hub.utils.enable_progress_bars()

@@ -2,26 +2,12 @@
 
 import sys
 
-import datasets
-import huggingface_hub
 import pytest
-import transformers
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from hf_loop.cli.main import main
 from hf_loop.models import LoopedConfig, LoopedForCausalLM
 from hf_loop.tasks import shell_game
-
-
-@pytest.fixture(autouse=True)
-def libraries_as_they_were():
-    """Undo what `--quiet` does to the process, which ends with the command elsewhere."""
-    level = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(level)
-    transformers.logging.enable_progress_bar()
-    datasets.enable_progress_bars()
-    huggingface_hub.utils.enable_progress_bars()
 
 
 @pytest.fixture

@@ -6,10 +6,7 @@ import os
 import subprocess
 import sys
 
-import datasets
-import huggingface_hub
 import pytest
-import transformers
 from transformers import PreTrainedTokenizerFast
 
 from hf_loop.cli.output import LastingStream, lasting_output
@@ -95,17 +92,6 @@ def test_streams_that_are_no_files_are_left_as_they_are(monkeypatch):
     assert sys.stdout.getvalue() == "日本\n"
 
 
-@pytest.fixture
-def loud_libraries():
-    """Make the libraries as loud again as they are."""
-    yield
-    transformers.logging.enable_progress_bar()
-    transformers.logging.set_verbosity_warning()
-    datasets.enable_progress_bars()
-    huggingface_hub.utils.enable_progress_bars()
-
-
-@pytest.mark.usefixtures("loud_libraries")
 @pytest.mark.parametrize("command", ["sweep", "scan", "generate", "retrofit", "unroll"])
 def test_quiet_leaves_the_results_alone(command, hf_loop, looped_folder, plain_folder, text_file, tmp_path):
     new = tmp_path / "new"
