@@ -15,6 +15,7 @@
 number of cache slots follows."""
 
 import copy
+from contextlib import nullcontext
 from typing import Any, ClassVar, Self
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -26,6 +27,7 @@ from .configuration_ifm_moe import IfmMoeBackboneConfig
 from .configuration_parcae import ParcaeBackboneConfig
 from .field_checks import check_attribute, check_backbone_fields, check_fields, check_unused
 from .schedules import Call, Depth
+from .transformers_seams import attention_kept
 
 
 # decoders that transformers does not have, registered here so that code on the Hub finds them too
@@ -137,7 +139,10 @@ class RecurrentConfig(PreTrainedConfig):
         if self.dtype is None:
             self.dtype = self.backbone_config.dtype
         kwargs.setdefault("auto_map", dict(self.remote_classes))
-        super().__post_init__(**kwargs)
+        # transformers forgets what attention function was chosen for the backbone, which a model may be using
+        forgets = kwargs.get("attn_implementation") is None
+        with attention_kept(self.backbone_config) if forgets else nullcontext():
+            super().__post_init__(**kwargs)
 
     def __setattr__(self, key, value):
         if key == "num_loops":

@@ -3,6 +3,8 @@
 """Generation with a chosen number of loops or passes, and caches sized for it."""
 
 import copy
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from transformers import GenerationConfig
 from .checks import check_count, check_depth_names
 from .decoding_seams import GenerationHooks
 from .module_seams import module_view
-from .transformers_seams import is_prompted, is_scored_by_trl
+from .transformers_seams import as_before_on_error, is_prompted, is_scored_by_trl
 
 
 class RecurrentGenerationMixin(GenerationHooks):
@@ -130,11 +132,18 @@ class RecurrentGenerationMixin(GenerationHooks):
                 f"`generate_batch` (continuous batching) does not work with a {self.config.model_type} model: its "
                 "paged cache cannot hold a memory. Use `generate`, which takes batches too"
             )
+        view: Any = self
         num_loops = getattr(generation_config or self.generation_config, "num_loops", None)
-        if num_loops is None or not self.config.has_loops or num_loops == self.config.num_loops:
-            return super().init_continuous_batching(generation_config, *args, **kwargs)
-        view = self.with_num_loops(check_count("num_loops", num_loops))
-        return super(RecurrentGenerationMixin, view).init_continuous_batching(generation_config, *args, **kwargs)
+        if num_loops is not None and self.config.has_loops and num_loops != self.config.num_loops:
+            view = self.with_num_loops(check_count("num_loops", num_loops))
+        with as_before_on_error(view):
+            return super(RecurrentGenerationMixin, view).init_continuous_batching(generation_config, *args, **kwargs)
+
+    @contextmanager
+    def continuous_batching_context_manager(self: Any, *args, **kwargs) -> Generator[Any]:
+        """Run continuous batching as transformers does. After an error the model is what it was before."""
+        with as_before_on_error(self), super().continuous_batching_context_manager(*args, **kwargs) as manager:
+            yield manager
 
     def generate_batch(self, inputs, generation_config: GenerationConfig | None = None, *args, **kwargs):
         """Run transformers' continuous batching, with a further keyword argument `num_loops`."""

@@ -19,7 +19,14 @@ from .files import use_umask_mode
 from .keyword_checks import known_keywords
 from .offloading import check_weights_are_here, is_saved_offloaded
 from .scaled_head import ScaledHead
-from .transformers_seams import BeforeUpload, auto_class_of, let_trainer_ask_model, recordable, saves_adapter_only
+from .transformers_seams import (
+    BeforeUpload,
+    as_before_on_error,
+    auto_class_of,
+    let_trainer_ask_model,
+    recordable,
+    saves_adapter_only,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -128,6 +135,15 @@ class RecurrentPreTrainedModel(BeforeUpload, PreTrainedModel):  # trf-ignore: TR
             complete_adapter_config(save_directory, self.config, auto_class)
         elif not is_adapter and (not self.name_or_path or self.name_or_path == self.saved_in):
             self.name_or_path = self.saved_in = str(save_directory)
+
+    def set_attn_implementation(self, *args, **kwargs):
+        """Set the attention function of all parts as transformers does, or of none if one of them refuses it.
+
+        Raises:
+            ValueError: if the backbone does not support it.
+        """
+        with as_before_on_error(self):
+            super().set_attn_implementation(*args, **kwargs)
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """Count the floating-point operations of a training step: six times its tokens times the parameters, each as

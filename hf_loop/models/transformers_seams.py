@@ -15,7 +15,7 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, cast
@@ -140,6 +140,45 @@ def attention_function(config: PreTrainedConfig) -> str:
 def choose_attention_function(config: PreTrainedConfig, name: str) -> None:
     """Set the attention function of a model that will be made of `config`."""
     config._attn_implementation = name
+
+
+@contextmanager
+def as_before_on_error(model: PreTrainedModel) -> Generator[None]:
+    """Give a model the attention functions and the modes back that it had, if the block fails.
+
+    `set_attn_implementation` changes one part of a model after the other, of which a later one may refuse. Continuous
+    batching chooses another function and evaluation mode before it knows whether it can run the model.
+    """
+    parts = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
+    chosen = [pair for config in parts for pair in _chosen(config)]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    except BaseException:
+        _choose_again(chosen)
+        for module, is_training in modes:
+            module.training = is_training
+        raise
+
+
+@contextmanager
+def attention_kept(config: PreTrainedConfig) -> Generator[None]:
+    """Give a configuration its attention functions back, which transformers takes from it inside of another one."""
+    chosen = [(part, name) for part, name in _chosen(config) if name is not None]
+    yield
+    _choose_again(chosen)
+
+
+def _chosen(config: PreTrainedConfig) -> list[tuple[PreTrainedConfig, str | None]]:
+    """List a configuration and those inside it, with the attention functions chosen for them."""
+    inner = [getattr(config, name, None) for name in config.sub_configs]
+    own = (config, config._attn_implementation)
+    return [own, *(pair for part in inner if part is not None for pair in _chosen(part))]
+
+
+def _choose_again(chosen: Iterable[tuple[PreTrainedConfig, str | None]]) -> None:
+    for config, name in chosen:
+        config._attn_implementation_internal = name
 
 
 class BeforeUpload:
@@ -310,7 +349,9 @@ __all__ = [
     "CacheNames",
     "CheckpointsSteps",
     "adopt_attention",
+    "as_before_on_error",
     "attention_function",
+    "attention_kept",
     "cache_of",
     "capture_outputs",
     "captured_load_report",

@@ -43,6 +43,26 @@ class TakesCache:
         return cache, kwargs
 
 
+def test_attention_functions_and_modes_come_back_after_an_error():
+    model = LlamaForCausalLM(tiny_backbone("llama")).train()
+    model.set_attn_implementation("eager")
+    with pytest.raises(RuntimeError, match="amid"), seams.as_before_on_error(model):
+        model.eval().set_attn_implementation("sdpa")
+        raise RuntimeError("amid")
+    assert seams.attention_function(model.config) == "eager" and model.model.layers[0].training
+    with seams.as_before_on_error(model):
+        model.eval().set_attn_implementation("sdpa")
+    assert seams.attention_function(model.config) == "sdpa" and not model.training
+
+
+def test_a_configuration_keeps_its_attention_function():
+    config = LlamaConfig(attn_implementation="eager")
+    with seams.attention_kept(config):
+        # as transformers does with a configuration that becomes part of another
+        config._attn_implementation = None
+    assert seams.attention_function(config) == "eager" and config._attn_implementation is not None
+
+
 def test_parameters_stay_while_an_engine_moves_them():
     register = nn.Module.register_parameter
 
