@@ -7,7 +7,8 @@ A module has three functions, and a `MODEL_CLASS` where the model is not the Aut
     convert_config(config) -> LoopedConfig     ValueError names a setting that has no counterpart here, with its value
     convert_state_dict(config, tensors) -> dict[str, torch.Tensor]
                                                under our names; takes out of `tensors` what it uses or knows to be
-                                               superfluous (a second copy, a buffer), so that what stays is unknown
+                                               superfluous (a second copy, a buffer), so that what stays is unknown;
+                                               ValueError names tensors that are missing or do not fit
 
 A fourth, `generation_settings(config)`, says what the generation configuration has besides the special tokens, where
 the checkpoint has settings of its own for that, such as a cache policy. A fifth, `tokenizer_settings(config)`, says

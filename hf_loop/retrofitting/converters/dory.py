@@ -73,19 +73,9 @@ def generation_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def convert_state_dict(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The native tensors under the names of the looped model.
+    """Our tensors from the native ones.
 
     transformers' own class opens them: published files hold attention and MLP of a layer as two layers.
-
-    Args:
-        config (`dict`): the native `config.json`.
-        tensors (`dict`): its tensors by name; those that the native model has are taken out.
-
-    Returns:
-        `dict` of the looped model's tensors by name.
-
-    Raises:
-        ValueError: tensors are missing or of another shape; the message names them.
     """
     return convert_native_tensors(transformers.DoryForCausalLM, _native_config(config), tensors)
 

@@ -72,11 +72,7 @@ def convert_config(config: dict[str, Any]) -> HierarchicalPuzzleConfig:
 
 
 def convert_state_dict(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The published tensors under the names of the puzzle model.
-
-    Raises:
-        ValueError: tensors are missing or cannot be split; the message names them.
-    """
+    """Our tensors from the published ones, without what wrappers put before their names."""
     arch, preset = config["arch"], _preset(config)
     for name in list(tensors):
         tensors[_bare(name)] = tensors.pop(name)
