@@ -83,11 +83,8 @@ def load_with_faults(
     # the reader of GGUF files checks them itself
     elif path is not None and Path(path).is_dir():
         check_weight_files(path)
-        if (Path(path) / GENERATION_FILE).is_file():
-            # transformers looks into it before it knows what it has, and the error would not name it
-            read_json(Path(path) / GENERATION_FILE)
-            with fault_named(Path(path) / GENERATION_FILE):
-                GenerationConfig.from_pretrained(path)
+        # transformers looks into it before it knows what it has, and the error would not name it
+        read_generation_config(Path(path))
         if not is_adapter(path):
             _check_size(model_class, Path(path))
     report: list[str] = []
@@ -108,6 +105,20 @@ def load_with_faults(
             # written with the configuration, and carried along by whatever is made of the model
             getattr(config, "decoder_config", config).unpacked_from = method
     return model, faults
+
+
+def read_generation_config(folder: Path) -> GenerationConfig | None:
+    """Read the generation configuration of a folder, `None` if it has none.
+
+    Raises:
+        ValueError: if the file is damaged, or a setting has a value that none may have; the message names the file.
+    """
+    file = folder / GENERATION_FILE
+    if not file.is_file():
+        return None
+    read_json(file)
+    with fault_named(file):
+        return GenerationConfig.from_pretrained(folder)
 
 
 def _check_size(model_class: Any, folder: Path) -> None:

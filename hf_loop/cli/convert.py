@@ -89,7 +89,7 @@ def _convert_back(
     with spinner(f"converting {source}", quiet):
         model: Any = load_model(source)
         with whole_folder(output_dir) as folder:
-            export(model if dtype is None else model.to(dtype), folder, layout, num_loops=num_loops)
+            export(_cast(model, dtype), folder, layout, num_loops=num_loops)
             for file in tokenizer_files(locate(source)):
                 shutil.copy(file, folder)
     console.print(
@@ -99,6 +99,18 @@ def _convert_back(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _cast(model: Any, dtype: Any) -> Any:
+    """Cast the weights of a model, without those that it has in float32 in any case."""
+    from ..models.transformers_seams import float32_names
+
+    if dtype is not None:
+        fixed = float32_names(type(model), model.config)
+        for name, parameter in model.named_parameters():
+            if name not in fixed:
+                parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def parse_dtype(name: str | None) -> Any:

@@ -1,10 +1,12 @@
 """Reading a checkpoint that no transformers class opens: its configuration, its tensors and its tokenizer's ids."""
 
+import json
 import os
 import re
 from fnmatch import fnmatch
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,9 +15,10 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
-from ..files import read_json, read_safetensors, read_text, read_torch_file
+from ..files import read_json, read_safetensors, read_text, read_torch_file, write_text
+from ..loading import GENERATION_FILE, read_generation_config
 from ..paths import find_model
 from ..weight_files import shard_files
 
@@ -168,6 +171,37 @@ def tokenizer_token_ids(folder: Path) -> dict[str, int]:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     ids = {name: getattr(tokenizer, name) for name in SPECIAL_TOKENS}
     return {name: token_id for name, token_id in ids.items() if token_id is not None}
+
+
+def published_generation_config(folder: Path, config: PreTrainedConfig, settings: dict[str, Any]) -> GenerationConfig:
+    """The generation configuration of a checkpoint, with the special tokens of the converted model.
+
+    Args:
+        folder (`Path`): the checkpoint, with or without a `generation_config.json`.
+        config (`PreTrainedConfig`): the converted model's configuration. Where it has no such token, that of the file
+            counts. A text ends with its end tokens and with those of the file, which often has the end of a turn
+            besides.
+        settings (`dict`): what else it says.
+
+    Raises:
+        ValueError: the file is damaged, or a setting has a value that none may have; the message names the file.
+    """
+    stored = {} if read_generation_config(folder) is None else read_json(folder / GENERATION_FILE)
+    # transformers leaves out our settings of a file that says it was made of a model's configuration
+    stored.pop("_from_model_config", None)
+    own = {name: getattr(config, name) for name in SPECIAL_TOKENS}
+    ends, stored_ends = _list(own["eos_token_id"]), _list(stored.get("eos_token_id"))
+    if set(stored_ends) - set(ends):
+        own["eos_token_id"] = list(dict.fromkeys([*ends, *stored_ends]))
+    stored |= {name: value for name, value in own.items() if value is not None} | settings
+    # read, not made: what was changed transformers refuses to save where two settings contradict each other
+    with TemporaryDirectory() as temporary:
+        write_text(Path(temporary) / GENERATION_FILE, json.dumps(stored))
+        return GenerationConfig.from_pretrained(temporary)
+
+
+def _list(token_ids: int | list[int] | None) -> list[int]:
+    return [] if token_ids is None else token_ids if isinstance(token_ids, list) else [token_ids]
 
 
 def tokenizer_folder(folder: Path) -> Path:

@@ -9,14 +9,22 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..files import fault_named, read_json, write_text
 from ..gguf_files import is_gguf
 from ..loading import check_shapes, load_pretrained
 from ..models import FAMILIES
 from ..models.transformers_seams import float32_names, make_model
-from .checkpoint import find_config, locate, read_config, read_tensors, tokenizer_files, tokenizer_token_ids
+from .checkpoint import (
+    find_config,
+    locate,
+    published_generation_config,
+    read_config,
+    read_tensors,
+    tokenizer_files,
+    tokenizer_token_ids,
+)
 from .converters import CONVERTERS
 
 
@@ -26,7 +34,8 @@ def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **conf
     Converted are Huginn-0125, the retrofitted-recurrence checkpoints, Parcae, Ouro, looped Nanbeige, LoopedLM,
     transformers' `dory`, `inkling2_loop` and `hrm_text`, and the puzzle models HRM and TRM (a state dict beside
     `all_config.yaml`). Every tensor of the checkpoint must be known and every weight of the model must be filled. The
-    special token ids are those of the tokenizer where the checkpoint's configuration has others.
+    special token ids are those of the tokenizer where the checkpoint's configuration has others. The generation
+    configuration is the checkpoint's, as far as it has one.
 
     Args:
         path (`str` or `os.PathLike`): a folder with `config.json` and the weights, or a repository on the Hub.
@@ -59,15 +68,16 @@ def convert(path: str | os.PathLike, *, dtype: torch.dtype | None = None, **conf
         except KeyError as error:
             raise ValueError(f"it lacks {error}") from error
     override_fields(config, config_overrides)
+    # what cannot be read is named before the weights are converted
+    settings = converter.generation_settings(source) if hasattr(converter, "generation_settings") else {}
+    generation_config = published_generation_config(folder, config, settings)
     with fault_named(path):
         state_dict = converter.convert_state_dict(source, tensors)
     if tensors:
         raise ValueError(f"{path} has {len(tensors)} tensors that are not known: {', '.join(sorted(tensors))}")
     model = load_converted(config, state_dict, dtype, getattr(converter, "MODEL_CLASS", None))
-    if hasattr(converter, "generation_settings"):
-        # one by one: `update` knows transformers' own settings only
-        for name, value in converter.generation_settings(source).items():
-            setattr(model.generation_config, name, value)
+    if model.can_generate():
+        model.generation_config = generation_config
     # not `path`: whoever loads what is named there, an adapter for instance, would get another model
     model.name_or_path = ""
     return model
@@ -156,9 +166,4 @@ def load_converted(
     name = "the converted checkpoint"
     check_shapes(empty, {tensor: tuple(value.shape) for tensor, value in state_dict.items()}, name)
     # fills the rotary buffers and ties the weights, too
-    model: Any = load_pretrained(type(empty), None, name=name, config=config, state_dict=state_dict, dtype=dtype)
-    if model.can_generate():
-        model.generation_config = GenerationConfig(
-            bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
-        )
-    return model
+    return load_pretrained(type(empty), None, name=name, config=config, state_dict=state_dict, dtype=dtype)

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, HrmTextForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, HrmTextForCausalLM
 
 from hf_loop.field_values import parse_field_values
 
 from ..models.hierarchical_variants import tiny_hrm_text_config
-from ..models.looped_variants import tiny_looped
+from ..models.looped_variants import OWN_LOOPS, tiny_looped
 from ..retrofitting.converters import ifm_reference as ifm
 from ..retrofitting.converters import test_huginn as huginn
 from ..retrofitting.converters.recurrent_reference import write_checkpoint
@@ -127,6 +127,22 @@ def test_a_model_is_converted_back(hf_loop, tmp_path, tokenizer):
     assert torch.equal(back(ids).logits, model(ids, num_loops=2).logits)
     assert AutoTokenizer.from_pretrained(tmp_path / "back").get_vocab() == tokenizer.get_vocab()
     assert not {*tmp_path.iterdir()} - {tmp_path / name for name in ("ours", "written", "back")}
+
+
+@pytest.mark.skipif("inkling2_loop" not in CONFIG_MAPPING, reason="transformers has no inkling2_loop before 5.24")
+def test_weights_that_are_always_float32_stay_so_in_another_type(hf_loop, tmp_path):
+    model = tiny_looped(**OWN_LOOPS["inkling2_loop_text"])
+    model.save_pretrained(tmp_path / "ours")
+    code, _, err = hf_loop(
+        "convert", tmp_path / "ours", tmp_path / "written", "--to", "inkling2_loop", "--dtype", "bfloat16"
+    )
+    assert code == 0, err
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "written", dtype="auto")
+    tensors, dtypes = model.state_dict(), set()
+    for name, tensor in written.state_dict().items():
+        assert torch.equal(tensor, tensors[name.replace("model.", "model.backbone.", 1)].to(tensor.dtype)), name
+        dtypes.add(tensor.dtype)
+    assert dtypes == {torch.float32, torch.bfloat16}
 
 
 def test_what_cannot_be_converted_back_leaves_nothing_behind(hf_loop, looped_folder, plain_folder, tmp_path):

@@ -14,6 +14,8 @@ from hf_loop.retrofitting.converters import CONVERTERS
 from ..models.model_tester import random_ids
 from ..models.tiny_backbones import tiny_backbone
 from .converters import test_huginn as huginn
+from .converters import test_nanbeige as nanbeige
+from .converters import test_ouro as ouro
 from .converters import test_parcae as parcae
 from .converters import test_retrofitted_recurrence as retrofitted
 from .converters.recurrent_reference import write_checkpoint
@@ -97,11 +99,47 @@ def test_a_wrong_shape_is_named(family, tmp_path):
         convert(write_checkpoint(tmp_path / "short", config, short))
 
 
+# transformers' own classes are held to this in `native_tester.py`
+@pytest.mark.parametrize("module", [nanbeige, ouro], ids=lambda module: module.__name__.rpartition("_")[2])
+def test_a_tied_head_that_differs_is_refused(module, tmp_path):
+    config, tensors = module.CONFIG | {"tie_word_embeddings": True}, module.make_tensors(module.CONFIG)
+    copied = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    assert convert(write_checkpoint(tmp_path / "copied", config, copied)).config.tie_word_embeddings
+    with pytest.raises(ValueError, match=r"ties lm_head\.weight to model\.embed_tokens\.weight, but they differ"):
+        convert(write_checkpoint(tmp_path / "differs", config, tensors))
+
+
 def test_a_fused_tensor_that_cannot_be_split_is_named(tmp_path):
     config, tensors = FAMILIES["huginn"]
     short = tensors | {"transformer.coda.0.attn.Wqkv.weight": torch.zeros(100, 48)}
     with pytest.raises(ValueError, match=r"transformer\.coda\.0\.attn\.Wqkv\.weight of shape \(100, 48\)"):
         convert(write_checkpoint(tmp_path, config, short))
+
+
+def test_the_generation_configuration_is_the_checkpoints_with_our_special_tokens(folder, tmp_path):
+    plain = convert(folder).generation_config
+    ends = plain.eos_token_id if isinstance(plain.eos_token_id, list) else [plain.eos_token_id]
+    # transformers does not save a temperature beside greedy decoding, unless it was read
+    settings = {"temperature": 0.6, "max_new_tokens": 7, "bos_token_id": 55, "eos_token_id": [*ends[:1], 77]}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    model = convert(folder)
+    model.save_pretrained(tmp_path / "converted")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "converted")
+    for found in (model.generation_config, loaded.generation_config):
+        assert (found.temperature, found.max_new_tokens) == (0.6, 7)
+        # of a token that the model has not, the checkpoint's counts
+        assert found.bos_token_id == (55 if plain.bos_token_id is None else plain.bos_token_id)
+        assert found.pad_token_id == plain.pad_token_id
+        assert found.eos_token_id == [*ends, 77]
+
+
+@pytest.mark.parametrize("text", ["{", '{"max_new_tokens": -1}', "[1]"])
+def test_a_generation_configuration_that_cannot_be_read_is_named(text, tmp_path):
+    folder = write_checkpoint(tmp_path / "source", *FAMILIES["huginn"])
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"generation_config\.json") as refused:
+        convert(folder)
+    assert "\n" not in str(refused.value)
 
 
 def test_overrides(folder):

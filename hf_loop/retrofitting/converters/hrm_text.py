@@ -20,7 +20,13 @@ from .rules import check_schedule
 
 
 # the schedule of HRM-Text: what else a hierarchical model may be set to
-SCHEDULE: dict[str, Any] = {"injection": "none", "state_init": "input", "stack_norm": "final", "embedding_scale": 1.0}
+SCHEDULE: dict[str, Any] = {
+    "injection": "none",
+    "state_init": "input",
+    "stack_norm": "final",
+    "stack_repeats": 1,
+    "embedding_scale": 1.0,
+}
 
 
 def recognizes(config: dict[str, Any]) -> bool:
@@ -49,19 +55,9 @@ def convert_config(config: dict[str, Any]) -> HierarchicalConfig:
 
 
 def convert_state_dict(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The native tensors under the names of the hierarchical model.
+    """Our tensors from the native ones.
 
     transformers' own class opens them, which knows the fused projections that the published files hold.
-
-    Args:
-        config (`dict`): the native `config.json`.
-        tensors (`dict`): its tensors by name; those that the native model has are taken out.
-
-    Returns:
-        `dict` of the hierarchical model's tensors by name.
-
-    Raises:
-        ValueError: tensors are missing or of another shape; the message names them.
     """
     return convert_native_tensors(HrmTextForCausalLM, read_native_config(HrmTextConfig, config), tensors)
 

@@ -166,7 +166,7 @@ def convert_two_states(settings: dict[str, Any], backbone_config: PreTrainedConf
 
 
 def convert_state_dict(config: dict, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our weights from theirs."""
+    """Our tensors from theirs; those of the experts of a layer are stacked."""
     settings = read_settings(config)
     rules = [
         rename("embed.weight", "model.backbone.embed_tokens.weight"),

@@ -61,19 +61,9 @@ def convert_config(config: dict[str, Any]) -> LoopedConfig:
 
 
 def convert_state_dict(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The native tensors under the names of the looped model.
+    """Our tensors from the native ones.
 
     transformers' own class opens them: published files have other names, and experts in four or eight bits.
-
-    Args:
-        config (`dict`): the native `config.json`.
-        tensors (`dict`): its tensors by name; those that the native model has are taken out.
-
-    Returns:
-        `dict` of the looped model's tensors by name.
-
-    Raises:
-        ValueError: tensors are missing or of another shape; the message names them.
     """
     native_config = _native_config(config)
     if config["model_type"] == TEXT:

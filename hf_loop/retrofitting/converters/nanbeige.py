@@ -26,7 +26,7 @@ from ...models import LoopedConfig, LoopedForCausalLM
 from ...models.checks import check_positive_int
 from ..unrolling import unroll
 from .native import TOKEN_IDS
-from .rules import Rule, apply_rules, check_schedule, rename
+from .rules import Rule, apply_rules, check_schedule, drop_tied_head, rename
 
 
 BACKBONE_FIELDS = (
@@ -129,19 +129,7 @@ def convert_config(config: dict[str, Any]) -> LoopedConfig:
 
 
 def convert_state_dict(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Nanbeige's tensors under the names of the looped model.
-
-    Args:
-        config (`dict`): Nanbeige's `config.json`.
-        tensors (`dict`): its tensors by name; those that Nanbeige has are taken out, and the rotary frequencies that
-            some copies store, which follow from the configuration.
-
-    Returns:
-        `dict` of the looped model's tensors by name.
-
-    Raises:
-        ValueError: tensors are missing; the message names them.
-    """
+    """Our tensors from Nanbeige's; the rotary frequencies that some copies store follow from the configuration."""
     for name in [name for name in tensors if name.endswith(".rotary_emb.inv_freq")]:
         del tensors[name]
     rules = [
@@ -149,7 +137,7 @@ def convert_state_dict(config: dict[str, Any], tensors: dict[str, Tensor]) -> di
         rename("model.norm.weight", "model.backbone.norm.weight"),
     ]
     if config.get("tie_word_embeddings"):
-        tensors.pop("lm_head.weight", None)
+        drop_tied_head(tensors, "lm_head.weight", "model.embed_tokens.weight")
     else:
         rules.append(rename("lm_head.weight", "lm_head.weight"))
     for index in range(config["num_hidden_layers"]):

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...loading import check_loaded, load_with_faults
 from ...models.transformers_seams import float32_names, make_model
 from ..plain_generation import plain_generation_config
+from .rules import drop_tied_head
 
 
 CHECKPOINT = "the checkpoint"
@@ -46,7 +47,7 @@ def convert_native_tensors(
 
     Raises:
         ValueError: tensors are missing, of another shape, or unknown under a name that the native class changes on
-            loading; the message names them.
+            loading, or a tied head differs from the embedding; the message names them.
     """
     dtypes, dtype = {tensor.dtype for tensor in tensors.values()}, torch.float32
     if len(dtypes) == 1:
@@ -66,13 +67,15 @@ def convert_native_tensors(
     check_loaded({**faults, "unexpected_keys": unknown - tensors.keys()}, CHECKPOINT, native_config.model_type)
     for name in tensors.keys() - unknown:
         del tensors[name]
-    is_tied = getattr(native_config.get_text_config(decoder=True), "tie_word_embeddings", False)
     converted = {}
     for name, tensor in native.state_dict().items():
         if name.startswith(decoder):
             converted[f"model.backbone.{name.removeprefix(decoder)}"] = tensor
-        elif not name.startswith("model.") and (name != "lm_head.weight" or not is_tied):
+        elif not name.startswith("model."):
             converted[name] = tensor
+    if getattr(native_config.get_text_config(decoder=True), "tie_word_embeddings", False):
+        # where the files hold two that differ, transformers leaves them so
+        drop_tied_head(converted, "lm_head.weight", "model.backbone.embed_tokens.weight")
     return converted
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import Glm4Config
 
 from ...models import LoopedConfig
-from .rules import Rule, apply_rules, rename
+from .rules import Rule, apply_rules, drop_tied_head, rename
 
 
 GATE = "model.early_exit_gate"
@@ -94,18 +94,7 @@ def convert_config(config: dict[str, Any]) -> LoopedConfig:
 
 
 def convert_state_dict(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Ouro's tensors under the names, and in the layout, of the looped model.
-
-    Args:
-        config (`dict`): Ouro's `config.json`.
-        tensors (`dict`): its tensors by name; those that Ouro has are taken out.
-
-    Returns:
-        `dict` of the looped model's tensors by name.
-
-    Raises:
-        ValueError: tensors are missing; the message names them.
-    """
+    """Our tensors from Ouro's, with rows for the rotation of GLM-4 and one matrix for gate and up projections."""
     rules = [
         rename("model.embed_tokens.weight", "model.backbone.embed_tokens.weight"),
         rename("model.norm.weight", "model.backbone.norm.weight"),
@@ -113,7 +102,7 @@ def convert_state_dict(config: dict[str, Any], tensors: dict[str, Tensor]) -> di
     if _has_gate(config):
         rules += [rename(f"{GATE}.{name}", f"model.exit_gate.{name}") for name in ("weight", "bias")]
     if config.get("tie_word_embeddings"):
-        tensors.pop("lm_head.weight", None)
+        drop_tied_head(tensors, "lm_head.weight", "model.embed_tokens.weight")
     else:
         rules.append(rename("lm_head.weight", "lm_head.weight"))
     layers = [f"layers.{index}" for index in range(config["num_hidden_layers"])]

@@ -130,6 +130,11 @@ def test_every_tensor_must_be_known_and_there(recipe, tmp_path):
     [
         # the recipe `moe_ff112_prelude_injection`
         (BASE | EXPERTS, "dense_prelude_input_injection", "diagonal"),
+        # settings that the public code has not
+        (BASE, "window", 64),
+        (PART_2, "window", 64),
+        (BASE | HUGINN, "huginn_recurrent_layers", 3),
+        (BASE | TWO_STATES | {"huginn_hierarchical_state": "split_hl"}, "loop_times", 6),
         (BASE, "swiglu", False),
         (BASE, "qknorm", True),
         (BASE, "rope_head_dim", 8),
