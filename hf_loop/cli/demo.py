@@ -46,7 +46,7 @@ def build_page(model: str, name: str | None = None) -> Any:
 
     Args:
         model (`str`): as in [`load_recurrent_model`].
-        name (`str`, *optional*): what the page calls the model, by default the last part of `model`.
+        name (`str`, *optional*): what the page calls the model, by default as [`name_of`] does.
 
     Returns:
         `gradio.Blocks`: the page.

@@ -30,28 +30,29 @@ class MemoryView:
         return sum(self.is_read)
 
 
-def memory_view(config: Any, num_tokens: int) -> MemoryView | None:
+def memory_view(config: Any, num_tokens: int, num_loops: int | None = None) -> MemoryView | None:
     """Say what a model keeps of a text.
 
     Args:
         config (`PreTrainedConfig`): the model's configuration.
         num_tokens (`int`): number of tokens read, the last included.
+        num_loops (`int`, *optional*): loops of its backbone, by default those of the configuration.
 
     Returns:
         `MemoryView` or `None`: `None` of a model without a time schedule.
     """
     if config.model_type == "feedback_lm":
-        return _of_blocks(config, num_tokens)
+        depth = {} if num_loops is None else {"num_loops": num_loops}
+        return _of_blocks(config, num_tokens, config.num_slots(**depth))
     return _of_windows(config, num_tokens) if config.model_type == "sleep_lm" else None
 
 
-def _of_blocks(config: Any, num_tokens: int) -> MemoryView:
+def _of_blocks(config: Any, num_tokens: int, num_calls: int) -> MemoryView:
     size, kept, length = config.block_size, config.num_memory_segments, config.feedback_length
     # the block that the next token belongs to
     block = num_tokens // size
     first = 0 if kept is None else max(0, (block - kept) * size)
-    slots = config.num_hidden_layers
-    memory = f"{length} vectors in each of {slots} layer calls" if length else "no memory (feedback_length is 0)"
+    memory = f"{length} vectors in each of {num_calls} layer calls" if length else "no memory (feedback_length is 0)"
     return _view("block", size, first, num_tokens, length > 0, memory)
 
 

@@ -52,6 +52,16 @@ class Page:
         return blocks
 
 
+def check_length(name: str, text: str, limit: int) -> None:
+    """Refuse a text that is too long: the limit of a field holds in the browser alone, and pages have an API.
+
+    Raises:
+        ValueError: names the limit and the length.
+    """
+    if len(text) > limit:
+        raise ValueError(f"{name} must have at most {limit} characters, got {len(text)}")
+
+
 def serve(blocks: Any, host: str | None = None, port: int | None = None) -> str:
     """Serve a page from a thread of its own, without any request to other machines.
 
@@ -65,7 +75,7 @@ def serve(blocks: Any, host: str | None = None, port: int | None = None) -> str:
         `str`: the address of the page. `blocks.block_thread()` waits until Ctrl-C closes it.
 
     Raises:
-        OSError: if the port is taken.
+        OSError: if the port is taken, or `host` is no address of this machine.
         ValueError: if the page does not answer.
     """
     themes = import_gradio().themes
@@ -77,6 +87,10 @@ def serve(blocks: Any, host: str | None = None, port: int | None = None) -> str:
     while True:
         try:
             return str(blocks.launch(css=CSS, theme=theme, **where, **options)[1])
+        except OSError as error:
+            # gradio names the settings of its own
+            ports = "the ports from 7860 on are" if port is None else f"port {port} is"
+            raise OSError(f"{ports} taken, or {host or 'its address'} is no address of this machine") from error
         except ValueError as error:
             # gradio gives a page three seconds to answer, and then advises to share it with the world
             tries += 1
@@ -90,4 +104,4 @@ def serve(blocks: Any, host: str | None = None, port: int | None = None) -> str:
                 ) from error
 
 
-__all__ = ["MODEL_QUEUE", "Page", "import_gradio", "serve"]
+__all__ = ["MODEL_QUEUE", "Page", "check_length", "import_gradio", "serve"]

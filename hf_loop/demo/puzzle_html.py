@@ -28,6 +28,7 @@ def draw_answer(reading: PuzzleReading) -> str:
     ]
     halted = reading.halted
     halts = "The model would not halt so far." if halted is None else f"The model would halt after segment {halted}."
+    halts = "The model has no halting head." if last.confidence is None else halts
     return section(
         f'<div class="boards">{"".join(boards)}</div>', note(f"The answer is {STATUSES[last.status]}. {halts}")
     )
@@ -75,7 +76,9 @@ def _cell(reading: PuzzleReading, place: int, cell: str, before: str | None) -> 
     is_given = clue != BLANK and not (reading.rules == "maze" and cell == WAY)
     if is_given:
         kinds.append("given" if cell == clue else "broken")
-    return f'<td class="{" ".join(kinds)}">{"" if cell == BLANK else escape(cell)}</td>'
+    # in a puzzle whose rules are not known a 0 may be a cell like any other
+    is_blank = cell == BLANK and reading.rules is not None
+    return f'<td class="{" ".join(kinds)}">{"" if is_blank else escape(cell)}</td>'
 
 
 def _borders(reading: PuzzleReading, place: int) -> list[str]:

@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from .page import MODEL_QUEUE, Page, import_gradio
+from .page import MODEL_QUEUE, Page, check_length, import_gradio
 from .puzzle_html import draw_answer, draw_segments
 from .puzzle_reading import PuzzleReader
 from .style import fault
@@ -11,6 +11,7 @@ from .style import fault
 
 # the segments to choose from, over those of training
 TIMES_TRAINED = 2
+# characters that a puzzle may have
 MOST_CELLS = 2500
 
 
@@ -23,6 +24,7 @@ def read_puzzle(
         `tuple[str, str]`: the answer and the segments, as HTML; if the puzzle does not fit, the first says why.
     """
     try:
+        check_length("the puzzle", text, MOST_CELLS)
         reading = reader.read(text, int(segments), int(loops), None if puzzle_id is None else int(puzzle_id))
     except ValueError as error:
         return fault(str(error)), ""

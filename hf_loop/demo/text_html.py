@@ -33,7 +33,8 @@ def draw_continuations(reading: TextReading, slider: DepthSlider | None) -> str:
 
 def _marked(text: str, chosen: str) -> str:
     if not text.strip():
-        return "<em>nothing: the model ends the text here</em>"
+        what = f"white space: {escape(repr(text))}" if text else "nothing: the model ends the text here"
+        return f"<em>{what}</em>"
     same = len(os.path.commonprefix([text, chosen]))
     rest = f'<span class="other">{escape(text[same:])}</span>' if text[same:] else ""
     return f"{escape(text[:same])}{rest}"

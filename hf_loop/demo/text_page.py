@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .page import MODEL_QUEUE, Page, import_gradio
+from .page import MODEL_QUEUE, Page, check_length, import_gradio
 from .style import fault
 from .text_html import draw_continuations, draw_lens, draw_memory
 from .text_reading import TextReader
@@ -27,6 +27,7 @@ def read_text(
     """
     rule = None if criterion == NO_EXITS else criterion
     try:
+        check_length("the prompt", prompt, LONGEST_PROMPT)
         reading = reader.read(prompt, None if depth is None else int(depth), int(new_tokens), rule, threshold)
     except ValueError as error:
         return fault(str(error)), "", ""

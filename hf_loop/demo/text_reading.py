@@ -131,25 +131,28 @@ class TextReader:
         num_new = min(len(new_tokens[depth]), LENS_NEW_TOKENS)
         shown = tokens[: input_ids.shape[1] + num_new]
         inspection = exits = None
+        loops = depth if self.model.config.has_loops else None
         if self.model.config.has_loops:
-            loops = depth if slider is not None and slider.argument == "num_loops" else None
             options: dict[str, Any] = {"num_loops": loops, "last": LENS_TOKENS, "label": self.name}
             inspection = inspect_prompt(self.model, self.tokenizer, shown, **options)
             if criterion is not None:
                 exits = self._exits(shown, inspection.num_loops, criterion, threshold)
-        memory = memory_view(self.model.config, len(tokens))
+        memory = memory_view(self.model.config, len(tokens), loops)
         last = [show_token(self.tokenizer, index) for index in tokens[-MEMORY_TOKENS:]] if memory else []
         return TextReading(prompt, depth, texts, inspection, num_new, exits, last, memory)
 
     def _continue(self, input_ids: torch.Tensor, depth: int | None, max_new_tokens: int) -> list[int]:
         given = {} if self.slider is None else {self.slider.argument: depth}
-        # a column of so many loops runs them, whatever exits the model's own settings have
+        # a column of so many loops runs them, whatever exits the model's own settings have, and writes the tokens that
+        # the lens has as most probable, whatever penalty or beams they have
         with default_generation(self.model):
             output = self.model.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,
                 **given,
             )
         return output[0, input_ids.shape[1] :].tolist()

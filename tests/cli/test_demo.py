@@ -32,13 +32,18 @@ def test_models_that_have_no_page_are_refused(hf_loop, tmp_path, looped_folder):
     assert (code, error.count("\n")) == (2, 1) and "holds no tokenizer" in error
 
 
-def test_a_taken_port_is_said_in_one_line(hf_loop, looped_folder):
+def test_a_taken_port_and_a_strange_address_are_said_in_one_line(hf_loop, looped_folder):
     pytest.importorskip("gradio")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        code, _, error = hf_loop("demo", looped_folder, "--port", taken.getsockname()[1], "--quiet")
-    assert code == 2 and len(error.strip().splitlines()[-1]) < 300 and "port" in error
+        port = taken.getsockname()[1]
+        code, _, error = hf_loop("demo", looped_folder, "--port", port, "--quiet")
+    last = error.strip().splitlines()[-1]
+    assert (code, last.startswith(f"hf-loop: error: port {port} is taken, or 127.0.0.1 is")) == (2, True), error
+    # an address for examples, which no machine has
+    code, _, error = hf_loop("demo", looped_folder, "--host", "192.0.2.1", "--port", port, "--quiet")
+    assert code == 2 and "192.0.2.1" in error.strip().splitlines()[-1]
 
 
 def test_the_page_of_a_folder_says_what_the_model_is(looped_folder, plain_folder, tmp_path):

@@ -63,5 +63,7 @@ def test_memory_is_named():
     view = memory_view(config, 9)
     # one prelude layer, four loops of one layer, one coda layer
     assert view.remembers and view.memory == "2 vectors in each of 6 layer calls"
+    # one loop less, and the block that is read next has a memory of each of five calls
+    assert memory_view(config, 9, num_loops=3).memory == "2 vectors in each of 5 layer calls"
     assert not memory_view(feedback().config, 9).remembers
     assert memory_view(sleep().config, 9).remembers

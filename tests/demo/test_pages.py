@@ -5,9 +5,9 @@ import re
 import pytest
 
 from hf_loop.demo.page import Page, serve
-from hf_loop.demo.puzzle_page import puzzle_page
+from hf_loop.demo.puzzle_page import puzzle_page, read_puzzle
 from hf_loop.demo.puzzle_reading import PuzzleReader
-from hf_loop.demo.text_page import text_page
+from hf_loop.demo.text_page import LONGEST_PROMPT, NO_EXITS, read_text, text_page
 from hf_loop.demo.text_reading import TextReader
 
 from .models import PROMPT, PUZZLE_TOKENIZER, TOKENIZER, make_model, make_solver
@@ -65,6 +65,15 @@ def test_a_puzzle_page_begins_with_a_puzzle():
     several = make_solver(num_puzzles=3, num_puzzle_tokens=1)
     found = components(puzzle_page(PuzzleReader(several, PUZZLE_TOKENIZER, "solver"), Page("solver", "")))
     assert found["puzzle-id"]["maximum"] == 2
+
+
+def test_who_calls_a_page_without_a_browser_can_send_no_more_than_the_field_takes():
+    model, solver = make_model("looped"), make_solver()
+    assert components(make_page("looped"))["prompt"]["max_length"] == LONGEST_PROMPT
+    reader = TextReader(model, TOKENIZER, "looped")
+    assert "the prompt must have at most 4000" in read_text(reader, "flip " * 1000, 4, 2, NO_EXITS, None)[0]
+    reader = PuzzleReader(solver, PUZZLE_TOKENIZER, "solver")
+    assert "the puzzle must have at most 2500" in read_puzzle(reader, "0" * 2501, 1, 1, None)[0]
 
 
 def test_nothing_on_the_page_is_fetched_from_elsewhere():

@@ -106,6 +106,22 @@ def test_a_maze_has_walls_and_a_way():
     assert len(cells_of(board, "wall")) == 7 and cells_of(board, "way") == ["o"]
 
 
+def test_a_zero_is_a_blank_only_where_the_rules_are_known():
+    for cells, rules, shown in (
+        ("1020", None, ["1", "0", "2", "0"]),
+        ("1020" * 4, "sudoku", ["1", "", "2", ""] * 4),
+    ):
+        reading = PuzzleReading(cells, rules, [SegmentAnswer(cells, "unchecked", False, None)])
+        assert re.findall("<td[^>]*>(.*?)</td>", draw_segments(reading)) == shown
+
+
+def test_a_model_without_a_halting_head_is_not_said_to_go_on():
+    segment = SegmentAnswer("12", "unchecked", False, None)
+    assert "no halting head" in draw_answer(PuzzleReading("10", None, [segment]))
+    segment = SegmentAnswer("12", "unchecked", False, 0.2)
+    assert "would not halt so far" in draw_answer(PuzzleReading("10", None, [segment]))
+
+
 def test_a_segment_that_changes_nothing_is_pale():
     same = SegmentAnswer("12", "unchecked", False, None)
     html = draw_segments(PuzzleReading("10", None, [same, same]))

@@ -33,7 +33,7 @@ def make_reading(**fields):
     values = {
         "prompt": "<b> x",
         "depth": 3,
-        "continuations": {1: "one <two>", 3: "one three", 4: " "},
+        "continuations": {1: "one <two>", 3: "one three", 4: "", 5: "\n "},
         "inspection": inspection,
         "num_new": 1,
         "exits": ExitView("kl", 0.5, 3, [2, 3, 1], [True, True, False]),
@@ -45,10 +45,10 @@ def make_reading(**fields):
 
 def test_continuations_are_side_by_side_and_their_differences_are_marked():
     html = draw_continuations(make_reading(), SLIDER)
-    assert re.findall("<h4>(.*?)</h4>", html) == ["1 loop", "3 loops", "4 loops"]
+    assert re.findall("<h4>(.*?)</h4>", html) == ["1 loop", "3 loops", "4 loops", "5 loops"]
     assert 'one <span class="other">&lt;two&gt;</span>' in html
     assert re.findall(r'column chosen"><h4>(.*?)</h4><p>(.*?)</p>', html) == [("3 loops", "one three")]
-    assert "the model ends the text here" in html
+    assert html.count("the model ends the text here") == 1 and "white space: &#x27;\\n &#x27;" in html
     alone = draw_continuations(make_reading(depth=None, continuations={None: "text"}), None)
     assert "<h4>continuation</h4><p>text</p>" in alone
 

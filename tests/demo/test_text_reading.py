@@ -104,13 +104,19 @@ def test_a_model_of_blocks_shows_its_memory(kind):
     assert reading.inspection is None
     assert len(reading.tokens) == len(reading.memory.blocks) == len(TOKENIZER(PROMPT)["input_ids"]) + 5
     assert make_reader("looped").read(PROMPT, max_new_tokens=1).memory is None
+    # of the chosen depth: a prelude layer, two loops of a layer, and a coda layer
+    assert "in each of 4 layer calls" in make_reader("feedback over looped").read(PROMPT, 2).memory.memory
 
 
-def test_exits_of_the_models_own_settings_change_no_column():
+SETTINGS = [{"exit_criterion": "state_change", "exit_threshold": 100.0}, {"repetition_penalty": 9.0}, {"num_beams": 3}]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
+def test_the_models_own_settings_change_no_column(settings):
     reader = make_reader("looped")
     expected = reader.read(PROMPT, max_new_tokens=5).continuations
-    reader.model.generation_config.exit_criterion = "state_change"
-    reader.model.generation_config.exit_threshold = 100.0
+    for name, value in settings.items():
+        setattr(reader.model.generation_config, name, value)
     assert reader.read(PROMPT, max_new_tokens=5).continuations == expected
 
 
