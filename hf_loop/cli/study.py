@@ -61,7 +61,7 @@ def run(
 
     from ..evaluation.study import load_study, make_study
     from ..evaluation.study_plan import plan_study
-    from ..evaluation.study_run import missing_keys, test_rows
+    from ..evaluation.study_run import check_test_rows, missing_keys
     from ..files import write_text
 
     checked = load_study(file, list(overrides or []), debug)
@@ -73,7 +73,7 @@ def run(
     with folder_lock(folder):
         # what cannot be made fails here, and not after the first training
         for task in checked.tasks:
-            test_rows(checked, task)
+            check_test_rows(checked, task)
         plans = plan_study(checked)
         missing = missing_keys(checked, folder, plans)
         folder.mkdir(parents=True, exist_ok=True)

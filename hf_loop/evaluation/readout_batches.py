@@ -109,12 +109,17 @@ def _split(
         raise ValueError(
             "controls need two different windows or rows at least, one to fit a readout to and one to measure"
         )
-    return _batches(to_fit, batch_size), _batches(to_test, batch_size)
+    return even_batches(to_fit, batch_size), even_batches(to_test, batch_size)
 
 
-def _batches(rows: list[dict[str, torch.Tensor]], batch_size: int) -> list[Batch]:
-    """Group consecutive rows of equal length, so that nothing needs padding."""
-    groups: list[list[dict[str, torch.Tensor]]] = []
+def even_batches(rows: Sequence[Batch], batch_size: int) -> list[Batch]:
+    """Group consecutive rows of equal length, so that nothing needs padding.
+
+    Args:
+        rows (`Sequence[Batch]`): rows with `input_ids` and `labels`, each `[T]`.
+        batch_size (`int`): the most rows of a batch.
+    """
+    groups: list[list[Batch]] = []
     for row in rows:
         same = groups and len(groups[-1][0]["input_ids"]) == len(row["input_ids"])
         if same and len(groups[-1]) < batch_size:

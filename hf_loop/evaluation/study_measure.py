@@ -1,5 +1,6 @@
 """What a study measures of a trained model: exact match by difficulty, loops and votes, and what an answer costs."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ..models.call_hooks import hook_calls
 from ..models.puzzle_loss import IGNORE_INDEX
 from .accuracy import padded_batches
 from .flops import forward_flops, generation_flops
+from .readout_batches import even_batches
 from .running import evaluation_mode
 
 
@@ -234,17 +236,24 @@ def answer_flops(
 
 
 def state_growth(model: Any, rows: Dataset, num_loops: int) -> list[float]:
-    """Measure the root mean square of the state after every loop, on one batch of rows."""
-    sizes: dict[int, float] = {}
+    """Measure the root mean square of the state after every loop, on as many rows as a batch has."""
+    states: dict[int, torch.Tensor] = {}
+    squares, counts = [0.0] * num_loops, [0] * num_loops
 
     def watch(call, layer, hidden_states, run_layer):
         hidden_states = run_layer(layer, hidden_states)
         if call.loop is not None:
             # later layers of a loop replace earlier ones
-            sizes[call.loop] = float(hidden_states.float().square().mean().sqrt())
+            states[call.loop] = hidden_states
         return hidden_states
 
-    batch = next(padded_batches(rows, BATCH_SIZE))
+    measured = [rows[index] for index in range(min(BATCH_SIZE, len(rows)))]
+    tensors = [{name: torch.as_tensor(row[name]) for name in ("input_ids", "labels")} for row in measured]
     with evaluation_mode(model), hook_calls(model, watch):
-        model(input_ids=batch["input_ids"].to(model.device), num_loops=num_loops, use_cache=False)
-    return [sizes[loop] for loop in sorted(sizes)]
+        # states of padding are of no text
+        for batch in even_batches(tensors, BATCH_SIZE):
+            model(input_ids=batch["input_ids"].to(model.device), num_loops=num_loops, use_cache=False)
+            for loop, state in states.items():
+                squares[loop] += float(state.float().square().sum())
+                counts[loop] += state.numel()
+    return [math.sqrt(total / count) for total, count in zip(squares, counts, strict=True)]

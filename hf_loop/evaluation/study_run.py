@@ -18,6 +18,7 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 from ..files import read_json, write_text
+from ..models.puzzle_loss import IGNORE_INDEX
 from ..output_folders import remove
 from .study import RunKey, Study, make_study
 from .study_plan import Plan, run_recipe_of
@@ -26,6 +27,8 @@ from .study_results import MEASURED_FILE, MeasuredRun, read_run, run_settings
 
 # test rows are the same for all runs, whatever their seed
 TEST_SEED = 1_000_003
+# training rows among which test rows are looked for, before a study begins
+NUM_LOOKED_AT = 2048
 
 
 class Finished(NamedTuple):
@@ -213,7 +216,7 @@ def train(study: Study, key: RunKey, plan: Plan, folder: Path) -> float:
 def test_rows(study: Study, task: str) -> Any:
     """Make the rows that the runs of a task are measured on."""
     section = study.tasks[task]
-    splits = _task_splits(study, task)
+    splits = _task_splits(study, task, section.test_options, 1, section.num_test_rows)
     if section.test_split not in splits:
         raise ValueError(
             f"tasks.{task}.test_split must be one of {', '.join(map(str, splits))}, got {section.test_split!r}"
@@ -221,19 +224,51 @@ def test_rows(study: Study, task: str) -> Any:
     return splits[section.test_split]
 
 
+def check_test_rows(study: Study, task: str) -> None:
+    """Refuse rows that cannot be made, and test rows whose answer is asked for in the middle of training rows.
+
+    A task keeps its own test rows apart. But where every word of a row is asked after, `test_options` that make rows
+    shorter make beginnings of training rows. A sample of these is looked at.
+
+    Raises:
+        ValueError: names the task and what is wrong with its options.
+    """
+    tested = test_rows(study, task)
+    if all(arm.checkpoint is not None for arm in study.arms.values()):
+        return
+    trained = _task_splits(study, task, {}, NUM_LOOKED_AT, 1, study.seeds[0])["train"]
+    asked = {tuple(ids[:end]) for ids, ends in _asked_after(trained) for end in ends[:-1]}
+    num_known = sum(tuple(ids[: ends[-1]]) in asked for ids, ends in _asked_after(tested))
+    if num_known:
+        raise ValueError(
+            f"tasks.{task}: the answers of {num_known} of {len(tested)} test rows are asked for in training rows that "
+            f"begin like them; test_options must not make rows shorter, got {study.tasks[task].test_options}"
+        )
+
+
+def _asked_after(rows: Any) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield the tokens of every row, and the numbers of tokens after which something is asked."""
+    for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
+        yield ids, [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
+
+
 def example_rows(study: Study, task: str) -> Any:
     """Make the solved rows that stand before every prompt of a checkpoint."""
-    return _task_splits(study, task)["train"].select(range(study.tasks[task].num_examples))
+    section = study.tasks[task]
+    splits = _task_splits(study, task, section.test_options, max(1, section.num_examples), 1)
+    return splits["train"].select(range(section.num_examples))
 
 
-def _task_splits(study: Study, task: str) -> Any:
+def _task_splits(
+    study: Study, task: str, options: dict[str, Any], num_train: int, num_test: int, seed: int = TEST_SEED
+) -> Any:
+    """Make rows with the options of training, and others laid over them."""
     from ..trainer.data import make_task_rows
 
     section = study.tasks[task]
-    options = study.base.get("data", {}).get("task_options", {}) | section.task_options | section.test_options
-    num_train_rows = max(1, section.num_examples)
+    options = study.base.get("data", {}).get("task_options", {}) | section.task_options | options
     try:
-        return make_task_rows(section.task or task, num_train_rows, section.num_test_rows, TEST_SEED, options)[0]
+        return make_task_rows(section.task or task, num_train, num_test, seed, options)[0]
     except ValueError as error:
         raise ValueError(f"tasks.{task}: {error}") from error
 

@@ -86,12 +86,26 @@ def test_published_checkpoints_are_compared_after_solved_examples(hf_loop, tmp_p
     assert "28 layers, 4 loops" in report and "no difference shown" in report
 
 
+SHORT_P_HOP = {
+    "num_test_rows": 4,
+    "task_options": {"difficulty": 1, "alphabet_size": 3, "sequence_length": 12},
+}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"tasks": {"adition": {}}}, "tasks.adition: data.task must be one of addition, "),
         ({"tasks": {"addition": {"task_options": {"difficulti": 3}}}}, "tasks.addition: unknown key 'difficulti'"),
         ({"tasks": {"addition": {"test_split": "tests"}}}, "test_split must be one of train, test, got 'tests'"),
+        (
+            {"tasks": {"coin_flips": {"num_test_rows": 5, "test_options": {"num_moves": 5}}}},
+            "tasks.coin_flips: the answers of 5 of 5 test rows are asked for in training rows",
+        ),
+        (
+            {"tasks": {"p_hop": SHORT_P_HOP | {"test_options": {"sequence_length": 6}}}},
+            "test_options must not make rows shorter, got {'sequence_length': 6}",
+        ),
         ({"arms": {"a": {"training": {"max_step": 3}}}}, "unknown key 'max_step' in section 'training'"),
         ({"arms": {"a": {"model": {"config": {"num_loop": 3}}}}}, "num_loop"),
         ({"tasks": {"addition": {"num_examples": -1}}}, "num_examples must not be negative, got -1"),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from hf_loop.evaluation import study_measure
 from hf_loop.evaluation.flops import forward_flops, generation_flops
@@ -111,6 +111,18 @@ def test_the_state_of_a_model_that_doubles_it_doubles():
     num_layers = len(model.model.core_layers())
     assert len(sizes) == 4
     assert all(later == pytest.approx(earlier * 2**num_layers) for earlier, later in zip(sizes, sizes[1:]))
+
+
+def test_padding_is_not_in_the_growth_of_the_state():
+    model = tiny_looped(num_loops=3).eval()
+    short, long = (shell_game(1, 3, num_swaps)[0]["test"] for num_swaps in (2, 9))
+    together = state_growth(model, concatenate_datasets([short, long]), 3)
+    alone = [state_growth(model, rows, 3) for rows in (short, long)]
+    shares = [sum(map(len, rows["input_ids"])) for rows in (short, long)]
+    for loop in range(3):
+        squares = [sizes[loop] ** 2 for sizes in alone]
+        expected = sum(share * square for share, square in zip(shares, squares)) / sum(shares)
+        assert together[loop] == pytest.approx(expected**0.5, rel=1e-5)
 
 
 def test_rows_in_the_tokens_of_another_tokenizer(sums):
