@@ -33,13 +33,15 @@ def main() -> None:
     args = parser.parse_args()
     model: Any = load_pretrained(AutoModelForCausalLM, args.model)
     tokenizer = load_tokenizer(args.model)
+    games, own_tokenizer = coin_flips(1, 250, num_moves=10)
+    if tokenizer.get_vocab() != own_tokenizer.get_vocab():
+        parser.error(f"{args.model} has another tokenizer than the coin game")
     num_loops = model.config.num_loops
 
     input_ids = tokenizer(args.prompt, return_tensors="pt").input_ids
     tokens, probabilities = (table[:, 0, -1, 0] for table in loop_answers(model, input_ids).top())
     steps = loop_dynamics(capture(model, input_ids)).step_norm[:, 0, -1]
     print(f"{args.prompt}: {tokenizer.decode(tokens[-1])}")
-    games, _ = coin_flips(1, 250, num_moves=10)
     controls = depth_controls(model, *split_rows(games["test"], 64), list(range(1, num_loops + 1)))
     print("loop  answer       step  without  loss  fitted")
     for loop, row in enumerate(controls.rows):

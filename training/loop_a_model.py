@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, se
 import hf_loop
 from hf_loop.loading import load_pretrained
 from hf_loop.text_parts import load_decoder
-from hf_loop.tokenizing import load_tokenizer
+from hf_loop.tokenizing import encode_prompt, load_tokenizer
 from hf_loop.trainer.data import byte_tokenizer
 
 
@@ -44,7 +44,9 @@ def main() -> None:
     original, tokenizer = tiny_llama()
     if args.model is not None:
         original, tokenizer = load_decoder(args.model), load_tokenizer(args.model)
-    inputs = tokenizer(args.prompt, return_tensors="pt")
+    # some tokenizers return more than a decoder takes
+    input_ids, attention_mask = encode_prompt(tokenizer, args.prompt)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     with torch.no_grad():
         expected = original(**inputs).logits
 

@@ -70,8 +70,10 @@ def spinner(text: str, quiet: bool) -> AbstractContextManager:
         quiet_libraries()
         return contextlib.nullcontext()
     from rich.console import Console
+    from rich.text import Text
 
-    return Console(stderr=True).status(text)
+    # Text, because rich would read [brackets] in the name of a folder as markup
+    return Console(stderr=True).status(Text(text))
 
 
 def table_console(width: int) -> "Console":

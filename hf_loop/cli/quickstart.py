@@ -231,6 +231,7 @@ def save(
 def ask_again(console: "Console", output_dir: Path, games: "Dataset") -> None:
     """Load the saved model through the Auto classes and let it generate answers at several loop counts."""
     from rich.table import Table
+    from rich.text import Text
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..loading import load_pretrained
@@ -238,7 +239,9 @@ def ask_again(console: "Console", output_dir: Path, games: "Dataset") -> None:
     # annotated, because transformers' own annotations say that there may be no tokenizer
     tokenizer: Any = AutoTokenizer.from_pretrained(output_dir)
     model: Any = load_pretrained(AutoModelForCausalLM, output_dir)
-    table = Table(title=f"loaded again from {output_dir}: model.generate(**inputs, num_loops=...)")
+    # Text, because rich would read [brackets] in the name of a folder as markup
+    title = Text(f"loaded again from {output_dir}: model.generate(**inputs, num_loops=...)", style="table.title")
+    table = Table(title=title)
     table.add_column("loops", justify="right")
     for game in games:
         table.add_column(f"{game['prompt']}\nright answer: {game['answer']}")

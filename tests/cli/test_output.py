@@ -9,7 +9,7 @@ import sys
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from hf_loop.cli.output import LastingStream, lasting_output
+from hf_loop.cli.output import LastingStream, lasting_output, spinner
 
 
 def run(command: list, redirect: str = "", **environment: str) -> subprocess.CompletedProcess:
@@ -105,3 +105,8 @@ def test_quiet_leaves_the_results_alone(command, hf_loop, looped_folder, plain_f
     code, out, err = hf_loop(command, *arguments[command], "--quiet")
     assert (code, err) == (0, "")
     assert out
+
+
+def test_brackets_in_the_name_of_a_folder_are_no_markup():
+    with spinner("loading model[/v2]", quiet=False):
+        pass

@@ -61,6 +61,20 @@ def test_a_model_is_looped(tmp_path, monkeypatch, capsys):
     # and one that is there: what was just made is looped already
     with pytest.raises(ValueError, match="looped model already"):
         run("loop_a_model.py", tmp_path / "outputs" / "loop_a_model")
+    # whose tokens are not those of the game
+    with pytest.raises(SystemExit):
+        run("look_inside.py", tmp_path / "outputs" / "loop_a_model")
+    assert "another tokenizer than the coin game" in capsys.readouterr().err
+
+
+def test_a_tokenizer_may_return_more_than_a_decoder_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = runpy.run_path(str(FOLDER / "loop_a_model.py"))["tiny_llama"]()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    model.save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    run("loop_a_model.py", tmp_path / "plain")
+    check_headings("loop_a_model.py", capsys.readouterr().out)
 
 
 def test_a_model_is_trained_pushed_and_loaded_again(trained, hub):
