@@ -5,6 +5,8 @@ the rows that it will read.
 """
 
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,9 +82,10 @@ def plan_arm(study: Study, task: str, arm: str) -> Plan:
     num_batch = recipe.training.per_device_train_batch_size
     # as many rows as are looked at; a curriculum over the rows spreads over them alike
     data_section = replace(recipe.data, num_train_rows=SAMPLED_BATCHES * num_batch)
-    data = load_training_data(data_section, default_tokenizer=None, seed=recipe.training.seed)
-    model = model_on_meta(recipe, data)
-    flops = mean_training_flops(model, recipe, data)
+    with _named(task, arm):
+        data = load_training_data(data_section, default_tokenizer=None, seed=recipe.training.seed)
+        model = model_on_meta(recipe, data)
+        flops = mean_training_flops(model, recipe, data)
     return Plan(task, arm, model.num_parameters(), recipe.training.max_steps, flops)
 
 
@@ -101,10 +104,10 @@ def run_recipe_of(study: Study, task: str, arm: str, seed: int, num_steps: int |
     """
     sections = study.sections(task, arm)
     training = sections["training"]
-    where = f"tasks.{task} with arms.{arm}"
     num_steps = training.get("max_steps") if num_steps is None else num_steps
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"{where}: training.max_steps must be a positive integer, got {num_steps!r}")
+    with _named(task, arm):
+        if not isinstance(num_steps, int) or num_steps < 1:
+            raise ValueError(f"training.max_steps must be a positive integer, got {num_steps!r}")
     training = laid_over(_quiet_training(num_steps), training) | {
         "output_dir": str(output_dir),
         "seed": seed,
@@ -114,10 +117,17 @@ def run_recipe_of(study: Study, task: str, arm: str, seed: int, num_steps: int |
         training["lr_scheduler_kwargs"] = {"num_decay_steps": max(1, int(DECAY_SHARE * num_steps))}
     data = sections["data"] | {"num_train_rows": num_steps * training["per_device_train_batch_size"]}
     sections = {"model": sections["model"], "data": data, "training": training}
-    try:
+    with _named(task, arm):
         return make_recipe(sections, sections)
+
+
+@contextmanager
+def _named(task: str, arm: str) -> Generator[None]:
+    """Name the run in the message of a `ValueError` inside the `with` block."""
+    try:
+        yield
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"tasks.{task} with arms.{arm}: {error}") from error
 
 
 def _quiet_training(num_steps: int) -> dict[str, Any]:
