@@ -144,15 +144,13 @@ class TextReader:
     def _continue(self, input_ids: torch.Tensor, depth: int | None, max_new_tokens: int) -> list[int]:
         given = {} if self.slider is None else {self.slider.argument: depth}
         # a column of so many loops runs them, whatever exits the model's own settings have, and writes the tokens that
-        # the lens has as most probable, whatever penalty or beams they have
+        # the lens has as most probable
         with default_generation(self.model):
             output = self.model.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,
                 **given,
             )
         return output[0, input_ids.shape[1] :].tolist()

@@ -1,11 +1,15 @@
 """Running a model for measurement."""
 
-import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
+
+
+# of a generation configuration
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @contextmanager
@@ -22,12 +26,10 @@ def evaluation_mode(model: torch.nn.Module) -> Generator[None]:
 
 @contextmanager
 def default_generation(model: Any) -> Generator[None]:
-    """Let a model generate without the exits and the cache policy that its own generation configuration asks for."""
+    """Let a model generate without the settings of its own, such as beams, penalties, exits and cache policy, but for
+    its special tokens."""
     own = model.generation_config
-    model.generation_config = copy.deepcopy(own)
-    for name in getattr(model, "setting_names", ()):
-        if hasattr(own, name):
-            setattr(model.generation_config, name, None)
+    model.generation_config = GenerationConfig(**{name: getattr(own, name) for name in SPECIAL_TOKENS})
     try:
         yield
     finally:

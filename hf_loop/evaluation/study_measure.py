@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.call_hooks import hook_calls
@@ -15,7 +16,7 @@ from ..models.puzzle_loss import IGNORE_INDEX
 from .accuracy import padded_batches
 from .flops import forward_flops, generation_flops
 from .readout_batches import even_batches
-from .running import evaluation_mode
+from .running import default_generation, evaluation_mode
 
 
 BATCH_SIZE = 128
@@ -121,8 +122,10 @@ def with_tokenizer(rows: Dataset, tokenizer: PreTrainedTokenizerBase, examples: 
     texts = [lines + prompt for prompt in rows["prompt"]]
     prompts = tokenizer(texts)["input_ids"]
     answers = tokenizer([f" {answer}" for answer in rows["answer"]], add_special_tokens=False)["input_ids"]
+    # some begin a text with the token of unknown words
+    words = tokenizer(texts, add_special_tokens=False)["input_ids"]
     unknown = tokenizer.unk_token_id
-    for row, ids in enumerate([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]):
+    for row, ids in enumerate([prompt + answer for prompt, answer in zip(words, answers, strict=True)]):
         if unknown is not None and unknown in ids:
             raise ValueError(f"the tokenizer does not know all words of {rows['prompt'][row]!r}")
     labels = [[IGNORE_INDEX] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
@@ -172,7 +175,9 @@ def written_answers(
         `tuple[list[bool], list[float]]`: whether each row's answer is right, and the tokens that were written for it,
         in the mean over the votes.
     """
-    answers = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in rows["answer"]]
+    asked = [[label for label in labels if label != IGNORE_INDEX] for labels in rows["labels"]]
+    answers = [labels[-length:] for labels, length in zip(asked, answer_lengths(rows), strict=True)]
+    prompts = [torch.tensor(ids) for ids in tokenizer(list(rows["prompt"]))["input_ids"]]
     if not thoughts and any(ids[-len(answer) :] != answer for ids, answer in zip(rows["input_ids"], answers)):
         raise ValueError("votes need a task whose answers stand in its rows; its answers are asked in parallel")
     written = [len(text.split()) + 1 for text in rows["thoughts"]] if thoughts else [0] * len(answers)
@@ -182,19 +187,23 @@ def written_answers(
     right, new_tokens = [], []
     # transformers' annotations do not say that a model with a head generates
     generator: Any = model
-    with torch.random.fork_rng():
+    with default_generation(model), torch.random.fork_rng():
         torch.manual_seed(SAMPLING_SEED)
         for start in range(0, len(answers), BATCH_SIZE):
             some = slice(start, start + BATCH_SIZE)
-            inputs = tokenizer(list(rows["prompt"][some]), return_tensors="pt", padding=True).to(model.device)
+            masks = [torch.ones_like(ids) for ids in prompts[some]]
+            input_ids, attention_mask = (
+                pad_sequence(rows_of, batch_first=True, padding_side="left").to(model.device)
+                for rows_of in (prompts[some], masks)
+            )
             longest = max(len(answer) + steps for answer, steps in zip(answers[some], written[some]))
             # a model that was trained without an end goes on to the last token
             ends = tokenizer.eos_token_id if thoughts else None
             output = generator.generate(
-                **inputs, max_new_tokens=longest, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
-                **sampling, **depth,
+                input_ids, attention_mask=attention_mask, max_new_tokens=longest, eos_token_id=ends,
+                pad_token_id=tokenizer.pad_token_id or 0, **sampling, **depth,
             )  # fmt: skip
-            texts = output[:, inputs["input_ids"].shape[1] :].tolist()
+            texts = output[:, input_ids.shape[1] :].tolist()
             for index, answer in enumerate(answers[some]):
                 own = texts[index * votes : (index + 1) * votes]
                 ended = [_before(text, tokenizer.eos_token_id) if thoughts else text[: len(answer)] for text in own]

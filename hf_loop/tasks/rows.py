@@ -11,8 +11,8 @@ split. Every row has the columns
 - `thoughts`, of some tasks: the steps that a chain of thought writes between prompt and answer, as text.
 
 A row is for testing if a checksum of its content says so, or one of its first words where every beginning of a row is
-asked for. So no test row is in a training split, whatever the seeds,
-sizes and difficulties of the two are.
+asked for. So no test row is in a training split, whatever the seeds, sizes and difficulties of the two are.
+A thought may tell the answer of a test row: of a sum of three numbers it is the sum of two.
 """
 
 import hashlib

@@ -1,8 +1,15 @@
 """Answers are right if all their tokens are, whether predicted or written, and their compute is counted once."""
 
+import copy
+
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from hf_loop.evaluation import study_measure
 from hf_loop.evaluation.flops import forward_flops, generation_flops
@@ -64,6 +71,25 @@ def test_written_answers_are_the_predicted_ones(sums):
     own = Dataset.from_list(own)
     predicted = study_measure.predicted_answers(model, own, {})
     assert study_measure.written_answers(model, tokenizer, own, 1, False, {})[0] == predicted
+    # settings of a checkpoint, which were made for a chat
+    model.generation_config.update(repetition_penalty=9.0, num_beams=3, eos_token_id=list(range(len(tokenizer))))
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "right"
+    tokenizer.pad_token = None
+    assert study_measure.written_answers(model, tokenizer, own, 1, False, {})[0] == predicted
+    assert sum(predicted) > 2 and model.generation_config.num_beams == 3
+
+
+def test_answers_are_those_of_the_rows_where_a_space_belongs_to_the_next_token(sums):
+    tokens = Tokenizer(BPE({character: index for index, character in enumerate("0123456789+=Ġ?")}, []))
+    tokens.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    # as some do, it begins a text with the token of unknown words
+    tokens.post_processor = TemplateProcessing(single="? $A", special_tokens=[("?", tokens.token_to_id("?"))])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="?", bos_token="?")
+    rows = study_measure.with_tokenizer(sums[0], tokenizer)
+    model = tiny_looped(num_loops=2).eval()
+    predicted = study_measure.predicted_answers(model, rows, {})
+    assert study_measure.written_answers(model, tokenizer, rows, 1, False, {})[0] == predicted
 
 
 def test_thoughts_stand_before_the_answer(sums):

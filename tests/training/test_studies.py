@@ -30,7 +30,7 @@ def test_every_run_is_a_recipe(path, tmp_path):
 def test_the_rows_and_models_of_a_study_can_be_made(path):
     study = load_study(path)
     for task in study.tasks:
-        assert study_run.test_rows(study, task)
+        study_run.check_test_rows(study, task)
     plans = plan_study(study)
     assert all(plan.flops_per_step for plan in plans.values() if study.arms[plan.arm].checkpoint is None)
 
