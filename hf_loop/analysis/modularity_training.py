@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ..evaluation.accuracy import padded_batches
+from ..evaluation.running import kept_modes
 from ..models.checks import check_positive_int
 from ..models.puzzle_loss import IGNORE_INDEX
 from .masks import MaskScores, masked_weights, temperature_at
@@ -95,9 +96,8 @@ def train_masks(
     optimizer = torch.optim.Adam(scores.parameters(), lr=training.learning_rate)
     generator = torch.Generator().manual_seed(seed)
     num_steps, step = training.num_steps(len(rows)), 0
-    was_training = model.training
-    model.eval()
-    try:
+    with kept_modes(model):
+        model.eval()
         for _ in range(training.num_epochs):
             order = torch.randperm(len(rows), generator=generator).tolist()
             for batch in padded_batches([rows[index] for index in order], training.batch_size):
@@ -110,8 +110,6 @@ def train_masks(
                 step += 1
                 if after_step is not None:
                     after_step(loss.item())
-    finally:
-        model.train(was_training)
     return scores
 
 
