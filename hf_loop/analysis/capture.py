@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from ..evaluation.running import evaluation_mode
+from ..models.checks import check_positive_int
 from ..models.family import family_of
 from ..models.schedules import Call
 from .interventions import Intervention, check_interventions
@@ -57,12 +58,14 @@ class Captured:
         loop_starts (`list[CapturedCall]`): of a looped core, the state before the first loop, of every block or
             window.
         logits (`torch.Tensor` of shape `[B, T, V]`, *optional*): the model's logits, if it has a head.
+        is_token (`torch.BoolTensor` of shape `[B, T]`, *optional*): which positions are no padding; `None` if all are.
     """
 
     calls: list[CapturedCall] = field(default_factory=list)
     loop_ends: list[CapturedCall] = field(default_factory=list)
     loop_starts: list[CapturedCall] = field(default_factory=list)
     logits: torch.Tensor | None = None
+    is_token: torch.Tensor | None = None
 
     def state(self, loop: int | None, layer: int, slot: int | None = None) -> torch.Tensor:
         """Return the state after a layer call at all tokens, `[B, T, D]`.
@@ -101,6 +104,13 @@ class Captured:
         """Return the state after a loop at the tokens of a place, `[B, n, D]`."""
         return self._ends_by_address[loop, *place[:2]]
 
+    def tokens_of(self, states: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Return the states `[N, D]` of the tokens among states `[B, n, D]` from the position `start` on: those of
+        padding are of no input, and no statistic should have them."""
+        if self.is_token is None:
+            return states.flatten(0, 1)
+        return states[self.is_token[:, start : start + states.shape[1]]]
+
     @cached_property
     def _by_address(self) -> dict[tuple[int, ...], torch.Tensor]:
         return {(item.call.slot, *item.place[:2]): item.state for item in self.calls}
@@ -125,10 +135,17 @@ def model_inputs(model: Any, inputs: torch.Tensor | Mapping[str, Any], **kwargs:
         kwargs: further keyword arguments; those that are `None` are left out.
 
     Raises:
-        ValueError: if the model is of no family, or a model with a time schedule is given padding.
+        ValueError: if the model is of no family, a model with a time schedule is given padding, or `num_loops` is no
+            positive integer or given to a model without loops.
     """
     if family_of(model.config) is None:
         raise ValueError(f"model must be of a family of hf_loop, got {type(model).__name__}: use `retrofit`")
+    if (num_loops := kwargs.get("num_loops")) is not None:
+        if not model.config.has_loops:
+            raise ValueError(
+                f"`num_loops` must be None for a {model.config.model_type} model without loops, got {num_loops!r}"
+            )
+        kwargs["num_loops"] = check_positive_int("num_loops", num_loops)
     given = {"input_ids": inputs} if isinstance(inputs, torch.Tensor) else dict(inputs)
     mask = given.get("attention_mask")
     if model.config.kind == "time" and mask is not None:
@@ -150,6 +167,24 @@ def count_tokens(model: Any, inputs: Mapping[str, Any]) -> int:
     """
     tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
     return tokens.shape[1] + (model.config.num_puzzle_tokens if model.config.kind == "puzzle" else 0)
+
+
+def check_has_loops(model: Any) -> None:
+    """Refuse a model without loops.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if not model.config.has_loops:
+        raise ValueError(f"model must have loops, got a {model.config.model_type} model without")
+
+
+def _is_token(mask: torch.Tensor | None, num_tokens: int) -> torch.Tensor | None:
+    """Return which positions are no padding, `[B, T]`, from a mask of a tokenizer; `None` if all are."""
+    if mask is None or mask.ndim != 2 or bool(mask.all()):
+        return None
+    # what a puzzle model puts before its cells is always read
+    return torch.nn.functional.pad(mask.bool(), (num_tokens - mask.shape[1], 0), value=True)
 
 
 def capture(
@@ -174,12 +209,14 @@ def capture(
         `Captured`: the states, on the model's device.
 
     Raises:
-        ValueError: if a model with a time schedule is given padding, the model is compiled, or it has no place for an
-            intervention.
+        ValueError: if a model with a time schedule is given padding, the model is compiled, it has no place for an
+            intervention, or `num_loops` is no positive integer or given to a model without loops.
     """
     given = model_inputs(model, inputs, num_loops=num_loops, num_sleep_passes=num_sleep_passes)
-    captured, num_tokens = Captured(), count_tokens(model, given)
-    check_interventions(interventions, model, num_tokens, num_loops)
+    num_loops, num_tokens = given.get("num_loops"), count_tokens(model, given)
+    captured = Captured(is_token=_is_token(given.get("attention_mask"), num_tokens))
+    tokens = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
+    check_interventions(interventions, model, (len(tokens), num_tokens), num_loops)
 
     def after_call(event: CallEvent, state: torch.Tensor) -> torch.Tensor:
         for intervention in interventions:

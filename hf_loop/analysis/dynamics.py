@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .capture import Captured, capture
+from .capture import Captured, capture, check_has_loops
 from .interventions import Intervention
 from .watching import CallEvent
 
@@ -129,6 +129,7 @@ def path_independence(
     """
     if num_starts < 2:
         raise ValueError(f"`num_starts` must be at least 2, got {num_starts}")
+    check_has_loops(model)
     starts_from_noise = getattr(model.config, "starts_from_noise", False)
     runs = []
     for start in range(num_starts):

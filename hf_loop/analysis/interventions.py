@@ -27,11 +27,12 @@ class Intervention:
         layer (`int`, *optional*): the layer in the backbone; `None` for the state after the loop.
         slot (`int`, *optional*): the cache slot, for one of several calls of a layer in a loop; by default all.
         remaining (`bool`, *optional*, defaults to `False`): whether to change all later loops, too.
-        positions (`Sequence[int]` or `torch.BoolTensor` of shape `[B, T]`, *optional*): the tokens to change, by their
-            positions from 0 in every row, or row by row; by default all.
+        positions (`Sequence[int]` or `torch.BoolTensor` of shape `[B, T]` or `[1, T]`, *optional*): the tokens to
+            change, by their positions from 0 in every row, or row by row; by default all.
 
     Raises:
-        ValueError: if neither a loop nor a layer is given, or one of them is negative.
+        ValueError: if neither a loop nor a layer is given, one of them is negative, or `slot` is given for the state
+            after a loop.
     """
 
     replace: Replace
@@ -44,6 +45,8 @@ class Intervention:
     def __post_init__(self) -> None:
         if self.loop is None and (self.layer is None or self.remaining):
             raise ValueError(f"an intervention needs a loop, got layer={self.layer}, remaining={self.remaining}")
+        if self.layer is None and self.slot is not None:
+            raise ValueError(f"`slot` tells calls of one layer apart and needs `layer`, got slot={self.slot}")
         for name in ("loop", "layer"):
             value = getattr(self, name)
             number = whole_number(value)
@@ -100,12 +103,21 @@ def _positions_at(positions: Any, place: Place, device: torch.device) -> torch.T
     return torch.tensor([[position in chosen for position in own]], device=device)
 
 
-def check_interventions(interventions: Sequence[Intervention], model: Any, num_tokens: int, num_loops: Any) -> None:
+def check_interventions(
+    interventions: Sequence[Intervention], model: Any, shape: tuple[int, int], num_loops: Any
+) -> None:
     """Refuse interventions that a forward pass has no place for: they would change nothing without a word.
+
+    Args:
+        interventions (`Sequence[Intervention]`): the interventions.
+        model (`PreTrainedModel`): the model.
+        shape (`tuple[int, int]`): rows and tokens of the input.
+        num_loops (`int`, *optional*): number of loops, by default that of the configuration.
 
     Raises:
         ValueError: if a loop, a layer or a position does not exist.
     """
+    num_rows, num_tokens = shape
     depth = {} if num_loops is None else {"num_loops": num_loops}
     calls = model.config.calls(**depth)
     for item in interventions:
@@ -117,9 +129,11 @@ def check_interventions(interventions: Sequence[Intervention], model: Any, num_t
         if item.positions is None:
             continue
         if isinstance(item.positions, torch.Tensor) and item.positions.dtype == torch.bool:
-            if item.positions.shape[1] != num_tokens:
-                raise ValueError(f"`positions` must have {num_tokens} columns, got {item.positions.shape[1]}")
-        elif any(not 0 <= int(position) < num_tokens for position in item.positions):
+            if item.positions.shape not in ((num_rows, num_tokens), (1, num_tokens)):
+                raise ValueError(
+                    f"`positions` must be of shape [{num_rows}, {num_tokens}], got {list(item.positions.shape)}"
+                )
+        elif any((number := whole_number(place)) is None or not 0 <= number < num_tokens for place in item.positions):
             raise ValueError(f"`positions` must be from 0 to {num_tokens - 1}, got {list(item.positions)}")
 
 

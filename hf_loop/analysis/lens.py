@@ -13,7 +13,8 @@ import torch
 
 from ..evaluation.running import evaluation_mode
 from ..models.backbone import Backbone
-from .capture import Captured, capture, model_inputs
+from ..models.checks import check_positive_int
+from .capture import Captured, capture, check_has_loops, model_inputs
 
 
 @dataclass
@@ -112,11 +113,10 @@ def loop_answers(
         last (`int`, *optional*, defaults to 0): read so many positions from the end; 0 for all.
 
     Raises:
-        ValueError: if the model has no loops.
+        ValueError: if the model has no loops, or `num_loops` is no positive integer.
     """
-    if not model.config.has_loops:
-        raise ValueError(f"model must have loops, got a {model.config.model_type} model without")
-    num_loops = model.config.num_loops if num_loops is None else num_loops
+    check_has_loops(model)
+    num_loops = check_positive_int("num_loops", model.config.num_loops if num_loops is None else num_loops)
     given = model_inputs(model, inputs, logits_to_keep=last)
     with evaluation_mode(model):
         if model.config.model_type == "looped_lm":
@@ -166,22 +166,26 @@ def fit_lens(
 
     Args:
         model (`PreTrainedModel`): a causal language model with loops.
-        batches (`Iterable`): inputs as in [`capture`], none of them padded; not those that the lens shall read.
+        batches (`Iterable`): inputs as in [`capture`], not those that the lens shall read. Padding is left out.
         num_loops (`int`, *optional*): number of loops, by default that of the configuration.
         layer (`int`, *optional*): the layer whose states to map, by default the state after the loop.
         ridge (`float`, *optional*, defaults to 1e-4): weight of the pull towards the identity (the logit lens), in
             units of the mean square of the state's entries.
 
     Raises:
-        ValueError: if there is no batch, or `ridge` is not positive.
+        ValueError: if there is no batch, `ridge` is not positive, or a state is no finite number.
     """
     if not ridge > 0:
         raise ValueError(f"`ridge` must be positive, got {ridge}")
     squares: list[Any] = []
     for batch in batches:
         captured = capture(model, batch, num_loops)
-        final = final_state(captured).flatten(0, 1).cpu().double()
-        states = [state.flatten(0, 1).cpu().double() for state in states_over_loops(captured, layer)]
+        final = captured.tokens_of(final_state(captured)).cpu().double()
+        states = [captured.tokens_of(state).cpu().double() for state in states_over_loops(captured, layer)]
+        for loop, state in enumerate([*states, final], 1):
+            if not state.isfinite().all():
+                where = f"after loop {loop}" if loop <= len(states) else "at the end"
+                raise ValueError(f"a lens cannot be fitted: the state {where} has entries that are no finite numbers")
         squares = squares or [0] * len(states)
         for loop, state in enumerate(states):
             ones = torch.cat([state, torch.ones_like(state[:, :1])], dim=1)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from .capture import Captured, CapturedCall, capture
+from .capture import Captured, CapturedCall, capture, check_has_loops
 from .interventions import Intervention, Swap
 from .watching import CallEvent
 
@@ -53,6 +53,8 @@ def patch(source: Captured, loop: int | None = None, layer: int | None = None, *
         found = _state_at(source, event, layer)
         if found.shape[1] != state.shape[1]:
             raise ValueError(f"the run to patch from must have as many tokens, got {found.shape[1]}, {state.shape[1]}")
+        if len(found) not in (1, len(state)):
+            raise ValueError(f"the run to patch from must have 1 or {len(state)} rows, got {len(found)}")
         return found
 
     return Intervention(replace, loop, layer, **where)
@@ -70,7 +72,8 @@ def ablate(
 
     Args:
         kind (`str`): `"zero"`; `"mean"`, the mean of the state at this address over the rows and tokens of `source`;
-            or `"resample"`, for every token the state of a row and token of `source` drawn at random.
+            or `"resample"`, for every token the state of a row and token of `source` drawn at random. Padding of
+            `source` is in neither.
         loop (`int`, *optional*): the loop, from 0; `None` for a layer outside of loops.
         layer (`int`, *optional*): the layer, by default the state after the loop.
         source (`Captured`, *optional*): a run on other inputs, for the last two kinds.
@@ -91,7 +94,9 @@ def ablate(
         # of all blocks or windows: those of this run may be others
         known = source.loop_ends if layer is None else source.calls
         same = [item for item in known if _is_same(item, event, layer)]
-        states = torch.cat([item.state.flatten(0, 1) for item in same])
+        if not same:
+            raise ValueError(f"`source` must have a state of {event.call}, it has none; was it run with fewer loops?")
+        states = torch.cat([source.tokens_of(item.state, item.place.start) for item in same])
         if kind == "mean":
             return states.mean(dim=0)[None, None]
         # seeded by the address, so that two loops do not get the same states
@@ -224,8 +229,9 @@ def effect_table(
         `EffectTable`: the effects.
 
     Raises:
-        ValueError: if the prompts are not of one length, or have the same answer.
+        ValueError: if the prompts are not of one length, or have the same answer, or the model has no loops.
     """
+    check_has_loops(model)
     if clean.shape != corrupted.shape or clean.shape[0] != 1:
         raise ValueError(f"clean and corrupted must both be [1, T], got {list(clean.shape)}, {list(corrupted.shape)}")
     num_tokens = clean.shape[1]

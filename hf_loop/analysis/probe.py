@@ -178,7 +178,7 @@ def probe_nodes(
         `NodeProbes`: the nodes by depth.
 
     Raises:
-        ValueError: if there is no node, or the sizes do not fit.
+        ValueError: if there is no node, the sizes do not fit, or a state is no finite number.
     """
     if not values:
         raise ValueError("values is empty; there is no node to probe")
@@ -203,7 +203,7 @@ def probe_nodes(
     )
     positions = []
     for node in nodes:
-        node_states = _with_positions(node, by_node[node], num_rows, num_loops)
+        node_states = _with_positions(node, by_node[node], num_rows, num_loops, first_loop)
         node_types = types[node] if isinstance(types, Mapping) else types
         if not len(values[node]) == len(node_types) == num_rows:
             found = f"{len(values[node])} values, {len(node_types)} types"
@@ -222,12 +222,19 @@ def probe_nodes(
     return probes
 
 
-def _with_positions(node: str, states: torch.Tensor, num_rows: int, num_loops: int) -> torch.Tensor:
+def _with_positions(node: str, states: torch.Tensor, num_rows: int, num_loops: int, first_loop: int) -> torch.Tensor:
     """Return states as `[N, R, P, D]`."""
     if states.ndim not in (3, 4) or states.shape[:2] != (num_rows, num_loops):
         raise ValueError(
             f"states of node {node!r} must be of shape [{num_rows}, {num_loops}, D] or "
             f"[{num_rows}, {num_loops}, P, D], got {list(states.shape)}"
+        )
+    is_finite = states.isfinite().transpose(0, 1).flatten(1).all(dim=1)
+    if not is_finite.all():
+        loop = first_loop + int(is_finite.int().argmin())
+        raise ValueError(
+            f"states of node {node!r} must be finite numbers, and are not from loop {loop} on: nothing can be read of "
+            "a state that has overflowed; probe fewer loops"
         )
     return states[:, :, None] if states.ndim == 3 else states
 

@@ -7,7 +7,6 @@ and after it (after the norm between loops), and the fast-weight layers that a s
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -164,15 +163,16 @@ def watch_calls(
     depth_model = watch.depth.model if watch.num_loops is not None else None
     with ExitStack() as stack:
         stack.enter_context(hook_calls(model, watch.run_call))
-        hooks = []
+
+        def remove_later(hook: Any) -> None:
+            stack.callback(hook.remove)
+
         if hasattr(depth_model, "injection"):
-            hooks.append(depth_model.injection.register_forward_pre_hook(watch.on_injection))
+            remove_later(depth_model.injection.register_forward_pre_hook(watch.on_injection))
         if depth_model is not None and watch.end_norm is not None:
-            hooks.append(watch.end_norm.register_forward_hook(watch.on_norm))
+            remove_later(watch.end_norm.register_forward_hook(watch.on_norm))
         for layer in getattr(model.base_model, "memory_layers", []):
-            hooks.append(layer.register_forward_hook(watch.on_inserted_layer))
-        for hook in hooks:
-            stack.callback(partial(hook.remove))
+            remove_later(layer.register_forward_hook(watch.on_inserted_layer))
         yield
 
 

@@ -9,7 +9,7 @@ from hf_loop.analysis import LensReading, capture, fit_lens, logit_lens, loop_an
 from ..models import hierarchical_variants, looped_variants
 from ..models.composed_variants import make_composed
 from ..models.feedback_variants import make_feedback
-from ..models.model_tester import random_ids
+from ..models.model_tester import left_pad, random_ids
 from .constructed import NUM_NODES, chase, make_constructed, make_row, node_token
 
 
@@ -119,6 +119,24 @@ def test_the_fitted_lens_finds_a_map_that_is_affine():
     expected = one_hot(torch.tensor([chase(SUCCESSORS, node, 2)[-1] for node in range(NUM_NODES)])).float()
     centred = pointers - pointers.mean(dim=1, keepdim=True)
     torch.testing.assert_close(centred, expected - 1 / NUM_NODES, atol=0.05, rtol=0.0)
+
+
+def test_a_lens_is_fitted_to_no_padding():
+    model = looped_variants.tiny_looped(num_coda_layers=1)
+    rows = [random_ids(1, length, length)[0] for length in (3, 60)]
+    input_ids, attention_mask = left_pad(rows)
+    padded = fit_lens(model, [{"input_ids": input_ids, "attention_mask": attention_mask}])
+    alone = fit_lens(model, [row[None] for row in rows])
+    torch.testing.assert_close(padded.weights, alone.weights, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(padded.biases, alone.biases, atol=1e-2, rtol=1e-2)
+
+
+def test_a_lens_is_not_fitted_to_what_overflowed():
+    model = looped_variants.tiny_looped()
+    with torch.no_grad():
+        model.model.backbone.layers[-1].mlp.down_proj.weight.fill_(torch.inf)
+    with pytest.raises(ValueError, match="the state after loop 1 has entries that are no finite numbers"):
+        fit_lens(model, [random_ids(2, 6)])
 
 
 def test_refusals():

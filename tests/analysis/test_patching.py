@@ -3,13 +3,24 @@
 import pytest
 import torch
 
-from hf_loop.analysis import Intervention, ablate, capture, effect_table, freeze, patch, run_patched, skip, swap
+from hf_loop.analysis import (
+    Intervention,
+    ablate,
+    capture,
+    effect_table,
+    freeze,
+    loop_answers,
+    patch,
+    run_patched,
+    skip,
+    swap,
+)
 
 from ..models import feedback_variants, looped_variants, sleep_variants
 from ..models.composed_variants import PAIRS, make_composed
 from ..models.hierarchical_variants import tiny_hierarchical
 from ..models.loop_lora_models import tiny_loop_lora
-from ..models.model_tester import random_ids
+from ..models.model_tester import left_pad, random_ids
 from .constructed import chase, make_constructed, make_row, node_token
 
 
@@ -66,6 +77,20 @@ def test_ablations():
     assert all((known == state).all(dim=-1).any() for state in drawn[0])
     again = capture(model, row, interventions=[ablate("resample", 1, source=source, seed=4)]).loop_states[1]
     assert not torch.equal(drawn, again)
+
+
+@pytest.mark.parametrize("kind", ["mean", "resample"])
+def test_padding_is_in_no_ablation(kind):
+    model, row = looped_variants.tiny_looped(num_prelude_layers=1), random_ids(1, 6)
+    rows = [random_ids(1, length, length)[0] for length in (2, 9)]
+    input_ids, attention_mask = left_pad(rows)
+    source = capture(model, {"input_ids": input_ids, "attention_mask": attention_mask})
+    found = capture(model, row, interventions=[ablate(kind, 1, source=source)]).loop_states[1]
+    known = torch.cat([capture(model, ids[None]).loop_states[1][0] for ids in rows])
+    if kind == "mean":
+        torch.testing.assert_close(found, known.mean(dim=0).expand_as(found), atol=1e-5, rtol=1e-4)
+    else:
+        assert (torch.cdist(found[0], known).min(dim=1).values < 1e-3).all()
 
 
 @pytest.mark.parametrize("name", looped_variants.VARIANTS)
@@ -169,6 +194,9 @@ def test_effects_of_an_edge_and_of_the_query():
         (lambda: ablate("mean", 0), "`source` must be a captured run"),
         (lambda: ablate("median", 0), "`kind` must be zero, mean or resample"),  # ty: ignore[invalid-argument-type]
         (lambda: swap(0, 1), "with `loop_lora_rank` only"),
+        (lambda: skip(0, slot=1), "`slot` tells calls of one layer apart and needs `layer`, got slot=1"),
+        (lambda: skip(0, positions=torch.ones(3, 8).bool()), r"`positions` must be of shape \[1, 8\], got \[3, 8\]"),
+        (lambda: skip(0, positions=[True]), r"`positions` must be from 0 to 7, got \[True\]"),
     ],
 )
 def test_refusals(change, message):
@@ -187,5 +215,33 @@ def test_what_cannot_be_skipped_or_compared():
     source = capture(model, make_row(SUCCESSORS, [0]))
     with pytest.raises(ValueError, match="as many tokens, got 8, 9"):
         run_patched(model, make_row(SUCCESSORS, [0, 1]), [patch(source, 0)])
+    with pytest.raises(ValueError, match="must have 1 or 1 rows, got 2"):
+        run_patched(model, make_row(SUCCESSORS, [0]), [patch(capture(model, source_rows()), 0)])
     with pytest.raises(ValueError, match="has no state of"):
         run_patched(model, make_row(SUCCESSORS, [0]), [patch(source, 5)], num_loops=6)
+    with pytest.raises(ValueError, match="`source` must have a state of .* was it run with fewer loops"):
+        run_patched(model, make_row(SUCCESSORS, [0]), [ablate("mean", 5, source=source)], num_loops=6)
+
+
+def source_rows():
+    return torch.cat([make_row(SUCCESSORS, [0]), make_row(SUCCESSORS, [1])])
+
+
+@pytest.mark.parametrize(
+    "make", [feedback_variants.make_feedback, lambda: sleep_variants.make_sleep(fast_weight_layers=[1, 2])]
+)
+def test_a_model_without_loops_has_none_to_ask_of(make):
+    model, input_ids = make(), random_ids(1, 5)
+    with pytest.raises(ValueError, match="`num_loops` must be None for a .* model without loops, got 2"):
+        capture(model, input_ids, num_loops=2)
+    with pytest.raises(ValueError, match="must have loops, got a .* model without"):
+        effect_table(model, input_ids, input_ids)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("num_loops", [0, 2.5, True])
+def test_a_number_of_loops_must_be_one(name, num_loops):
+    model, input_ids = FAMILIES[name](), random_ids(1, 5)
+    for look in (capture, loop_answers):
+        with pytest.raises(ValueError, match=f"`num_loops` must be an integer of at least 1, got {num_loops}"):
+            look(model, input_ids, num_loops)

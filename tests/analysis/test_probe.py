@@ -54,6 +54,15 @@ def test_random_states_give_chance():
     assert probes.chance[0] == pytest.approx(1 / VALUES, abs=0.08)
 
 
+@pytest.mark.parametrize("shape", [(ROWS, LOOPS, SIZE), (ROWS, LOOPS, 2, SIZE)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nothing_is_read_of_a_state_that_overflowed(shape, value):
+    states = noise(*shape)
+    states[5, 2:] = value
+    with pytest.raises(ValueError, match="states of node 'a' must be finite numbers, and are not from loop 3 on"):
+        probe_nodes(states, {"a": draws().tolist()}, list(range(ROWS)))
+
+
 def test_chance_is_the_most_frequent_value_and_a_constant_needs_no_reading():
     mostly = [int(index % 10 == 0) for index in range(ROWS)]
     probes = probe_nodes(noise(ROWS, 1, SIZE), {"mostly": mostly, "always": [5] * ROWS}, mostly)
