@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..evaluation.figures import COLORS, clear_axes, new_figure, save_figure
+from ..evaluation.figures import COLORS, clear_axes, drawable, new_figure, save_figure
 from .inspection_results import ANSWER, Inspection
 
 
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 # characters of a token in a cell and of the prompt in the title
 LONGEST_TOKEN, LONGEST_PROMPT = 10, 60
-# rows with text; beyond that the heat map has no room for it
-MAX_ROWS_WITH_TEXT = 48
+# rows and columns with text; beyond that the heat map has no room for it
+MAX_ROWS_WITH_TEXT, MAX_COLUMNS_WITH_TEXT = 48, 24
+# columns that are named beyond that, and the width of all in inches
+MAX_COLUMNS_NAMED, MAX_WIDTH = 64, 14
 ROW_HEIGHT = 0.27
 
 
@@ -22,8 +24,10 @@ def plot_inspection(inspection: Inspection, path: str | Path, *, title: str | No
     """Draw an inspection into an image file.
 
     On the left a heat map: a row for every loop, a column for every token of the prompt, in each cell the most
-    probable next token; the darker, the more probable. On the right the step of every loop over the norm of the state,
-    and the rank of the token that was followed, if any, after the last token of the prompt; 1 is the first.
+    probable next token; the darker, the more probable. With more than 48 loops or 24 tokens there is no room for it.
+    On the right the step of every loop over the norm of the state, and the rank of the token that was followed, if
+    any, after the last token of the prompt; 1 is the first. A character that the font does not have is drawn as its
+    escape, `U+4F60` as `\\u4f60`; matplotlib's own settings choose another font.
 
     Args:
         inspection (`Inspection`): what was found.
@@ -31,8 +35,7 @@ def plot_inspection(inspection: Inspection, path: str | Path, *, title: str | No
         title (`str`, *optional*): the figure's title, by default the model, the readout and the end of the prompt.
     """
     num_loops, num_tokens = inspection.num_loops, len(inspection.tokens)
-    longest = max(min(len(text), LONGEST_TOKEN) for row in [inspection.tokens, *inspection.top] for text in row)
-    width = max(4.0, num_tokens * max(0.5, 0.09 * longest + 0.12))
+    width = max(4.0, num_tokens * _column_width(inspection))
     height = min(ROW_HEIGHT, 14 / num_loops) * num_loops
     panels = 2 if inspection.followed is None else 3
     figure = new_figure(width + 2.1 * (panels - 1) + 1.6, max(2.2, height) + 1.2)
@@ -53,22 +56,27 @@ def plot_inspection(inspection: Inspection, path: str | Path, *, title: str | No
 
 def _title(inspection: Inspection) -> str:
     prompt = " ".join(inspection.prompt.split())
-    prompt = prompt if len(prompt) <= LONGEST_PROMPT else f"… {prompt[-LONGEST_PROMPT:]}"
     what = "the answer" if inspection.readout == ANSWER else f"logit lens of {inspection.readout}"
-    return f"{inspection.label}: {what} after every loop\n{plain(prompt)}"
+    return (
+        f"{cut(inspection.label, LONGEST_PROMPT)}: {what} after every loop\n{cut(prompt, LONGEST_PROMPT, at_end=True)}"
+    )
 
 
 def _draw_lens(axes: "Axes", inspection: Inspection) -> Any:
-    num_loops = inspection.num_loops
+    num_loops, num_tokens = inspection.num_loops, len(inspection.tokens)
     shares = [[math.nan if value is None else value for value in row] for row in inspection.probability]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    if num_loops <= MAX_ROWS_WITH_TEXT:
+    if num_loops <= MAX_ROWS_WITH_TEXT and num_tokens <= MAX_COLUMNS_WITH_TEXT:
         for row, texts in enumerate(inspection.top):
             for column, text in enumerate(texts):
                 color = "white" if shares[row][column] > 0.6 else "black"
                 axes.text(column, row, cut(text), color=color, fontsize=7, ha="center", va="center")
-    axes.set_xticks(range(len(inspection.tokens)))
-    axes.set_xticklabels([cut(text) for text in inspection.tokens], fontsize=7)
+    is_narrow = num_tokens > MAX_COLUMNS_WITH_TEXT
+    # counted from the last token, whose answer is the one that matters
+    named = range(num_tokens - 1, -1, -math.ceil(num_tokens / MAX_COLUMNS_NAMED))[::-1]
+    axes.set_xticks(named)
+    names = [cut(inspection.tokens[column]) for column in named]
+    axes.set_xticklabels(names, fontsize=7, rotation=90 if is_narrow else 0)
     axes.tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False)
     step = -(-num_loops // MAX_ROWS_WITH_TEXT)
     counts = list(range(1, num_loops + 1, step))
@@ -96,14 +104,26 @@ def _draw_curve(axes: "Axes", values: Any, label: str, color: str) -> None:
     clear_axes(axes, "both")
 
 
-def cut(text: str) -> str:
-    """Return a token that fits a cell."""
-    return plain(text if len(text) <= LONGEST_TOKEN else f"{text[: LONGEST_TOKEN - 1]}…")
+def _column_width(inspection: Inspection) -> float:
+    num_tokens = len(inspection.tokens)
+    if num_tokens > MAX_COLUMNS_WITH_TEXT:
+        return min(0.2, MAX_WIDTH / num_tokens)
+    longest = max(len(cut(text)) for row in [inspection.tokens, *inspection.top] for text in row)
+    return max(0.5, 0.09 * longest + 0.12)
 
 
-def plain(text: str) -> str:
-    """Return text in which matplotlib sees no formula."""
-    return text.replace("$", r"\$")
+def cut(text: str, most: int = LONGEST_TOKEN, at_end: bool = False) -> str:
+    """Return what of a text fits into so many characters as they are drawn, its beginning or its end."""
+    pieces = [drawable(character) for character in text]
+    if sum(map(len, pieces)) <= most:
+        return "".join(pieces)
+    kept: list[str] = []
+    for piece in reversed(pieces) if at_end else pieces:
+        # at least one character
+        if kept and sum(map(len, kept)) + len(piece) >= most:
+            break
+        kept.append(piece)
+    return f"…{''.join(reversed(kept))}" if at_end else f"{''.join(kept)}…"
 
 
 __all__ = ["plot_inspection"]

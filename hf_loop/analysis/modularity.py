@@ -28,7 +28,7 @@ from ..evaluation.accuracy import accuracy_over_loops
 from ..evaluation.scan import model_settings
 from ..files import atomic_path, read_safetensors
 from ..models.checks import check_positive_int
-from .masks import LoopMasks, WeightMasks, inverted, masked_weights, only_in, random_masks
+from .masks import LoopMasks, WeightMasks, inverted, map_masks, masked_weights, only_in, random_masks
 from .modularity_overlap import chance_overlap, kept_share, loop_overlaps, overlap
 from .modularity_results import SUBROUTINES, Accuracies, MaskPair, MaskRun, ModularityResults
 from .modularity_training import MaskTraining, Rows, train_masks
@@ -110,7 +110,8 @@ def measure_modularity(
             run, masks = search.run(*key, bar)
             results.runs.append(run)
             if key[:1] + key[2:3] == ("trained", False):
-                shared[key] = masks
+                # where those of an earlier run are read to
+                shared[key] = map_masks(masks, lambda name, mask: mask.cpu())
                 results.pairs = _pairs(shared)
             if path is not None:
                 _write_masks(masks, path.parent / "masks" / f"{_name_of(key)}.safetensors")

@@ -1,5 +1,6 @@
 """What all figures share: a canvas without a display, colours, plain axes and a file that is written whole."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +30,25 @@ def new_figure(width: float, height: float) -> "Figure":
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+@functools.cache
+def _drawn_characters() -> frozenset[int]:
+    """Return the code points that the fonts of matplotlib's settings have."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    files = [findfont(FontProperties(family=[family])) for family in FontProperties().get_family()]
+    return frozenset(code for file in files for code in get_font(file).get_charmap())
+
+
+def drawable(text: str) -> str:
+    """Return a user's text as matplotlib can draw it: without a formula, and where the font has no character, with its
+    escape, since boxes that are all alike tell nothing."""
+    known = _drawn_characters()
+    shown = (
+        character if ord(character) in known else character.encode("unicode_escape").decode() for character in text
+    )
+    return "".join(shown).replace("$", r"\$")
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:

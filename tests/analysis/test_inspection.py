@@ -1,12 +1,14 @@
 """What a look inside finds is what the machine does; its file and its figure keep it."""
 
 import math
+import struct
+from typing import Any
 
 import pytest
 import torch
 
 from hf_loop.analysis.inspection import find_token, inspect_prompt, show_token
-from hf_loop.analysis.inspection_plots import plot_inspection
+from hf_loop.analysis.inspection_plots import cut, plot_inspection
 from hf_loop.analysis.inspection_results import Inspection, to_markdown
 
 from ..models.composed_variants import make_composed
@@ -70,6 +72,38 @@ def test_it_is_drawn(tokenizer, tmp_path, num_loops, recwarn):
     plot_inspection(found, tmp_path / "inspect.png")
     assert (tmp_path / "inspect.png").read_bytes().startswith(b"\x89PNG")
     assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.parametrize("num_tokens", [3, 24, 25, 600])
+def test_any_prompt_is_drawn_at_a_size_that_a_page_shows(tmp_path, num_tokens, recwarn):
+    tokens = [["你好", "' '", "$x$", "мир", "😀"][index % 5] for index in range(num_tokens)]
+    flat: dict[str, Any] = dict.fromkeys(("step_norm", "cosine", "acceleration", "distance_to_final"), [0.5, None])
+    found = Inspection(
+        label="$model$",
+        prompt="你好$" * 200,
+        readout="answer",
+        trained_loops=2,
+        positions=list(range(num_tokens)),
+        tokens=tokens,
+        top=[tokens] * 2,
+        probability=[[0.5] * num_tokens] * 2,
+        periods=[0] * num_tokens,
+        since=[0] * num_tokens,
+        **flat,
+    )
+    plot_inspection(found, tmp_path / "inspect.png")
+    # no character that the font does not have was drawn as a box
+    assert not recwarn.list
+    width, _ = struct.unpack(">II", (tmp_path / "inspect.png").read_bytes()[16:24])
+    assert width < 4200
+
+
+def test_a_text_is_cut_between_characters_as_they_are_drawn():
+    assert cut("transformers") == "transform…"
+    assert cut("transforms") == "transforms"
+    assert cut("你好") == r"\u4f60…"
+    assert cut("𠀀!") == r"\U00020000…"
+    assert cut("a cost of $5", 8, at_end=True) == r"… of \$5"
 
 
 def test_a_state_that_overflows_is_kept_and_drawn(tokenizer, tmp_path):
