@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..models.checks import whole_number
 from ..trainer.arguments import LoopTrainingArguments
 from ..trainer.data import TrainingData, load_training_data
 from ..trainer.family_model import build_model, new_config
@@ -115,7 +116,13 @@ def run_recipe_of(study: Study, task: str, arm: str, seed: int, num_steps: int |
     }
     if training["lr_scheduler_type"] == "warmup_stable_decay" and "lr_scheduler_kwargs" not in training:
         training["lr_scheduler_kwargs"] = {"num_decay_steps": max(1, int(DECAY_SHARE * num_steps))}
-    data = sections["data"] | {"num_train_rows": num_steps * training["per_device_train_batch_size"]}
+    num_rows = num_steps
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        count = whole_number(training.get(name, 1))
+        if count is None or count < 1:
+            raise ValueError(f"{where}: training.{name} must be a positive integer, got {training[name]!r}")
+        num_rows *= count
+    data = sections["data"] | {"num_train_rows": num_rows}
     sections = {"model": sections["model"], "data": data, "training": training}
     with _named(task, arm):
         return make_recipe(sections, sections)
@@ -169,7 +176,8 @@ def mean_training_flops(model: PreTrainedModel, recipe: Recipe, data: TrainingDa
         for length, count in lengths.items():
             flops = training_flops(model, length, batch_size=num_rows, **dict(depth))
             total += share * flops * count / lengths.total()
-    return total
+    # a step adds up the gradients of several batches
+    return total * args.gradient_accumulation_steps
 
 
 def depth_shares(model: Any, args: Any) -> dict[tuple[tuple[str, int], ...], float]:

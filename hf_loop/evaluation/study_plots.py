@@ -136,7 +136,8 @@ def plot_growth(runs: StudyRuns, path: str | Path) -> None:
             if found:
                 loops = list(range(1, len(found[0]) + 1))
                 counts |= set(loops)
-                means = [statistics.geometric_mean(sizes) for sizes in zip(*found)]
+                # a state of zeros has no logarithm, and no place on the axis
+                means = [0.0 if 0 in sizes else statistics.geometric_mean(sizes) for sizes in zip(*found)]
                 style: dict[str, Any] = style_of(index) | {"marker": "", "label": study.title_of(arm)}
                 axes.plot(loops, means, **style)
         if counts:

@@ -7,6 +7,7 @@ from typing import Any
 from ..files import write_text
 from .depth_control_results import DepthControls
 from .markdown import markdown_table
+from .study_gaps import seeds_of, state_of
 from .study_plots import compute_points, plot_compute, plot_difficulties, plot_growth, plot_heat_maps
 from .study_results import MeasuredRun, StudyRuns
 from .study_statistics import SeedSpread, spread_of, verdict
@@ -56,7 +57,7 @@ def write_report(runs: StudyRuns, folder: Path, command: str) -> list[Path]:
 def report(runs: StudyRuns, command: str) -> str:
     """Return the report as markdown."""
     study = runs.study
-    parts = [f"# {study.title}", study.question, _state_of(runs)]
+    parts = [f"# {study.title}", study.question, state_of(runs)]
     parts += ["## Answer", "\n".join(f"- {line}" for line in answers(runs))]
     parts += ["## Accuracy at the trained depth", _MAIN_NOTE, main_table(runs), _figure(0, "accuracy over difficulty")]
     parts += ["## Against the reference", _PAIRS_NOTE, pairs_table(runs)]
@@ -107,14 +108,6 @@ def _figure(index: int, text: str) -> str:
     return f"![{text}](figures/{list(FIGURES)[index]})"
 
 
-def _state_of(runs: StudyRuns) -> str:
-    study = runs.study
-    state = f"Tasks: {len(study.tasks)}. Arms: {len(study.arms)}. Seeds: {', '.join(map(str, study.seeds))}."
-    if runs.num_missing:
-        state += f" **{runs.num_missing} of {len(study.run_keys())} runs are missing.**"
-    return state
-
-
 def trained_accuracy(runs: StudyRuns, task: str, arm: str) -> SeedSpread | None:
     """Return the accuracy of an arm on the difficulties of training at its trained depth, over the seeds."""
     return spread_of([_accuracy(runs, task, run) for run in runs.of(task, arm)])
@@ -152,7 +145,9 @@ def answers(runs: StudyRuns) -> list[str]:
             for task in study.tasks:
                 spread = differences(runs, task, arm, beyond)
                 if spread is not None:
-                    found.setdefault(verdict(spread), []).append(f"{study.title_of(task)} ({spread.mean:+.2f})")
+                    seeds = seeds_of(runs, [str(study.reference), arm], len(spread.values))
+                    said = f"{study.title_of(task)} ({spread.mean:+.2f}{seeds})"
+                    found.setdefault(verdict(spread), []).append(said)
             where = "on rows harder than any in training" if beyond else "on the difficulties of training"
             said = "; ".join(f"{word}: {', '.join(tasks)}" for word, tasks in sorted(found.items()))
             if said:
@@ -171,7 +166,10 @@ def main_table(runs: StudyRuns) -> str:
         guesses = found[0].guessing if found else {}
         shares = [share for value, share in guesses.items() if value in (trained or beyond)]
         guess = f"{sum(shares) / len(shares):.2f}" if shares else ""
-        cells = [_format(trained_accuracy(runs, task, arm)) for arm in study.arms]
+        cells = []
+        for arm in study.arms:
+            spread = trained_accuracy(runs, task, arm)
+            cells.append("" if spread is None else spread.format() + seeds_of(runs, [arm], len(spread.values)))
         rows.append([study.title_of(task), _span(trained), guess, *cells])
     return markdown_table(["task", "difficulties", "guessing", *map(study.title_of, study.arms)], rows)
 
@@ -188,7 +186,8 @@ def pairs_table(runs: StudyRuns) -> str:
                     interval = spread.interval()
                     shown = "" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
                     where = "beyond training" if beyond else "as in training"
-                    names = [study.title_of(task), study.title_of(arm), where]
+                    seeds = seeds_of(runs, [str(study.reference), arm], len(spread.values))
+                    names = [study.title_of(task), study.title_of(arm) + seeds, where]
                     rows.append([*names, f"{spread.mean:+.2f}", shown, verdict(spread)])
     return markdown_table(["task", "against", "rows", "difference", "95 % interval", "the reference is"], rows)
 
@@ -284,6 +283,9 @@ def summary(runs: StudyRuns) -> dict[str, Any]:
     return {
         "title": study.title,
         "missing_runs": runs.num_missing,
+        "failed_runs": [
+            {"task": t, "arm": a, "seed": s, "error": error} for (t, a, s), error in runs.failures.items()
+        ],
         "accuracy": {
             task: {arm: list(spread.values) for arm in study.arms if (spread := trained_accuracy(runs, task, arm))}
             for task in study.tasks

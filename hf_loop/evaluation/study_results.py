@@ -1,7 +1,11 @@
 """What the runs of a study came to, read from their folders."""
 
-from collections.abc import Iterable
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,14 @@ from .study_plan import Plan
 
 
 MEASURED_FILE = "measured.json"
+# why a run that was begun is not measured
+FAILED_FILE = "failed.json"
+# training rows that are looked at where more cannot be known of them
+NUM_LOOKED_AT = 2048
+# the files of a model folder that its answers depend on
+DIGESTED = ("*.safetensors", "pytorch_model*.bin", "config.json", "tokenizer*")
+# options that set the hardest row of training, where a task has several of them the first
+BOUNDS = ("difficulty", "num_moves", "num_swaps", "num_steps", "max_hops", "max_blocks")
 
 
 @dataclass
@@ -108,14 +120,48 @@ def run_settings(study: Study, key: RunKey, plan: Plan) -> dict[str, Any]:
     # only where there are any, so that runs of before still count
     if arm.checkpoint is not None and task.num_examples:
         measured["num_examples"] = task.num_examples
-    return {**key._asdict(), "num_steps": plan.num_steps} | _flat(study.sections(key.task, key.arm) | measured)
+    if arm.checkpoint is not None:
+        measured["checkpoint"] = checkpoint_identity(arm.checkpoint)
+    return {**key._asdict(), "num_steps": plan.num_steps} | flat_settings(study.sections(key.task, key.arm) | measured)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def checkpoint_identity(checkpoint: str) -> str:
+    """Return what tells a checkpoint from others: of files a digest of weights, configuration and tokenizer, which
+    does not change when they are moved, and of a repository its name."""
+    path = Path(checkpoint)
+    if not path.exists():
+        return checkpoint
+    files = [path] if path.is_file() else sorted(file for names in DIGESTED for file in path.glob(names))
+    # the times only tell whether a file was digested already
+    return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@cache
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, size, _ in files:
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings with the keys of nested mappings joined by dots."""
     result: dict[str, Any] = {}
     for name, value in values.items():
-        result |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        inner = flat_settings(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        result |= inner
     return result
+
+
+def check_all_settings(stored: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
+    """Check that what is stored at `path` was made with `settings`, and with no others beside them.
+
+    Raises:
+        ValueError: if not; the message names what differs.
+    """
+    check_same_settings(stored, dict.fromkeys(stored) | settings, path)
 
 
 def read_run(folder: Path, settings: dict[str, Any] | None = None) -> MeasuredRun | None:
@@ -138,7 +184,7 @@ def read_run(folder: Path, settings: dict[str, Any] | None = None) -> MeasuredRu
         data["guessing"] = {int(difficulty): share for difficulty, share in data["guessing"].items()}
         run = build(MeasuredRun, data, "the run")
     if settings is not None:
-        check_same_settings(run.settings, settings, path)
+        check_all_settings(run.settings, settings, path)
     return run
 
 
@@ -148,11 +194,18 @@ class StudyRuns:
     Args:
         study (`Study`): the study.
         runs (`dict[tuple[str, str, int], MeasuredRun]`): the runs by task, arm and seed.
+        failures (`dict[tuple[str, str, int], str]`, *optional*): why others failed.
     """
 
-    def __init__(self, study: Study, runs: dict[tuple[str, str, int], MeasuredRun]) -> None:
+    def __init__(
+        self,
+        study: Study,
+        runs: dict[tuple[str, str, int], MeasuredRun],
+        failures: dict[tuple[str, str, int], str] | None = None,
+    ) -> None:
         self.study = study
         self.runs = runs
+        self.failures = failures or {}
 
     @classmethod
     def load(cls, study: Study, folder: Path) -> "StudyRuns":
@@ -162,7 +215,9 @@ class StudyRuns:
             ValueError: if a file is damaged.
         """
         found = {key: read_run(key.folder(folder)) for key in study.run_keys()}
-        return cls(study, {tuple(key): run for key, run in found.items() if run is not None})
+        notes = {key: key.folder(folder) / FAILED_FILE for key, run in found.items() if run is None}
+        failures = {tuple(key): str(read_json(note).get("error")) for key, note in notes.items() if note.is_file()}
+        return cls(study, {tuple(key): run for key, run in found.items() if run is not None}, failures)
 
     @property
     def num_missing(self) -> int:
@@ -189,7 +244,25 @@ class StudyRuns:
 
 
 def trained_difficulty(study: Study, task: str) -> int | None:
-    """Return the hardest difficulty of the training rows of a task, `None` if its options do not say."""
-    options = study.base.get("data", {}).get("task_options", {}) | study.tasks[task].task_options
-    bound = options.get("difficulty", options.get("num_moves", options.get("num_swaps")))
-    return bound if isinstance(bound, int) else None
+    """Return the hardest difficulty of the training rows of a task: what its options or their defaults say, or the
+    hardest of many rows where they say nothing. `None` of a task without rows for a study."""
+    section = study.tasks[task]
+    given = study.base.get("data", {}).get("task_options", {}) | section.task_options
+    return _hardest(section.task or task, json.dumps(given, sort_keys=True))
+
+
+@cache
+def _hardest(task: str, given: str) -> int | None:
+    from ..trainer.data import TASKS, make_task_rows
+
+    if task not in TASKS:
+        return None
+    options = {name: parameter.default for name, parameter in inspect.signature(TASKS[task]).parameters.items()}
+    options |= json.loads(given)
+    bound = next((options[name] for name in BOUNDS if name in options), None)
+    if isinstance(bound, int):
+        return bound
+    try:
+        return max(make_task_rows(task, NUM_LOOKED_AT, 1, 0, json.loads(given))[0]["train"]["difficulty"])
+    except (ValueError, KeyError):
+        return None

@@ -10,7 +10,8 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,14 +22,13 @@ from ..files import read_json, write_text
 from ..models.puzzle_loss import IGNORE_INDEX
 from ..output_folders import remove
 from .study import RunKey, Study, make_study
+from .study_begun import check_begun, note_failure
 from .study_plan import Plan, run_recipe_of
-from .study_results import MEASURED_FILE, MeasuredRun, read_run, run_settings
+from .study_results import FAILED_FILE, MEASURED_FILE, NUM_LOOKED_AT, MeasuredRun, read_run, run_settings
 
 
 # test rows are the same for all runs, whatever their seed
 TEST_SEED = 1_000_003
-# training rows among which test rows are looked for, before a study begins
-NUM_LOOKED_AT = 2048
 
 
 class Finished(NamedTuple):
@@ -49,13 +49,17 @@ def missing_keys(study: Study, folder: Path, plans: dict[tuple[str, str], Plan])
     """List the runs that are not measured yet.
 
     Raises:
-        ValueError: if a run was measured under other settings than the study's.
+        ValueError: if a run was measured, trained or begun under other settings than the study's.
     """
-    return [
-        key
-        for key in study.run_keys()
-        if read_run(key.folder(folder), run_settings(study, key, plans[key.task, key.arm])) is None
-    ]
+    missing = []
+    for key in study.run_keys():
+        plan, run_folder = plans[key.task, key.arm], key.folder(folder)
+        if read_run(run_folder, run_settings(study, key, plan)) is not None:
+            continue
+        missing.append(key)
+        if run_folder.is_dir() and study.arms[key.arm].checkpoint is None:
+            check_begun(run_recipe_of(study, key.task, key.arm, key.seed, plan.num_steps, run_folder), run_folder)
+    return missing
 
 
 def run_study(
@@ -88,10 +92,18 @@ def run_study(
                 ended, _ = wait(futures, return_when=FIRST_COMPLETED)
                 for future in ended:
                     key = futures.pop(future)
-                    yield Finished(key, future.result(), plans[key.task, key.arm].training_flops)
+                    yield Finished(key, _outcome(future), plans[key.task, key.arm].training_flops)
         finally:
             # those that have not begun; after Ctrl-C nobody waits for them
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _outcome(future: Future) -> str | None:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        # the pool does not say whose process it was
+        return "a process of the study was killed, perhaps for want of memory; run the study again to go on"
 
 
 def _start_process(num_threads: int, parent: int) -> None:
@@ -138,10 +150,12 @@ def run_one(source: dict[str, Any], key: RunKey, plan: dict[str, Any], folder: s
     study, key, run_folder = make_study(source), RunKey(*key), Path(folder)
     try:
         measured = train_and_measure(study, key, Plan(**plan), run_folder)
-    except (ValueError, OSError) as error:
-        return " ".join(str(error).split())
+    # whatever it is, the other runs go on
+    except Exception as error:
+        return note_failure(run_folder, error)
     run_folder.mkdir(parents=True, exist_ok=True)
     write_text(run_folder / MEASURED_FILE, json.dumps(measured.to_dict(), indent=1) + "\n")
+    (run_folder / FAILED_FILE).unlink(missing_ok=True)
     for checkpoint in run_folder.glob("checkpoint-*"):
         remove(checkpoint)
     return None

@@ -12,9 +12,11 @@ from hf_loop.evaluation.study_report import (
     main_table,
     pairs_table,
     report,
+    summary,
     write_report,
 )
-from hf_loop.evaluation.study_results import StudyRuns
+from hf_loop.evaluation.study_results import StudyRuns, trained_difficulty
+from hf_loop.trainer.data import TASKS, make_task_rows
 
 from .study_example import small_runs, small_study
 
@@ -79,6 +81,43 @@ def test_the_report_is_written_whole(tmp_path):
             assert file.read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "summary.json").read_text())["accuracy"]["addition"]["once"] == [0.1, 0.11, 0.12]
     assert card_section(small_runs()).startswith("## Loops against layers\n")
+
+
+def test_a_report_names_runs_that_failed_and_what_rests_on_fewer_seeds():
+    runs = small_runs()
+    del runs.runs["addition", "once", 1]
+    runs.failures["addition", "once", 1] = "the weights are not finite"
+    text = report(runs, "x")
+    assert "- addition, once, seed 1: the weights are not finite" in text
+    assert cells(main_table(runs))[0][3:] == ["0.61 (0.60 to 0.62)", "0.11 (0.10 to 0.12), 2 of 3 seeds"]
+    assert [row[1] for row in cells(pairs_table(runs))] == ["once, 2 of 3 seeds"] * 2
+    assert "better: addition (+0.50, 2 of 3 seeds)" in answers(runs)[0]
+    assert summary(runs)["failed_runs"] == [
+        {"task": "addition", "arm": "once", "seed": 1, "error": "the weights are not finite"}
+    ]
+    assert "of 3 seeds" not in report(small_runs(), "x")
+
+
+@pytest.mark.parametrize("sizes", [[1.0, float("inf"), float("nan")], [0.0, 0.0, 0.0]])
+def test_a_state_of_any_size_is_reported(tmp_path, sizes):
+    runs = small_runs()
+    for run in runs.of("addition", "looped"):
+        run.state_growth = sizes
+    assert write_report(runs, tmp_path, "x")
+
+
+STUDY_TASKS = [name for name in TASKS if name not in ("passkey_text", "puzzle_csv", "reasoning_gym_task")]
+
+
+@pytest.mark.parametrize("name", [*STUDY_TASKS, "scan: length"])
+def test_the_hardest_rows_of_training_are_known_without_options_too(name):
+    task, _, split = name.partition(": ")
+    options = {"split": split} if split else {}
+    num_train = 3000 if task == "multi_hop_facts" else 500
+    rows = make_task_rows(task, num_train, 1, 5, options)[0]["train"]
+    bound = trained_difficulty(small_study(tasks={"it": {"task": task, "task_options": options}}), "it")
+    # of a maze or a sudoku drawn rows have to do
+    assert bound == max(rows["difficulty"]) or (task in ("maze", "sudoku") and bound > 0)
 
 
 def test_a_report_of_some_runs_says_how_many_are_missing(tmp_path):

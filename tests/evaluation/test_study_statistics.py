@@ -3,7 +3,7 @@ import statistics
 
 import pytest
 
-from hf_loop.evaluation.study_statistics import SeedSpread, pareto_front, spread_of, verdict
+from hf_loop.evaluation.study_statistics import SeedSpread, pareto_front, spread_of, t_quantile, verdict
 
 
 def test_mean_range_and_interval():
@@ -26,10 +26,16 @@ def test_rows_widen_the_interval():
     assert verdict(SeedSpread((0.02, 0.02, 0.02), row_variance=0.0004)) == "no difference shown"
 
 
-def test_many_seeds_take_the_normal_quantile():
-    values = tuple(float(i % 2) for i in range(40))
+# of the tables of Student's t in textbooks
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(1, 12.706), (20, 2.086), (21, 2.080), (30, 2.042), (40, 2.021), (60, 2.000), (120, 1.980)],
+)
+def test_quantiles_are_those_of_the_table(degrees, quantile):
+    assert t_quantile(degrees) == pytest.approx(quantile, abs=6e-4)
+    values = tuple(float(i % 2) for i in range(degrees + 1))
     low, high = SeedSpread(values).interval()
-    assert high - low == pytest.approx(2 * 1.96 * statistics.stdev(values) / math.sqrt(40))
+    assert high - low == pytest.approx(2 * quantile * statistics.stdev(values) / math.sqrt(degrees + 1), rel=1e-3)
 
 
 @pytest.mark.parametrize(
