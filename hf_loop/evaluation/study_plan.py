@@ -119,8 +119,9 @@ def run_recipe_of(study: Study, task: str, arm: str, seed: int, num_steps: int |
     num_rows = num_steps
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         count = whole_number(training.get(name, 1))
-        if count is None or count < 1:
-            raise ValueError(f"{where}: training.{name} must be a positive integer, got {training[name]!r}")
+        with _named(task, arm):
+            if count is None or count < 1:
+                raise ValueError(f"training.{name} must be a positive integer, got {training[name]!r}")
         num_rows *= count
     data = sections["data"] | {"num_train_rows": num_rows}
     sections = {"model": sections["model"], "data": data, "training": training}
