@@ -27,6 +27,8 @@ from .study import Study, laid_over
 SAMPLED_BATCHES = 16
 # of a run that keeps its learning rate up to the end, the share of the steps over which it falls
 DECAY_SHARE = 0.3
+# arguments of training that compute other answers too, a teacher's or those after every loop, and what turns them off
+UNCOUNTED = {"exit_objective": "none", "distillation_weight": 0.0}
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,16 @@ def model_on_meta(recipe: Recipe, data: TrainingData) -> PreTrainedModel:
 
 
 def mean_training_flops(model: PreTrainedModel, recipe: Recipe, data: TrainingData) -> float:
-    """Count the floating-point operations of a training step of a recipe, in the mean over its depths and rows."""
+    """Count the floating-point operations of a training step of a recipe, in the mean over its depths and rows.
+
+    Raises:
+        ValueError: if the recipe trains with what is not counted.
+    """
     args: Any = recipe.training
+    for name, off in UNCOUNTED.items():
+        value = getattr(args, name, off)
+        if value != off:
+            raise ValueError(f"training.{name} must be {off!r} in a study, which does not count it, got {value!r}")
     num_rows = args.per_device_train_batch_size
     row_lengths = [len(row) for row in data.train_dataset["input_ids"]]
     # a batch is as long as its longest row

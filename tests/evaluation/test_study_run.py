@@ -167,6 +167,14 @@ def test_batches_whose_gradients_are_added_up_are_all_counted(plans, tmp_path):
             run_recipe_of(study, "addition", "looped", 0, None, tmp_path)
 
 
+@pytest.mark.parametrize(("name", "value"), [("exit_objective", "expected"), ("distillation_weight", 0.5)])
+def test_training_whose_compute_is_not_counted_is_refused(name, value):
+    training = STUDY["base"]["training"] | {name: value}
+    study = small_study(base=STUDY["base"] | {"training": training})
+    with pytest.raises(ValueError, match=f"tasks.addition with arms.looped: .*{name}"):
+        plan_study(study)
+
+
 @pytest.mark.parametrize("error", [RuntimeError("out of\nmemory"), KeyError("x"), ValueError("no")])
 def test_whatever_stops_a_run_is_noted_until_it_is_measured(plans, tmp_path, monkeypatch, error):
     study = small_study(seeds=[0])
