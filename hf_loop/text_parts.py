@@ -22,6 +22,7 @@ from .configurations import is_adapter, read_config
 from .gguf_files import is_gguf
 from .loading import architecture_of, check_model_folder, load_pretrained, load_with_faults
 from .models import family_of
+from .models.evaluation_mode import evaluation_mode
 from .models.transformers_seams import attention_function, causal_model_class, choose_attention_function
 
 
@@ -232,18 +233,15 @@ def _some_tokens(config: PreTrainedConfig, text: Any, device: torch.device) -> t
     return torch.tensor([tokens[:: max(len(tokens) // NUM_TOKENS, 1)][:NUM_TOKENS]], device=device)
 
 
-@torch.no_grad()
 def _logits(model: Any, input_ids: torch.Tensor, name: object, text: PreTrainedConfig) -> torch.Tensor:
-    was_training = model.training
     try:
-        return model.eval()(input_ids=input_ids, use_cache=False).logits
+        with evaluation_mode(model):
+            return model(input_ids=input_ids, use_cache=False).logits
     except (TypeError, ValueError, AttributeError) as error:
         # some composite models want an image with every call
         raise ValueError(
             f"{type(model).__name__} of {name} does not run on text alone ({error}): {_advice(text)}"
         ) from error
-    finally:
-        model.train(was_training)
 
 
 def _advice(text: PreTrainedConfig) -> str:

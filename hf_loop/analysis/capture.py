@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from ..evaluation.running import evaluation_mode
 from ..models.checks import check_positive_int
+from ..models.evaluation_mode import evaluation_mode
 from ..models.family import family_of
 from ..models.schedules import Call
 from .interventions import Intervention, check_interventions

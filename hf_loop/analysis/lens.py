@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ..evaluation.running import evaluation_mode
 from ..models.backbone import Backbone
 from ..models.checks import check_positive_int
+from ..models.evaluation_mode import evaluation_mode
 from .capture import Captured, capture, check_has_loops, model_inputs
 
 

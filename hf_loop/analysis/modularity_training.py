@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ..evaluation.accuracy import padded_batches
-from ..evaluation.running import kept_modes
 from ..models.checks import check_positive_int
+from ..models.evaluation_mode import kept_modes
 from ..models.puzzle_loss import IGNORE_INDEX
 from .masks import MaskScores, masked_weights, temperature_at
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from ..evaluation.accuracy import padded_batches
 from ..evaluation.compositionality import read_graphs
 from ..evaluation.compositionality_errors import NodeValues, node_values
-from ..evaluation.running import evaluation_mode
+from ..models.evaluation_mode import evaluation_mode
 from ..models.puzzle_loss import IGNORE_INDEX
 from .probe import NodeProbes, node_table, probe_nodes
 from .probe_states import loop_states

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..evaluation.puzzle_texts import Puzzle, cell_tokens, check_fit, fixed_num_cells
-from ..evaluation.running import evaluation_mode
+from ..models.evaluation_mode import evaluation_mode
 from ..tasks.maze import MAZE_CHARACTERS, maze
 from ..tasks.puzzle_answers import Rules, check_answer, find_rules
 from ..tasks.sudoku import sudoku, sudoku_characters

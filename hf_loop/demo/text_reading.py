@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..analysis.inspection import inspect_prompt, show_token
 from ..analysis.inspection_results import Inspection
-from ..evaluation.running import default_generation, evaluation_mode
+from ..evaluation.running import default_generation
+from ..models.evaluation_mode import evaluation_mode
 from ..models.exits import RULES
 from ..tokenizing import check_token_ids, encode_prompt
 from .depth import DepthSlider, depth_slider

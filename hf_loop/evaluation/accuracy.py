@@ -11,9 +11,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..models.checks import check_positive_int
+from ..models.evaluation_mode import evaluation_mode
 from ..models.puzzle_loss import IGNORE_INDEX
 from .curves import LoopCurve, check_loops
-from .running import evaluation_mode, trained_loops
+from .running import trained_loops
 
 
 def accuracy_over_loops(

@@ -15,11 +15,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ..models import GivenExits
+from ..models.evaluation_mode import evaluation_mode
 from ..models.exits import RULES, ExitRule, LoopStep, Memory
 from ..models.loop_cache import parse_policy
 from ..models.transformers_seams import cache_of, named_cache
 from .perplexity import exp_or_infinity
-from .running import evaluation_mode
 
 
 # windows in one pass

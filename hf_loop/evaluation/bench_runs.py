@@ -11,10 +11,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..models.compile_seams import compile_on_any_device
+from ..models.evaluation_mode import evaluation_mode
 from ..models.transformers_seams import cache_of
 from .bench_quality import ScriptedExits, oracle_loops
 from .bench_settings import BenchSetting
-from .running import evaluation_mode
 
 
 @dataclass

@@ -9,9 +9,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..models.checks import check_int, check_positive_int
+from ..models.evaluation_mode import evaluation_mode
 from ..models.transformers_seams import cache_of, named_cache
 from .perplexity import exp_or_infinity
-from .running import evaluation_mode
 
 
 @dataclass

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..models.evaluation_mode import evaluation_mode
 from .curves import check_loops
 from .depth_control_results import ControlledDepth, DepthControls
 from .readout import Head, fit_affine, fit_gains, fit_temperature, sum_of_losses
 from .readout_batches import Batch, check_disjoint, count_labels, digest_batches, scored_states
 from .readout_states import Plan, PlannedLoops
-from .running import evaluation_mode, trained_loops
+from .running import trained_loops
 from .scan import model_settings
 from .scan_results import check_same_settings
 

@@ -9,8 +9,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from ..models.checks import check_positive_int
+from ..models.evaluation_mode import evaluation_mode
 from .perplexity import batch_windows, cut_windows
-from .running import evaluation_mode, trained_loops
+from .running import trained_loops
 
 
 NUM_BINS = 10

@@ -9,8 +9,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..models.checks import check_positive_int, whole_number
+from ..models.evaluation_mode import evaluation_mode
 from .curves import LoopCurve, check_loops
-from .running import evaluation_mode, trained_loops
+from .running import trained_loops
 
 
 def perplexity_over_loops(

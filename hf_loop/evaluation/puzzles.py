@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ..models.checks import check_count, check_positive_int
+from ..models.evaluation_mode import evaluation_mode
 from ..models.puzzle_loss import IGNORE_INDEX
-from .running import evaluation_mode
 
 
 # most rows of a table of difficulties

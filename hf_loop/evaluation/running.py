@@ -4,32 +4,11 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from transformers import GenerationConfig
 
 
 # of a generation configuration
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-
-
-@contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Generator[None]:
-    """Put the model in evaluation mode without gradients, and every module of it back in the mode it was in."""
-    with kept_modes(model), torch.no_grad():
-        model.eval()
-        yield
-
-
-@contextmanager
-def kept_modes(model: torch.nn.Module) -> Generator[None]:
-    """Put every module back in the mode it was in: `train` would set all to that of the outermost, and wake up layers
-    that a user keeps in evaluation mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, is_training in modes:
-            module.training = is_training
 
 
 @contextmanager

@@ -32,10 +32,10 @@ from ..models import family_of
 from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_spec
 from ..models.checks import check_positive_int
+from ..models.evaluation_mode import evaluation_mode
 from ..text_parts import text_part
 from .curves import check_loops
 from .perplexity import batch_windows, check_window, cut_windows
-from .running import evaluation_mode
 from .scan_passes import ScanPasses, calls_of_head, count_layer_calls
 from .scan_results import UPDATES, LayerScan, check_ranges
 

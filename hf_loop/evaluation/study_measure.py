@@ -12,11 +12,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.call_hooks import hook_calls
+from ..models.evaluation_mode import evaluation_mode
 from ..models.puzzle_loss import IGNORE_INDEX
 from .accuracy import padded_batches
 from .flops import forward_flops, generation_flops
 from .readout_batches import even_batches
-from .running import default_generation, evaluation_mode
+from .running import default_generation
 
 
 BATCH_SIZE = 128

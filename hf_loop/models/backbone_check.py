@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from .backbone_parts import BackboneSpec, missing_parts
 from .backbone_specs import PUZZLE_BACKBONES, REFUSED_BACKBONES, REGISTERED_BACKBONES, TWO_STACK_BACKBONES
 from .backbone_twin import NoTwinError, fingerprint, make_twin, twin_context
+from .evaluation_mode import evaluation_mode
 from .schedules import Call
 
 
@@ -123,21 +124,16 @@ def check_one_loop(model: PreTrainedModel, spec: BackboneSpec, open_backbone: Ca
     attention_mask[0, :NUM_PADDED] = 0
     visible = attention_mask.bool()
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            expected = base(**inputs, use_cache=False).logits[visible]
-            try:
-                logits = _run_loops(model, spec, open_backbone, **inputs)[visible]
-            except Exception as error:  # an unknown architecture may raise anything
-                return f"its layers cannot be run by themselves: {describe(error)}"
-            if logits.shape == expected.shape and torch.equal(logits, expected):
-                return None
-            # kernels of some accelerators are not deterministic
-            again = base(**inputs, use_cache=False).logits[visible]
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model):
+        expected = base(**inputs, use_cache=False).logits[visible]
+        try:
+            logits = _run_loops(model, spec, open_backbone, **inputs)[visible]
+        except Exception as error:  # an unknown architecture may raise anything
+            return f"its layers cannot be run by themselves: {describe(error)}"
+        if logits.shape == expected.shape and torch.equal(logits, expected):
+            return None
+        # kernels of some accelerators are not deterministic
+        again = base(**inputs, use_cache=False).logits[visible]
     if logits.shape != expected.shape:
         return f"its logits have the shape {tuple(expected.shape)}, one loop's {tuple(logits.shape)}"
     difference = (logits - expected).abs().max().item()

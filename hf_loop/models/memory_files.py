@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import Cache
 
+from .evaluation_mode import evaluation_mode
 from .files import atomic_path, digest_config, digest_weights
 from .memory_checks import content_digest, split_states
 
@@ -127,17 +128,14 @@ class MemoryMixin:
             layer.load_memory_state(state)
         return witness
 
-    @torch.no_grad()
     def _memory_of_one_token(self: Any, num_slots: int) -> Any:
         """Return the memory of a text of one token, with the number of loops that makes `num_slots` cache slots."""
         loops = {}
         if self.config.has_loops and num_slots != self.config.num_hidden_layers:
             loops["num_loops"] = self.config.loops_of(num_slots)
-        was_training = self.training
         token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        cache = self.eval()(input_ids=token, use_cache=True, **loops).cache
-        self.train(was_training)
-        return cache
+        with evaluation_mode(self):
+            return self(input_ids=token, use_cache=True, **loops).cache
 
     def fingerprint(self: Any) -> str:
         """Return a digest of the configuration and of a sample of every weight. It also depends on the dtype, because

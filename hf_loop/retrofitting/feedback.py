@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ..models import FeedbackForCausalLM
 from ..models.backbone import Backbone
+from ..models.evaluation_mode import evaluation_mode
 from .moving import move_into
 
 
@@ -37,11 +38,10 @@ def retrofit_feedback(base: PreTrainedModel, **fields: Any) -> FeedbackForCausal
     memory = model.feedback_embedding.weight
     token_ids = torch.randint(model.config.vocab_size, memory.shape[:-1], device=memory.device)
     # without the dropout that some backbones have here
-    was_training = model.training
-    backbone = Backbone(model.eval().backbone)
-    inputs_embeds = backbone.embed(token_ids.view(1, -1))
-    # a decoder that adds positions here is given the first one, for want of a better
-    first = torch.zeros(1, inputs_embeds.shape[1], dtype=torch.long, device=inputs_embeds.device)
-    memory.copy_(backbone.enter(inputs_embeds, first).view_as(memory))
-    model.train(was_training)
+    with evaluation_mode(model):
+        backbone = Backbone(model.backbone)
+        inputs_embeds = backbone.embed(token_ids.view(1, -1))
+        # a decoder that adds positions here is given the first one, for want of a better
+        first = torch.zeros(1, inputs_embeds.shape[1], dtype=torch.long, device=inputs_embeds.device)
+        memory.copy_(backbone.enter(inputs_embeds, first).view_as(memory))
     return feedback

@@ -17,6 +17,7 @@ from ..layer_ranges import plan_layers
 from ..models import FAMILIES, LoopedConfig, LoopedForCausalLM
 from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_spec, get_part
+from ..models.evaluation_mode import evaluation_mode
 from ..models.loop_lora import check_targets
 from .folding import check_foldable, fold_layers, full_rank, shared_core
 from .layer_selection import keep_layers, select_layers
@@ -117,9 +118,8 @@ def _scale_diagonal(looped: Any) -> None:
     encoded: list[torch.Tensor] = []
     handle = injection.register_forward_pre_hook(lambda module, args: encoded.append(args[1]))
     input_ids = torch.linspace(0, looped.config.vocab_size - 1, 128).long()[None].to(looped.device)
-    was_training = looped.training
-    looped.eval()(input_ids, num_loops=1, use_cache=False)
-    looped.train(was_training)
+    with evaluation_mode(looped):
+        looped(input_ids, num_loops=1, use_cache=False)
     handle.remove()
     # the median, since the first token of a sequence is often very long
     length = encoded[0].float().square().mean(-1).sqrt().median()

@@ -12,6 +12,7 @@ from ..models.adapters import refuse_adapter
 from ..models.backbone import Backbone, backbone_spec, is_tested
 from ..models.backbone_check import check_one_loop
 from ..models.configuration_recurrent import kind_of
+from ..models.evaluation_mode import kept_modes
 from ..models.offloading import check_weights_are_here
 from ..models.transformers_seams import attention_function, choose_attention_function
 from ..text_parts import carry_quantization, load_decoder, text_part
@@ -90,10 +91,8 @@ def move_into(model_class: Any, base: PreTrainedModel, fields: dict[str, Any]) -
         ValueError: `base` carries an adapter, or the configuration or the model refuses a field.
     """
     refuse_adapter(base, "it is made recurrent")
-    # a configuration that becomes part of another forgets which attention function was chosen
-    attention = attention_function(base.config)
     config = model_class.config_class(backbone_config=base.config, dtype=base.dtype, **fields)
-    choose_attention_function(config, attention)
+    choose_attention_function(config, attention_function(base.config))
     with torch.device("meta"):
         model = model_class(config)
     model.model.backbone = base.base_model
@@ -103,7 +102,9 @@ def move_into(model_class: Any, base: PreTrainedModel, fields: dict[str, Any]) -
     model.generation_config = base.generation_config
     # not the base's: whoever loads what is named there, an adapter for instance, would get the base
     model.name_or_path = ""
-    return model.train(base.training)
+    # what is new is in the mode of the base, whose modules stay in theirs
+    with kept_modes(base):
+        return model.train(base.training)
 
 
 def _fill_new_parts(model: Any, base: PreTrainedModel) -> None:

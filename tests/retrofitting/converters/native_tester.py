@@ -106,15 +106,6 @@ class NativeTester:
     def write(self) -> Any:
         return getattr(self.converter, f"to_{self.layout}")
 
-    @pytest.fixture
-    def native(self):
-        return self.make_native()
-
-    @pytest.fixture
-    def folder(self, native, tmp_path):
-        native.save_pretrained(tmp_path / "native")
-        return tmp_path / "native"
-
     @torch.no_grad()
     def test_logits_equal_the_native_model_bit_for_bit(self, native, folder):
         model = hf_loop.convert(folder)

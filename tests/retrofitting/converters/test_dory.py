@@ -104,17 +104,6 @@ class TestDory(NewNativeTester):
         assert "cache_policy" not in (folder / "generation_config.json").read_text()
 
 
-@pytest.fixture
-def native():
-    return make_native()
-
-
-@pytest.fixture
-def folder(native, tmp_path):
-    native.save_pretrained(tmp_path / "native")
-    return tmp_path / "native"
-
-
 PUBLISHED = {
     r"^model\.embed_tokens": lambda match: "backbone.embeddings",
     r"^model\.layers\.(\d+)\.self_attn\.gate_proj": lambda match: f"backbone.layers.{2 * int(match[1])}.mixer.g_proj",

@@ -77,17 +77,6 @@ class TestHrmText(NativeTester):
         assert written.config.num_hidden_layers == num_loops * (3 + 1) * 2
 
 
-@pytest.fixture
-def native():
-    return make_native()
-
-
-@pytest.fixture
-def folder(native, tmp_path):
-    native.save_pretrained(tmp_path / "native")
-    return tmp_path / "native"
-
-
 def test_a_converted_model_is_saved_and_loaded_at_any_number_of_cycles(native, folder, tmp_path):
     model = hf_loop.convert(folder, num_loops=4)
     model.save_pretrained(tmp_path / "ours")

@@ -107,17 +107,6 @@ class TestInkling2Loop(NewNativeTester):
         assert tensors["model.llm.unembed.weight"].shape == (97, 64)
 
 
-@pytest.fixture
-def native():
-    return make_native()
-
-
-@pytest.fixture
-def folder(native, tmp_path):
-    native.save_pretrained(tmp_path / "native")
-    return tmp_path / "native"
-
-
 @torch.no_grad()
 def test_resized_embeddings_give_every_token_a_logit(native, folder, tmp_path):
     model = hf_loop.convert(folder)
